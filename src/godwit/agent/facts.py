@@ -1,0 +1,102 @@
+"""What this host publishes about itself, and what it has free right now."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from godwit.host import cgroup
+from godwit.host.config import AgentConfig
+from godwit.host.facts import host_facts, memory_facts
+from godwit.model.errors import OperationFailed
+from godwit.model.host import HostInfo
+from godwit.qemu.facts import BinaryFacts, facts_of
+from godwit.qemu.launch import Binary
+from godwit.qemu.pins import choose_accelerator
+
+
+@dataclass(frozen=True)
+class Equipment:
+    """What was found out about this host when its agent started."""
+
+    info: HostInfo
+    qemu: BinaryFacts
+    binary: Binary
+    warnings: tuple[str, ...]
+
+
+async def survey(config: AgentConfig, *, now: float) -> Equipment:
+    """Look at machine, KVM and QEMU. OperationFailed when no VM could run here."""
+    machine = host_facts()
+    accelerator, why = choose_accelerator(config.accelerator, machine.kvm)
+    binary = Binary.of(config)
+    qemu = await facts_of(binary, accelerator, cache=config.paths.state)
+    public = qemu.public(
+        accelerator_reason=why,
+        allow_tcg_migration_on_old_qemu=config.allow_tcg_migration_on_old_qemu,
+    )
+    if not qemu.machines:
+        raise OperationFailed(f"{binary.path} offers no q35 machine", hint="install another QEMU")
+    info = HostInfo(
+        name=config.host,
+        agent_url=f"https://{config.agent_address}:{config.agent_port}",
+        cpus=machine.cpu.count,
+        cpu_vendor=machine.cpu.vendor,
+        cpu_model_name=machine.cpu.model_name,
+        memory_bytes=machine.memory.total,
+        boot_id=machine.boot_id,
+        kernel=machine.kernel,
+        qemu=public,
+        migration_address=config.migration_address,
+        migration_subnet=config.migration_subnet,
+        migration_rate_bits=config.migration_rate_bits,
+        networks={name: port.mtu for name, port in config.networks.items()},
+        volumes=seen_volumes(config.paths.volumes),
+        cgroup=f"v{cgroup.detect().version}",
+        userfaultfd=machine.userfaultfd.usable,
+        version=version("godwit"),
+        started_at=now,
+    )
+    return Equipment(info=info, qemu=qemu, binary=binary, warnings=(why,) if why else ())
+
+
+def seen_volumes(root: Path) -> tuple[str, ...]:
+    """Names of the shared volumes this host sees."""
+    if not root.is_dir():
+        return ()
+    return tuple(sorted(path.name for path in root.iterdir() if path.is_dir()))
+
+
+def memory_free(*, promised_bytes: int) -> int:
+    """Bytes that a further VM could have: what the machine has, less what VMs here may take."""
+    memory = memory_facts()
+    return max(0, min(memory.available, memory.total - promised_bytes))
+
+
+def load() -> float:
+    """Runnable processes, averaged over a minute."""
+    return os.getloadavg()[0]
+
+
+def usable_by(path: Path, uid: int, gid: int, *, write: bool) -> str:
+    """Empty when the QEMU user may open ``path``, else why not (permissions only)."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        return error.strerror or str(error)
+    wanted = 6 if write else 4
+    mode = stat.st_mode
+    granted = mode & 7
+    if stat.st_uid == uid:
+        granted = mode >> 6 & 7
+    elif stat.st_gid == gid:
+        granted = mode >> 3 & 7
+    return "" if granted & wanted == wanted else "the QEMU user may not open it"
+
+
+def same_subnet(address: str, subnet: str) -> bool:
+    """Whether an address lies in a subnet; True when no subnet is configured."""
+    return not subnet or ipaddress.ip_address(address) in ipaddress.ip_network(subnet)

@@ -1,0 +1,137 @@
+"""The agent's end of the guard's socket: liveness both ways, registrations, the host's lease.
+
+    agent                                guard
+    | hello {pid}  ----------------------> |  the open connection is the agent's life
+    | register {vm, pid, start_time, ...}  |  -> opens its spare monitor
+    | beat, every 0.5 s  ----------------> |
+    | <----- {renewed_at, ttl}             |  CLOCK_BOOTTIME of the last answered renewal
+    | arm / disarm / forget {vm}           |
+
+One JSON object per line, one answer per request, in order. A guard that is away is reconnected
+to; registrations and arms are sent again. Without a guard the lease simply runs out here too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from godwit.model.world import Clock
+from godwit.qemu.runtime import Runtime
+
+BEAT_S = 0.5
+_ANSWER_S = 1.0
+_log = logging.getLogger("agent")
+
+
+class GuardLink:
+    """Implements ``godwit.migration.world.GuardLink``; run ``serve`` as a task."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._path = path
+        self._clock = clock
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._turn = asyncio.Lock()
+        self._registered: dict[str, dict[str, Any]] = {}
+        self._armed: dict[str, dict[str, Any]] = {}
+        self._lease_until = 0.0
+
+    @property
+    def connected(self) -> bool:
+        """True while the guard answers."""
+        return self._streams is not None
+
+    def lease_left(self) -> float:
+        """Seconds this host's lease still lasts, by the last renewal the guard told of."""
+        return max(0.0, self._lease_until - self._clock.monotonic())
+
+    async def serve(self) -> None:
+        """Stay connected and beat, for ever."""
+        while True:
+            try:
+                await self._connect()
+                while True:
+                    self._note(await self._ask({"op": "beat"}))
+                    await self._clock.sleep(BEAT_S)
+            except (OSError, TimeoutError, ValueError, ConnectionError) as error:
+                _log.warning("guard: %s", str(error) or type(error).__name__)
+                self._drop()
+                # The guard's socket appears when it is back; nothing announces that.
+                await self._clock.sleep(BEAT_S / 2)
+
+    async def register(self, runtime: Runtime) -> None:
+        """Put a QEMU under the guard's eyes."""
+        entry = {
+            "op": "register",
+            "vm": runtime.vm,
+            "pid": runtime.pid,
+            "start_time": runtime.start_time,
+            "monitor": str(runtime.guard_monitor),
+            "epoch": runtime.epoch,
+        }
+        self._registered[runtime.vm] = entry
+        await self._tell(entry)
+
+    async def forget(self, vm: str) -> None:
+        """The QEMU is gone."""
+        self._registered.pop(vm, None)
+        self._armed.pop(vm, None)
+        await self._tell({"op": "forget", "vm": vm})
+
+    async def arm(self, vm: str, migration: str, role: str) -> None:
+        """A move began: from now on the guard acts if this agent dies or hangs."""
+        entry = {"op": "arm", "vm": vm, "migration": migration, "role": role}
+        self._armed[vm] = entry
+        await self._tell(entry)
+
+    async def disarm(self, vm: str) -> None:
+        """The move is over."""
+        if self._armed.pop(vm, None) is not None:
+            await self._tell({"op": "disarm", "vm": vm})
+
+    async def _tell(self, entry: dict[str, Any]) -> None:
+        # What cannot be told now is told on the next connect.
+        if self._streams is None:
+            return
+        with contextlib.suppress(OSError, TimeoutError, ValueError):
+            await self._ask(entry)
+
+    async def _connect(self) -> None:
+        self._streams = await asyncio.open_unix_connection(str(self._path))
+        await self._ask({"op": "hello", "pid": os.getpid()})
+        for entry in [*self._registered.values(), *self._armed.values()]:
+            await self._ask(entry)
+
+    def _note(self, answer: dict[str, Any]) -> None:
+        renewed, ttl = answer.get("renewed_at"), answer.get("ttl")
+        if renewed is not None and ttl is not None:
+            self._lease_until = float(renewed) + float(ttl)
+
+    async def _ask(self, entry: dict[str, Any]) -> dict[str, Any]:
+        async with self._turn:
+            if self._streams is None:
+                raise ConnectionError("the guard is away")
+            reader, writer = self._streams
+            try:
+                async with asyncio.timeout(_ANSWER_S):
+                    writer.write(json.dumps(entry).encode() + b"\n")
+                    await writer.drain()
+                    line = await reader.readline()
+            except BaseException:
+                self._drop()  # an answer that comes late would be taken for the next one's
+                raise
+            if not line:
+                self._drop()
+                raise ConnectionError("the guard closed the connection")
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+
+    def _drop(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None

@@ -1,0 +1,95 @@
+"""The other agents: one kept-open client per host, and the engine's ``Peer`` on top of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+from godwit.migration.peer import (
+    CheckAnswer,
+    CheckAsk,
+    PeerSilent,
+    PeerState,
+    Prepared,
+    PrepareAsk,
+    Recovered,
+    TakenOver,
+)
+from godwit.model.base import Record
+from godwit.wire.errors import PeerOutcomeUnknown, PeerRefused, PeerUnreachable
+from godwit.wire.http import PeerClient
+from godwit.wire.identity import HOST, Identity
+from godwit.wire.tls import ClientTls, Expect
+
+T = TypeVar("T", bound=Record)
+
+
+class Peers:
+    """Clients to the agents of other hosts, opened when first needed and kept."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._clients: dict[tuple[str, str], PeerClient] = {}
+
+    def to(self, host: str, url: str) -> HttpPeer:
+        """The agent of ``host`` at ``url``; its certificate must name that host."""
+        client = self._clients.get((host, url))
+        if client is None:
+            tls = ClientTls.for_daemon(self._identity, Expect(HOST, host))
+            client = self._clients[(host, url)] = PeerClient(url, tls=tls)
+        return HttpPeer(client)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for client in self._clients.values():
+            await client.close()
+        self._clients.clear()
+
+
+class HttpPeer:
+    """Implements ``godwit.migration.peer.Peer`` over the agents' HTTPS."""
+
+    def __init__(self, client: PeerClient) -> None:
+        self._client = client
+
+    async def check(self, ask: CheckAsk, *, timeout: float) -> CheckAnswer:
+        return await self._call("check", ask.model_dump(mode="json"), CheckAnswer, timeout)
+
+    async def prepare(self, ask: PrepareAsk, *, timeout: float) -> Prepared:
+        return await self._call("prepare", ask.model_dump(mode="json"), Prepared, timeout)
+
+    async def ping(self, migration: str, *, timeout: float) -> PeerState:
+        return await self._call("ping", {"migration": migration}, PeerState, timeout)
+
+    async def take_over(self, migration: str, *, timeout: float) -> TakenOver:
+        return await self._call("take-over", {"migration": migration}, TakenOver, timeout)
+
+    async def abort(self, migration: str, reason: str, *, timeout: float) -> None:
+        async with _silence():
+            body = {"migration": migration, "reason": reason}
+            await self._client.post("/v1/peer/abort", body, deadline_s=timeout)
+
+    async def recover(self, migration: str, *, timeout: float) -> Recovered:
+        return await self._call("recover", {"migration": migration}, Recovered, timeout)
+
+    async def clock(self, *, timeout: float) -> float:
+        async with _silence():
+            answer = await self._client.get("/v1/clock", deadline_s=timeout)
+            return float(answer["realtime"])
+
+    async def _call(self, verb: str, body: dict[str, Any], kind: type[T], timeout: float) -> T:
+        async with _silence():
+            answer = await self._client.post(f"/v1/peer/{verb}", body, deadline_s=timeout)
+            return kind.model_validate(answer)
+
+
+@contextlib.asynccontextmanager
+async def _silence() -> AsyncIterator[None]:
+    """No answer is ``PeerSilent``; a refusal is the peer's own error."""
+    try:
+        yield
+    except PeerRefused as error:
+        raise error.error from error
+    except (PeerUnreachable, PeerOutcomeUnknown) as error:
+        raise PeerSilent(error.message) from error

@@ -1,0 +1,304 @@
+"""Start, stop, pause, resume, save and restore the VMs of this host.
+
+Every verb that makes vCPUs run goes through the owner record first: take it (epoch + 1), note the
+epoch durably, then ``cont``. What fails on the way is undone and the record says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from godwit.agent.desk import Desk, Slot
+from godwit.agent.facts import memory_free
+from godwit.migration import quick
+from godwit.migration.stream import ENDED, wait_status
+from godwit.model import keys, ownership
+from godwit.model.errors import Conflict, GodwitError, NotFound, OperationFailed, Refused
+from godwit.model.ownership import Owner, OwnerState, SavedState
+from godwit.model.units import format_size
+from godwit.model.vm import Vm, VmState, VmStatus
+from godwit.qemu.images import check_image
+from godwit.qemu.machine import Machine
+from godwit.qemu.runtime import note_started
+from godwit.qemu.start import spawn
+from godwit.qmp import MonitorError
+from godwit.store.records import CasFailed, Versioned
+
+SAVE_S = 600.0
+RESTARTS_PER_HOUR = 3
+
+
+class Power:
+    """The verbs; each takes the VM's lock."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self._restarts: dict[str, list[float]] = {}
+        desk.on_exit = self.ended
+
+    # Verbs.
+
+    async def start(self, name: str, *, restore: bool = False) -> VmStatus:
+        """Power on; with ``restore`` go on from the saved memory instead of booting."""
+        async with self.desk.lock(name):
+            vm, found = await self._records(name)
+            owner = found.value
+            if restore and owner.state is not OwnerState.SAVED:
+                raise Refused(f"{name} has no saved state", hint=f"godwit vm start {name}")
+            await self._check(vm)
+            if name in self.desk.slots:
+                raise Conflict(f"{name} already runs on {self.desk.host}", hint="nothing to do")
+            after = ownership.power_on(owner, host=self.desk.host)
+            revision = await self._write(name, after, found.revision)
+            image = owner.saved if restore else None
+            try:
+                await self._power_on(vm, after, image)
+            except BaseException:
+                back = after.but(state=owner.state if restore else OwnerState.STOPPED)
+                await asyncio.shield(self._give_up(name, back, revision))
+                raise
+            await self._write(
+                name, ownership.running(after, paused=bool(image and image.paused)), revision
+            )
+            if owner.saved is not None:
+                quick.discard(Path(owner.saved.path))
+            word = "restored" if restore else "started"
+            message = f"{word} on {self.desk.host} at epoch {after.epoch}"
+            await self.desk.event(f"vm.{word}", name, message)
+            return self.status(name)
+
+    async def stop(self, name: str, *, force: bool, timeout_s: float) -> VmStatus:
+        """Ask the guest to shut down, or cut its power."""
+        async with self.desk.lock(name):
+            slot = self.desk.slot(name)
+            found = await self._mine(slot)
+            slot.ending = True
+            try:
+                if not force:
+                    await self._shut_down(slot, timeout_s)
+            except BaseException:
+                slot.ending = False
+                raise
+            await self._end(slot, found, "stopped by request")
+            return self._gone(slot, VmState.STOPPED)
+
+    async def pause(self, name: str) -> VmStatus:
+        """Hold the vCPUs."""
+        return await self._hold(name, paused=True)
+
+    async def resume(self, name: str) -> VmStatus:
+        """Let them run again."""
+        return await self._hold(name, paused=False)
+
+    async def save(self, name: str) -> VmStatus:
+        """Write the memory to the VM's volume and end its QEMU."""
+        async with self.desk.lock(name):
+            slot = self.desk.slot(name)
+            found = await self._mine(slot)
+            vm, epoch = slot.vm, slot.machine.epoch
+            path = quick.image_path(self.desk.config.paths.volumes, vm, epoch=epoch)
+            slot.ending = True
+            try:
+                await slot.machine.stop()
+                await self._write_memory(slot, path, epoch)
+                image = SavedState(
+                    path=str(path),
+                    epoch=epoch,
+                    disk_ids=tuple(disk.serial for disk in vm.disks),
+                    paused=found.value.paused,
+                )
+                after = ownership.saved(found.value, image)
+                await self._write(name, after, found.revision)
+            except BaseException:
+                slot.ending = False
+                quick.discard(path)
+                if not found.value.paused and not slot.machine.exited.is_set():
+                    await slot.machine.cont()
+                raise
+            await slot.machine.quit()
+            await self.desk.take(slot)
+            await self.desk.event("vm.saved", name, f"saved on {self.desk.host}")
+            return self._gone(slot, VmState.SAVED)
+
+    def status(self, name: str) -> VmStatus:
+        """What is seen of a VM that runs here."""
+        slot = self.desk.slot(name)
+        return VmStatus(state=slot.state, host=self.desk.host, epoch=slot.machine.epoch)
+
+    # What a VM does by itself.
+
+    async def ended(self, slot: Slot) -> None:
+        """A guest shut itself down, or its QEMU died."""
+        name = slot.vm.name
+        async with self.desk.lock(name):
+            if self.desk.slots.get(name) is not slot or slot.ending:
+                return
+            slot.ending = True
+            died = slot.machine.exited.is_set()
+            if not died:
+                await slot.machine.quit()
+            await self.desk.take(slot)
+            found = await self.desk.records.owner(name)
+            if found is None or not self._ours(found.value, slot.machine.epoch):
+                return
+            reason = (
+                f"QEMU died (status {slot.machine.exit_status})"
+                if died
+                else "the guest shut itself down"
+            )
+            await self._write(name, ownership.stopped(found.value), found.revision)
+            state = VmState.FAILED if died else VmState.STOPPED
+            await self.desk.publish_status(name, self._gone(slot, state, reason))
+            level = "error" if died else "info"
+            await self.desk.event("vm.failed" if died else "vm.stopped", name, reason, level=level)
+        if died and slot.vm.ha and self._may_restart(name):
+            await self.desk.event("vm.restart", name, "highly available: starting it again")
+            await self.start(name)
+
+    def _may_restart(self, name: str) -> bool:
+        now = self.desk.clock.monotonic()
+        recent = [at for at in self._restarts.get(name, []) if now - at < 3600]
+        self._restarts[name] = [*recent, now]
+        return len(recent) < RESTARTS_PER_HOUR
+
+    # Steps.
+
+    async def _power_on(self, vm: Vm, owner: Owner, image: SavedState | None) -> None:
+        desk = self.desk
+        machine = await spawn(
+            vm, desk.place(vm.name), epoch=owner.epoch, incoming=image is not None
+        )
+        try:
+            if image is not None:
+                label = quick.describe(vm, epoch=image.epoch)
+                await quick.load_memory(machine, Path(image.path), label=label)
+            note_started(desk.config.paths.vm_state(vm.name), epoch=owner.epoch, migration_id=None)
+            gate = desk.gate(vm, machine)
+            gate.open()
+            paused = bool(image and image.paused)
+            if not paused:
+                await machine.cont()
+            machine.amend(role="started")
+        except BaseException as error:
+            await machine.kill()
+            await machine.discard()
+            if isinstance(error, MonitorError | OSError | ValueError):
+                raise OperationFailed(
+                    f"{vm.name} did not start on {desk.host}: {error}", hint="see the agent's log"
+                ) from error
+            raise
+        await desk.put(vm, machine, gate, paused=paused)
+
+    async def _shut_down(self, slot: Slot, timeout_s: float) -> None:
+        machine = slot.machine
+        with machine.monitor.events("SHUTDOWN") as events:
+            await machine.powerdown()
+            try:
+                await events.wait(timeout=timeout_s)
+            except TimeoutError:
+                raise OperationFailed(
+                    f"the guest of {slot.vm.name} did not shut down within {timeout_s:g} s",
+                    hint=f"cut its power: godwit vm stop {slot.vm.name} --force",
+                ) from None
+
+    async def _end(self, slot: Slot, found: Versioned[Owner], reason: str) -> None:
+        await slot.machine.quit()
+        await self.desk.take(slot)
+        await self._write(slot.vm.name, ownership.stopped(found.value), found.revision)
+        status = self._gone(slot, VmState.STOPPED, reason)
+        await self.desk.publish_status(slot.vm.name, status)
+        await self.desk.event("vm.stopped", slot.vm.name, f"{reason} on {self.desk.host}")
+
+    async def _hold(self, name: str, *, paused: bool) -> VmStatus:
+        async with self.desk.lock(name):
+            slot = self.desk.slot(name)
+            found = await self._mine(slot)
+            # What the user wants is recorded first: it must travel along with a move.
+            await self._write(name, found.value.but(paused=paused), found.revision)
+            await (slot.machine.stop() if paused else slot.machine.cont())
+            slot.paused = paused
+            slot.state = VmState.PAUSED if paused else VmState.RUNNING
+            await self.desk.publish(slot)
+            return self.status(name)
+
+    async def _write_memory(self, slot: Slot, path: Path, epoch: int) -> None:
+        label = quick.describe(slot.vm, epoch=epoch)
+        events = await quick.save_memory(slot.machine, path, label=label)
+        try:
+            event = await wait_status(events, ENDED, timeout=SAVE_S)
+        finally:
+            events.close()
+        if event.data["status"] != "completed":
+            raise OperationFailed(
+                f"the memory of {slot.vm.name} could not be saved", hint="is the volume full?"
+            )
+        await quick.settle_file(path)
+
+    async def _check(self, vm: Vm) -> None:
+        free = memory_free(promised_bytes=self.desk.promised_bytes())
+        if vm.memory_bytes > free:
+            have, need = format_size(free), format_size(vm.memory_bytes)
+            raise Refused(
+                f"not enough memory on {self.desk.host}: {have} free, {need} needed",
+                hint="choose another host, or stop something there",
+            )
+        for nic in vm.nics:
+            if nic.network not in self.desk.networks:
+                raise Refused(
+                    f"{self.desk.host} has no network {nic.network}", hint="godwit network list"
+                )
+        for disk in vm.disks:
+            await check_image(disk)
+
+    async def _records(self, name: str) -> tuple[Vm, Versioned[Owner]]:
+        spec, found = await asyncio.gather(
+            self.desk.records.vm(name), self.desk.records.owner(name)
+        )
+        if spec is None or found is None:
+            raise NotFound(f"there is no VM {name}", hint="look: godwit vm list")
+        return spec.value, found
+
+    def _ours(self, owner: Owner, epoch: int) -> bool:
+        return owner.host == self.desk.host and owner.epoch == epoch
+
+    async def _mine(self, slot: Slot) -> Versioned[Owner]:
+        """The record of a VM that runs here, free of moves."""
+        found = await self.desk.records.owner(slot.vm.name)
+        if found is None or not self._ours(found.value, slot.machine.epoch):
+            raise Conflict(f"{slot.vm.name} is not owned by {self.desk.host} now", hint="ask again")
+        if (move := found.value.migration) is not None:
+            raise Conflict(
+                f"{slot.vm.name} is being moved by {move.id}",
+                hint=f"wait, or: godwit migration cancel {move.id}",
+            )
+        return found
+
+    async def _write(self, name: str, owner: Owner, revision: int) -> int:
+        try:
+            return await self.desk.records.cas(keys.vm_owner(name), owner, revision)
+        except CasFailed:
+            raise Conflict(
+                f"{name} was changed by somebody else at this moment", hint="look, and ask again"
+            ) from None
+
+    async def _give_up(self, name: str, owner: Owner, revision: int) -> None:
+        try:
+            await self._write(name, owner, revision)
+        except GodwitError:
+            return  # whoever changed it knows better
+        state = VmState.SAVED if owner.state is OwnerState.SAVED else VmState.STOPPED
+        status = VmStatus(state=state, host=self.desk.host, epoch=owner.epoch)
+        await self.desk.publish_status(name, status)
+
+    def _gone(self, slot: Slot, state: VmState, reason: str = "") -> VmStatus:
+        return VmStatus(
+            state=state,
+            host=self.desk.host,
+            epoch=slot.machine.epoch,
+            reason=reason,
+            since=self.desk.clock.realtime(),
+        )
+
+

@@ -1,0 +1,9 @@
+"""``godwit host``: the machines that VMs run on."""
+
+from __future__ import annotations
+
+from godwit.cli.look import list_command, noun_group, show_command
+
+host = noun_group("host", "The machines that VMs run on.")
+host.add_command(list_command("host", "All hosts, with what they have free."))
+host.add_command(show_command("host", "One host: facts, networks, volumes."))

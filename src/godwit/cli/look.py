@@ -1,0 +1,66 @@
+"""The verbs that only look: ``list`` and ``show``, printed straight from the API's JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from godwit.cli.session import Command, Group, completer, say, say_json, session
+from godwit.model.errors import InvalidRequest
+
+Show = Callable[[dict[str, Any]], str]
+
+
+def noun_group(noun: str, help_: str) -> Group:
+    """An empty group of a noun's verbs."""
+    return Group(noun, help=help_)
+
+
+def list_command(noun: str, help_: str) -> click.Command:
+    """``NOUN list``."""
+
+    def run() -> None:
+        now = looking()
+        with now.client() as client:
+            rows = client.rows(f"{noun}s")
+        if now.json:
+            say_json(rows)
+        else:
+            from godwit.cli.tables import table
+
+            say(table(noun, rows))
+
+    return Command("list", callback=run, help=help_)
+
+
+def show_command(noun: str, help_: str, *, show: Show | None = None) -> click.Command:
+    """``NOUN show NAME``."""
+
+    def run(name: str) -> None:
+        now = looking()
+        with now.client() as client:
+            row = client.row(f"{noun}s", name)
+        if now.json:
+            say_json(row)
+        else:
+            from godwit.cli.tables import sheet
+
+            say((show or sheet)(row))
+
+    what = "ID" if noun in ("migration", "task") else "NAME"
+    argument = click.Argument(["name"], metavar=what, shell_complete=completer(noun))
+    return Command("show", params=[argument], callback=run, help=help_)
+
+
+def looking() -> Any:
+    """The session of a command that changes nothing, so that there is nothing to script."""
+    now = session()
+    if now.script is not None or now.dry_run:
+        path = click.get_current_context().command_path.partition(" ")[2]
+        option = "--script" if now.script is not None else "--dry-run"
+        raise InvalidRequest(
+            f"{path} changes nothing, so {option} means nothing", hint="leave it out"
+        )
+    return now

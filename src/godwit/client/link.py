@@ -1,0 +1,148 @@
+"""One cluster's API as this client sees it: JSON calls, the event stream, the console's socket.
+
+Every error leaves here as one of ``godwit.model.errors``: a refusal of the manager comes out as
+the manager raised it. The connection is opened by the first call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from godwit.model.errors import InvalidRequest, Unauthenticated
+from godwit.wire.errors import PeerRefused
+from godwit.wire.http import PeerClient
+from godwit.wire.sse import SseEvent, SseParser
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
+
+    from godwit.client.settings import Target
+
+DEADLINE_S = 30.0
+
+Query = Mapping[str, str | int | float | bool | None]
+
+
+class Link:
+    """Calls to one manager on connections that stay open. One event loop only."""
+
+    def __init__(self, target: Target, *, name: str) -> None:
+        self.target = target
+        self._name = name
+        self._peer: PeerClient | None = None
+
+    def _open(self) -> PeerClient:
+        if self._peer is None:
+            target = self.target
+            tls = None
+            if target.url.startswith("https://"):
+                from godwit.wire.tls import ClientTls
+
+                tls = ClientTls.for_api(target.ca_file)
+            self._peer = PeerClient(
+                target.url,
+                tls=tls,
+                token=target.token(),
+                headers={"x-godwit-client": self._name, "accept": "application/json"},
+                deadline_s=DEADLINE_S,
+            )
+        return self._peer
+
+    async def close(self) -> None:
+        """Close the connections; a later call opens new ones."""
+        if self._peer is not None:
+            peer, self._peer = self._peer, None
+            await peer.close()
+
+    async def get(
+        self, path: str, *, query: Query | None = None, deadline_s: float | None = None
+    ) -> Any:
+        """The JSON found there."""
+        with self._plain_errors():
+            return await self._open().get(path, query=query, deadline_s=deadline_s)
+
+    async def rows(self, path: str, *, query: Query | None = None) -> list[dict[str, Any]]:
+        """The JSON objects of a list."""
+        found = await self.get(path, query=query)
+        return list(found)
+
+    async def call(
+        self, method: str, path: str, body: Any = None, *, query: Query | None = None
+    ) -> Any:
+        """Send a request that changes something, once; the JSON answered."""
+        with self._plain_errors():
+            answer = await self._open().request(method, path, json=body, query=query)
+            return answer.json()
+
+    async def upload(self, path: str, content: bytes, *, headers: dict[str, str]) -> Any:
+        """Send a file's bytes; the JSON answered."""
+        # A floor of 1 MB/s: a slower link would rather fail than hold a command for ever.
+        deadline_s = DEADLINE_S + len(content) / 1e6
+        with self._plain_errors():
+            answer = await self._open().request(
+                "POST", path, content=content, headers=headers, deadline_s=deadline_s
+            )
+            return answer.json()
+
+    async def events(
+        self, *, query: Query | None = None, since: str | None = None, give_up_s: float = 60.0
+    ) -> AsyncGenerator[SseEvent, None]:
+        """Follow the event stream for ever, across breaks; close it with ``aclosing``."""
+        with self._plain_errors():
+            stream = self._open().events(
+                "/v1/events", query=query, last_event_id=since, give_up_s=give_up_s
+            )
+            async with contextlib.aclosing(stream):
+                async for event in stream:
+                    yield event
+
+    async def events_so_far(
+        self, *, query: Query | None = None, since: str | None = None, quiet_s: float = 1.0
+    ) -> AsyncGenerator[SseEvent, None]:
+        """The events that the server has: until the stream ends or is quiet for ``quiet_s``."""
+        headers = {"accept": "text/event-stream"} | ({"last-event-id": since} if since else {})
+        with self._plain_errors():
+            async with self._open().stream(
+                "GET", "/v1/events", query=query, headers=headers
+            ) as answer:
+                parser = SseParser()
+                with contextlib.suppress(TimeoutError):
+                    async for chunk in _until_quiet(answer.chunks(), quiet_s):
+                        for event in parser.feed(chunk):
+                            yield event
+
+    @contextlib.asynccontextmanager
+    async def websocket(self, path: str) -> AsyncIterator[ClientConnection]:
+        """An open WebSocket with this client's token."""
+        async with contextlib.AsyncExitStack() as stack:
+            with self._plain_errors():
+                socket = await stack.enter_async_context(self._open().websocket(path))
+            yield socket
+
+    @contextlib.contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except PeerRefused as refused:
+            error = refused.error
+            if isinstance(error, Unauthenticated) and self.target.token_file is None:
+                error.hint = "set GODWIT_TOKEN_FILE to a file with the cluster's token"
+            raise error from None
+        except ValueError as error:  # an address or a body that makes no sense
+            raise InvalidRequest(
+                f"{self.target.url} does not speak as a cluster does: {error}",
+                hint="check the address, and that it is the manager's",
+            ) from error
+
+
+async def _until_quiet(chunks: AsyncGenerator[bytes, None], quiet_s: float) -> AsyncIterator[bytes]:
+    async with contextlib.aclosing(chunks):
+        while True:
+            async with asyncio.timeout(quiet_s):
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                return
+            yield chunk

@@ -1,0 +1,78 @@
+"""An event loop in a thread of its own, so that the synchronous client works anywhere.
+
+Also inside a program (or notebook) that runs a loop itself. The thread ends with ``close`` or
+with the program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_END_S = 2.0  # how long cancelled work may take to clean up
+
+
+class LoopThread:
+    """Runs coroutines for a thread that waits for them."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="godwit-client", daemon=True
+        )
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The coroutine's result. An interrupt (Ctrl-C) cancels it, sees it end and passes on."""
+        ended = threading.Event()
+
+        async def watched() -> T:
+            try:
+                return await work
+            finally:
+                ended.set()
+
+        future = asyncio.run_coroutine_threadsafe(watched(), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            if future.cancel():
+                ended.wait(_END_S)
+            raise
+
+    def each(self, stream: AsyncGenerator[T, None]) -> Iterator[T]:
+        """The items of an asynchronous stream; leaving the loop early closes it."""
+
+        async def following() -> tuple[T] | None:
+            try:
+                return (await anext(stream),)
+            except StopAsyncIteration:
+                return None
+
+        try:
+            while (item := self.run(following())) is not None:
+                yield item[0]
+        finally:
+            if self._loop.is_running():
+                self.run(stream.aclose())
+
+    def close(self) -> None:
+        """End the thread; what still runs there is cancelled."""
+        if self._loop.is_closed():
+            return
+        self.run(_cancel_the_rest())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=5.0)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+
+async def _cancel_the_rest() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

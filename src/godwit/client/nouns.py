@@ -1,0 +1,287 @@
+"""What there is in a cluster, as one class per noun: read it, act on it.
+
+Reading gives typed records; an action sends one typed request and answers with its task at once
+(``client.wait(task)`` waits for the end). Fields and units are those of ``godwit.model.requests``.
+``sync.py`` mirrors this file; after a change here run ``scripts/client-sync``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+if TYPE_CHECKING:
+    from godwit.client.api import AsyncClient
+    from godwit.client.console import Console
+    from godwit.client.waiting import OnProgress
+    from godwit.model.host import HostView
+    from godwit.model.migration import Migration, MovePlan
+    from godwit.model.network import NetworkView
+    from godwit.model.requests import NewDisk
+    from godwit.model.task import Task
+    from godwit.model.vm import VmView
+    from godwit.model.volume import VolumeView
+
+
+class Vms:
+    """Virtual machines."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def list(self) -> list[VmView]:
+        """All VMs."""
+        from godwit.model.vm import VmView
+
+        return [VmView.model_validate(row) for row in await self._client.rows("vms")]
+
+    async def get(self, name: str) -> VmView:
+        """One VM. Errors: NotFound."""
+        from godwit.model.vm import VmView
+
+        return VmView.model_validate(await self._client.row("vms", name))
+
+    async def create(
+        self,
+        name: str,
+        *,
+        memory_bytes: int,
+        cpus: int = 1,
+        image: str | None = None,
+        kernel: str | None = None,
+        initrd: str | None = None,
+        append: str = "",
+        disks: Sequence[NewDisk | str] = (),
+        networks: Sequence[str] = (),
+        host: str | None = None,
+        ha: bool = False,
+    ) -> Task:
+        """Define a VM. ``kernel`` and ``initrd`` that are files here are uploaded; a disk may be
+        written ``VOLUME:SIZE[:FORMAT]``."""
+        return await self._client.act(
+            "vm.create",
+            name=name,
+            memory_bytes=memory_bytes,
+            cpus=cpus,
+            image=image,
+            kernel=kernel,
+            initrd=initrd,
+            append=append,
+            disks=[_disk(disk) for disk in disks],
+            networks=networks,
+            host=host,
+            ha=ha,
+        )
+
+    async def start(self, name: str, *, host: str | None = None) -> Task:
+        """Power on (or go on from saved memory), on ``host`` or where it is placed."""
+        return await self._client.act("vm.start", name=name, host=host)
+
+    async def stop(self, name: str, *, force: bool = False, timeout_s: float = 60.0) -> Task:
+        """Ask the guest to shut down; ``force`` cuts the power."""
+        return await self._client.act("vm.stop", name=name, force=force, timeout_s=timeout_s)
+
+    async def pause(self, name: str) -> Task:
+        """Hold the CPUs."""
+        return await self._client.act("vm.pause", name=name)
+
+    async def resume(self, name: str) -> Task:
+        """Let the CPUs of a paused VM run."""
+        return await self._client.act("vm.resume", name=name)
+
+    async def save(self, name: str) -> Task:
+        """Write the memory to the VM's volume and power off."""
+        return await self._client.act("vm.save", name=name)
+
+    async def restore(self, name: str, *, host: str | None = None) -> Task:
+        """Go on from the saved memory."""
+        return await self._client.act("vm.restore", name=name, host=host)
+
+    async def delete(self, name: str) -> Task:
+        """Forget a stopped VM and delete its disks."""
+        return await self._client.act("vm.delete", name=name)
+
+    @overload
+    async def migrate(
+        self,
+        name: str,
+        *,
+        to: str | None = None,
+        method: Literal["live", "quick"] = "live",
+        max_blackout_ms: float = 300.0,
+        deadline_s: float = 600.0,
+        allow_postcopy: bool = False,
+        allow_throttle: bool = False,
+        dry_run: Literal[False] = False,
+    ) -> Task: ...
+
+    @overload
+    async def migrate(
+        self,
+        name: str,
+        *,
+        to: str | None = None,
+        method: Literal["live", "quick"] = "live",
+        max_blackout_ms: float = 300.0,
+        deadline_s: float = 600.0,
+        allow_postcopy: bool = False,
+        allow_throttle: bool = False,
+        dry_run: Literal[True],
+    ) -> MovePlan: ...
+
+    async def migrate(
+        self,
+        name: str,
+        *,
+        to: str | None = None,
+        method: Literal["live", "quick"] = "live",
+        max_blackout_ms: float = 300.0,
+        deadline_s: float = 600.0,
+        allow_postcopy: bool = False,
+        allow_throttle: bool = False,
+        dry_run: bool = False,
+    ) -> Task | MovePlan:
+        """Move a running VM to ``to`` or where it is placed; ``dry_run`` answers with the plan."""
+        fields: dict[str, Any] = {
+            "name": name,
+            "to": to,
+            "method": method,
+            "max_blackout_ms": max_blackout_ms,
+            "deadline_s": deadline_s,
+            "allow_postcopy": allow_postcopy,
+            "allow_throttle": allow_throttle,
+        }
+        if dry_run:
+            return await self._client.plan("vm.migrate", **fields)
+        return await self._client.act("vm.migrate", **fields)
+
+    async def console(self, name: str) -> Console:
+        """The VM's serial port, open; close it after use (``async with`` does)."""
+        return await self._client.console(name)
+
+
+class Hosts:
+    """The machines that VMs run on."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def list(self) -> list[HostView]:
+        """All hosts."""
+        from godwit.model.host import HostView
+
+        return [HostView.model_validate(row) for row in await self._client.rows("hosts")]
+
+    async def get(self, name: str) -> HostView:
+        """One host. Errors: NotFound."""
+        from godwit.model.host import HostView
+
+        return HostView.model_validate(await self._client.row("hosts", name))
+
+
+class Networks:
+    """Networks that VMs plug into."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def list(self) -> list[NetworkView]:
+        """All networks."""
+        from godwit.model.network import NetworkView
+
+        return [NetworkView.model_validate(row) for row in await self._client.rows("networks")]
+
+    async def get(self, name: str) -> NetworkView:
+        """One network. Errors: NotFound."""
+        from godwit.model.network import NetworkView
+
+        return NetworkView.model_validate(await self._client.row("networks", name))
+
+    async def create(
+        self, name: str, *, mtu: int = 1500, subnet: str = "", uplink: str = ""
+    ) -> Task:
+        """Define a network; each host makes its bridge."""
+        return await self._client.act(
+            "network.create", name=name, mtu=mtu, subnet=subnet, uplink=uplink
+        )
+
+    async def delete(self, name: str) -> Task:
+        """Remove a network that no VM uses."""
+        return await self._client.act("network.delete", name=name)
+
+
+class Volumes:
+    """Places that hold disks."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def list(self) -> list[VolumeView]:
+        """All volumes."""
+        from godwit.model.volume import VolumeView
+
+        return [VolumeView.model_validate(row) for row in await self._client.rows("volumes")]
+
+    async def get(self, name: str) -> VolumeView:
+        """One volume. Errors: NotFound."""
+        from godwit.model.volume import VolumeView
+
+        return VolumeView.model_validate(await self._client.row("volumes", name))
+
+
+class Migrations:
+    """Moves of VMs: under way and past."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def list(self) -> list[Migration]:
+        """All moves the cluster remembers."""
+        from godwit.model.migration import Migration
+
+        return [Migration.model_validate(row) for row in await self._client.rows("migrations")]
+
+    async def get(self, migration_id: str) -> Migration:
+        """One move, with its progress or report. Errors: NotFound."""
+        from godwit.model.migration import Migration
+
+        return Migration.model_validate(await self._client.row("migrations", migration_id))
+
+    async def cancel(self, migration_id: str) -> Task:
+        """Call a move off. Errors: Refused after the owner has changed."""
+        return await self._client.act("migration.cancel", id=migration_id)
+
+
+class Tasks:
+    """Pieces of work that somebody asked for."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def list(self) -> list[Task]:
+        """All tasks the cluster remembers."""
+        from godwit.model.task import Task
+
+        return [Task.model_validate(row) for row in await self._client.rows("tasks")]
+
+    async def get(self, task_id: str) -> Task:
+        """One task. Errors: NotFound."""
+        from godwit.model.task import Task
+
+        return Task.model_validate(await self._client.row("tasks", task_id))
+
+    async def wait(self, task: Task | str, *, on_progress: OnProgress | None = None) -> Task:
+        """The task when it has completed; what it failed with is raised."""
+        return await self._client.wait(task, on_progress=on_progress)
+
+    async def cancel(self, task_id: str) -> Task:
+        """Ask a task to stop."""
+        return await self._client.act("task.cancel", id=task_id)
+
+
+def _disk(disk: NewDisk | str) -> dict[str, Any]:
+    from godwit.model.words import read_disk
+
+    if isinstance(disk, str):
+        return read_disk(disk)
+    return disk.model_dump(mode="json")

@@ -1,0 +1,144 @@
+"""Wait for a task to its end, showing how far it is, across lost connections.
+
+The end comes from a held request (``GET /v1/tasks/ID?wait=``), asked again until the task is
+final; progress comes from the event stream. A connection that breaks while waiting loses
+nothing: the task lives in the cluster, and both are taken up again until ``give_up_s`` passed
+without any answer; then the outcome is unknown to us, and the error says how to look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from godwit.model.errors import (
+    Cancelled,
+    GodwitError,
+    OperationFailed,
+    OutcomeUnknown,
+    Unavailable,
+    from_problem,
+)
+
+if TYPE_CHECKING:
+    from godwit.client.link import Link
+    from godwit.model.migration import Migration
+    from godwit.model.task import Task
+
+OnProgress = Callable[["Task | Migration"], None]
+
+HELD_S = 20.0  # how long one request may be held
+GIVE_UP_S = 60.0
+_BY_STATE: dict[str, type[GodwitError]] = {
+    "failed": OperationFailed,
+    "cancelled": Cancelled,
+    "unknown": OutcomeUnknown,
+}
+
+
+async def wait(
+    link: Link, task: Task, *, on_progress: OnProgress | None, give_up_s: float = GIVE_UP_S
+) -> Task:
+    """The task when it is final, completed or not. Errors: OutcomeUnknown, NotFound."""
+    if task.state.final:
+        return task
+    if on_progress is None:
+        return await _until_final(link, task.id, give_up_s)
+    teller = asyncio.create_task(_tell(link, task.subject, on_progress), name=f"tell {task.id}")
+    try:
+        return await _until_final(link, task.id, give_up_s)
+    finally:
+        teller.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await teller
+
+
+async def _until_final(link: Link, task_id: str, give_up_s: float) -> Task:
+    from godwit.model.task import Task
+
+    loop = asyncio.get_running_loop()
+    answered_at, pause_s = loop.time(), 0.05
+    while True:
+        asked_at = loop.time()
+        try:
+            found = Task.model_validate(
+                await link.get(
+                    f"/v1/tasks/{task_id}", query={"wait": HELD_S}, deadline_s=HELD_S + 10
+                )
+            )
+        except (Unavailable, OutcomeUnknown) as error:
+            if loop.time() - answered_at > give_up_s:
+                raise _lost(task_id, give_up_s) from error
+            pause_s = min(pause_s * 2, 1.0)
+        else:
+            if found.state.final:
+                return found
+            answered_at, pause_s = loop.time(), 0.05
+            if answered_at - asked_at > 1.0:
+                continue  # it was held, as asked
+        # Nothing tells us when a manager is back (or one that does not hold has news): ask again.
+        await asyncio.sleep(pause_s)
+
+
+def _lost(task_id: str, give_up_s: float) -> OutcomeUnknown:
+    return OutcomeUnknown(
+        f"the manager has not answered for {give_up_s:g} s; task {task_id} may go on without us",
+        hint=f"when it is back, run: godwit task wait {task_id}",
+        task=task_id,
+    )
+
+
+async def _tell(link: Link, subject: str, on_progress: OnProgress) -> None:
+    """Hand every news of the subject's tasks and moves to ``on_progress`` until cancelled."""
+    # Only for the eye: whatever breaks here must not end the wait.
+    with contextlib.suppress(GodwitError):
+        stream = link.events(query={"subject": subject})
+        async with contextlib.aclosing(stream):
+            async for event in stream:
+                seen = _news(event.data)
+                if seen is not None:
+                    on_progress(seen)
+
+
+def _news(data: str) -> Task | Migration | None:
+    from godwit.model.migration import Migration
+    from godwit.model.task import Task
+
+    with contextlib.suppress(ValueError, AttributeError):
+        carried: dict[str, Any] = json.loads(data).get("data") or {}
+        if "migration" in carried:
+            return Migration.model_validate(carried["migration"])
+        if "task" in carried:
+            return Task.model_validate(carried["task"])
+    return None
+
+
+def failure(task: Task) -> GodwitError | None:
+    """The error a final task ended in, typed as it was raised; None when it completed."""
+    kind = _BY_STATE.get(task.state.value)
+    if kind is None:
+        return None
+    error: GodwitError = kind(task.reason or f"task {task.id} {task.state.value}")
+    if task.error:
+        error = from_problem(task.error)
+        if kind is not OperationFailed and not isinstance(error, kind):
+            error = kind(error.message, hint=error.hint, **error.context)
+    if not error.hint:
+        error.hint = f"see what happened: godwit task show {task.id}"
+    error.context.setdefault("task", task.id)
+    return error
+
+
+def migration_id(task: Task) -> str | None:
+    """The id of the move that a task carries out, None when it says none."""
+    for place in (task.progress, task.result or {}):
+        for key in ("migration", "migration_id"):
+            if isinstance(place.get(key), str):
+                return str(place[key])
+    result = task.result or {}
+    if "blackout_ms" in result or "stages" in result:  # the result is the move itself
+        return str(result["id"])
+    return None

@@ -1,0 +1,163 @@
+"""Calls to agents, as the manager needs them, with every failure turned into a Godwit error.
+
+One client per agent, kept open: a call costs a millisecond. What was not sent is ``Unavailable``,
+what was sent without an answer ``OutcomeUnknown``, and an agent's own refusal arrives as it was
+meant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from godwit.manager.snapshot import Snapshot
+from godwit.manager.upload import upload
+from godwit.model.errors import GodwitError, OutcomeUnknown, Unavailable
+from godwit.model.host import HostInfo
+from godwit.wire.errors import PeerOutcomeUnknown, PeerRefused, PeerUnreachable
+from godwit.wire.http import PeerClient
+from godwit.wire.identity import HOST, Identity
+from godwit.wire.tls import ClientTls, Expect
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
+
+_CAPACITY_S = 1.0
+
+
+class Agents(Protocol):
+    """How the manager reaches hosts; the tests put real agents on loopback behind it."""
+
+    async def call(
+        self,
+        host: HostInfo,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        deadline_s: float = 10.0,
+    ) -> Any:
+        """The JSON an agent answers. Raises only Godwit errors."""
+        ...
+
+    async def put_file(self, host: HostInfo, path: str, source: Path) -> Any:
+        """Stream a local file to an agent; the JSON it answers."""
+        ...
+
+    def console(
+        self, host: HostInfo, vm: str
+    ) -> contextlib.AbstractAsyncContextManager[ClientConnection]:
+        """The serial console of a VM as an open WebSocket."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        ...
+
+
+class HttpAgents:
+    """Implements :class:`Agents` over mutual TLS; ``identity`` None only for plain-HTTP tests."""
+
+    def __init__(self, identity: Identity | None) -> None:
+        self._identity = identity
+        self._clients: dict[tuple[str, str], PeerClient] = {}
+
+    def _tls(self, host: HostInfo) -> ClientTls | None:
+        if self._identity is None:
+            return None
+        return ClientTls.for_daemon(self._identity, Expect(HOST, host.name))
+
+    def _client(self, host: HostInfo) -> PeerClient:
+        place = (host.name, host.agent_url)
+        client = self._clients.get(place)
+        if client is None:
+            client = PeerClient(host.agent_url, tls=self._tls(host))
+            self._clients[place] = client
+        return client
+
+    async def call(
+        self,
+        host: HostInfo,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        deadline_s: float = 10.0,
+    ) -> Any:
+        with translated(host.name):
+            answer = await self._client(host).request(
+                method, path, json=None if body is None else dict(body), deadline_s=deadline_s
+            )
+            return answer.json()
+
+    async def put_file(self, host: HostInfo, path: str, source: Path) -> Any:
+        with translated(host.name):
+            return await upload(host.agent_url + path, source, tls=self._tls(host))
+
+    @contextlib.asynccontextmanager
+    async def console(self, host: HostInfo, vm: str) -> AsyncIterator[ClientConnection]:
+        # Only opening is translated: what happens on the open line is the caller's.
+        async with contextlib.AsyncExitStack() as stack:
+            with translated(host.name):
+                opened = await stack.enter_async_context(
+                    self._client(host).websocket(f"/v1/vms/{vm}/console")
+                )
+            yield opened
+
+    async def aclose(self) -> None:
+        clients, self._clients = list(self._clients.values()), {}
+        for client in clients:
+            await client.close()
+
+
+@contextlib.contextmanager
+def translated(host: str) -> Iterator[None]:
+    """Name the host in what went wrong, and let an agent's own refusal through as it was meant."""
+    try:
+        yield
+    except PeerRefused as error:
+        raise _refusal(host, error) from error
+    except PeerOutcomeUnknown as error:
+        raise OutcomeUnknown(
+            f"the agent of {host} was asked and did not answer: {error.message}",
+            hint="look at the object's state before trying again",
+            host=host,
+        ) from error
+    except PeerUnreachable as error:
+        raise Unavailable(
+            f"the agent of {host} cannot be reached: {error.message}",
+            hint=f"look with: godwit host show {host}; nothing was changed",
+            host=host,
+        ) from error
+
+
+def _refusal(host: str, error: PeerRefused) -> GodwitError:
+    if error.problem.code.startswith("http-"):
+        # Not one of our problems: something else answers there, or an agent of another version.
+        return Unavailable(
+            f"the agent of {host} does not understand the request: {error.problem.detail}",
+            hint="check which version runs there",
+            host=host,
+        )
+    return error.error
+
+
+async def free_memory(
+    agents: Agents, snapshot: Snapshot, *, deadline_s: float = _CAPACITY_S
+) -> dict[str, int | None]:
+    """Bytes free on every host whose agent lives, asked in parallel; None = no answer in time."""
+    alive = [info for info in snapshot.hosts.values() if info.name in snapshot.agents]
+
+    async def ask(info: HostInfo) -> int | None:
+        try:
+            answer = await agents.call(info, "GET", "/v1/capacity", deadline_s=deadline_s)
+        except GodwitError:
+            return None
+        free = answer.get("memory_free_bytes") if isinstance(answer, dict) else None
+        return int(free) if isinstance(free, int | float) else None
+
+    found = await asyncio.gather(*(ask(info) for info in alive))
+    return {info.name: free for info, free in zip(alive, found, strict=True)}

@@ -1,0 +1,179 @@
+"""Lists and single objects, read from the cache, as arrays and objects of the documented rows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from fastapi import FastAPI, Query
+from pydantic import BaseModel, TypeAdapter
+from starlette.responses import Response
+
+from godwit.manager import views
+from godwit.manager.agents import free_memory
+from godwit.manager.work.admit import known
+from godwit.manager.world import World
+from godwit.model.host import HostView
+from godwit.model.migration import Migration
+from godwit.model.network import NetworkView
+from godwit.model.task import Task
+from godwit.model.vm import VmView
+from godwit.model.volume import VolumeView
+
+if TYPE_CHECKING:
+    from godwit.manager.api.app import Rooms
+
+_FREE_FOR_S = 2.0  # how long a host's answer about its free memory is shown
+_ASK_S = 0.4
+LONGEST_WAIT_S = 60.0
+
+_MANY: dict[type[BaseModel], TypeAdapter[Any]] = {
+    kind: TypeAdapter(list[kind])  # type: ignore[valid-type]
+    for kind in (VmView, HostView, NetworkView, VolumeView, Migration, Task)
+}
+Wait = Annotated[
+    float, Query(ge=0, le=3600, description="hold the answer until the task is final, in seconds")
+]
+
+
+def one(value: BaseModel, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """An object as the answer."""
+    return Response(
+        value.model_dump_json(), status_code=status, headers=headers, media_type="application/json"
+    )
+
+
+def many(kind: type[BaseModel], values: Iterable[BaseModel]) -> Response:
+    """A list as the answer."""
+    return Response(_MANY[kind].dump_json(list(values)), media_type="application/json")
+
+
+class FreeMemory:
+    """What hosts last said of their free memory; asked again when people look, never otherwise."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._lock = asyncio.Lock()
+        self._at = float("-inf")
+        self._found: dict[str, int | None] = {}
+
+    async def look(self) -> dict[str, int | None]:
+        """Bytes free by host, at most a few seconds old."""
+        async with self._lock:
+            now = self._world.clock.monotonic()
+            if now - self._at > _FREE_FOR_S:
+                snapshot = self._world.cache.snapshot
+                self._found = await free_memory(self._world.agents, snapshot, deadline_s=_ASK_S)
+                self._at = now
+            return self._found
+
+
+def add_routes(app: FastAPI, rooms: Rooms) -> None:
+    """GET routes of vms, hosts, networks, volumes, migrations and tasks; health and metrics."""
+    _add_vms_and_hosts(app, rooms)
+    _add_networks_and_volumes(app, rooms)
+    _add_history(app, rooms)
+    _add_health(app, rooms)
+
+
+_Route = TypeVar("_Route", bound=Callable[..., Awaitable[Response]])
+
+
+def _get(app: FastAPI, path: str, kind: Any, summary: str) -> Callable[[_Route], _Route]:
+    return app.get(path, response_model=None, responses={200: {"model": kind}}, summary=summary)
+
+
+def _add_vms_and_hosts(app: FastAPI, rooms: Rooms) -> None:
+    free = FreeMemory(rooms.world)
+
+    @_get(app, "/v1/vms", list[VmView], "All VMs")
+    async def vms() -> Response:
+        return many(VmView, views.all_vms(rooms.cache.snapshot))
+
+    @_get(app, "/v1/vms/{name}", VmView, "One VM")
+    async def vm(name: str) -> Response:
+        return one(known(views.vm_of(rooms.cache.snapshot, name), "vm", name))
+
+    @_get(app, "/v1/hosts", list[HostView], "All hosts")
+    async def hosts() -> Response:
+        found, snapshot = await free.look(), rooms.cache.snapshot
+        return many(
+            HostView,
+            (
+                views.view_host(snapshot, info, memory_free_bytes=found.get(name))
+                for name, info in sorted(snapshot.hosts.items())
+            ),
+        )
+
+    @_get(app, "/v1/hosts/{name}", HostView, "One host")
+    async def host(name: str) -> Response:
+        info = known(rooms.cache.snapshot.hosts.get(name), "host", name)
+        found = await free.look()
+        snapshot = rooms.cache.snapshot
+        return one(views.view_host(snapshot, info, memory_free_bytes=found.get(name)))
+
+
+def _add_networks_and_volumes(app: FastAPI, rooms: Rooms) -> None:
+    @_get(app, "/v1/networks", list[NetworkView], "All VM networks")
+    async def networks() -> Response:
+        snapshot = rooms.cache.snapshot
+        found = (views.view_network(snapshot, n) for _, n in sorted(snapshot.networks.items()))
+        return many(NetworkView, found)
+
+    @_get(app, "/v1/networks/{name}", NetworkView, "One VM network")
+    async def network(name: str) -> Response:
+        snapshot = rooms.cache.snapshot
+        found = known(snapshot.networks.get(name), "network", name)
+        return one(views.view_network(snapshot, found))
+
+    @_get(app, "/v1/volumes", list[VolumeView], "All volumes")
+    async def volumes() -> Response:
+        return many(VolumeView, views.all_volumes(rooms.cache.snapshot))
+
+    @_get(app, "/v1/volumes/{name}", VolumeView, "One volume")
+    async def volume(name: str) -> Response:
+        found = {entry.name: entry for entry in views.all_volumes(rooms.cache.snapshot)}
+        return one(known(found.get(name), "volume", name))
+
+
+def _add_history(app: FastAPI, rooms: Rooms) -> None:
+    @_get(app, "/v1/migrations", list[Migration], "All moves, oldest first")
+    async def migrations() -> Response:
+        found = rooms.cache.snapshot.migrations
+        return many(Migration, (found[key] for key in sorted(found)))
+
+    @_get(app, "/v1/migrations/{id}", Migration, "One move: progress, then report")
+    async def migration(id: str) -> Response:  # noqa: A002 - the name in the path
+        return one(known(rooms.cache.snapshot.migrations.get(id), "migration", id))
+
+    @_get(app, "/v1/tasks", list[Task], "All tasks, oldest first")
+    async def tasks() -> Response:
+        found = rooms.cache.snapshot.tasks
+        return many(Task, (found[key] for key in sorted(found)))
+
+    @_get(app, "/v1/tasks/{id}", Task, "One task")
+    async def task(id: str, wait: Wait = 0) -> Response:  # noqa: A002
+        found = known(rooms.cache.snapshot.tasks.get(id), "task", id)
+        if wait and not found.state.final:
+            found = await rooms.tasks.ended(id, wait_s=min(wait, LONGEST_WAIT_S))
+        return one(found)
+
+
+def _add_health(app: FastAPI, rooms: Rooms) -> None:
+    @app.get("/v1/health", summary="Does the manager serve, and does it see the store?")
+    async def health() -> dict[str, Any]:
+        problem = rooms.cache.problem
+        if not problem and not rooms.cache.ready.is_set():
+            problem = "the store has not been read yet"
+        return {
+            "status": "degraded" if problem else "ok",
+            "problem": problem,
+            "version": app.version,
+            "leads": rooms.leads(),
+        }
+
+    @app.get("/metrics", summary="For Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        text = rooms.metrics.render(rooms.cache)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,162 @@
+"""Which manager replicas are alive, and which one of them leads.
+
+Each replica keeps a key under a lease; one of them also holds the leader key. The leader adopts
+the tasks of dead replicas, notes what happens to hosts in the event log, and prunes history.
+Losing the lead costs nothing: every write of these duties is harmless when done twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from godwit.manager.cache import Cache, Change
+from godwit.manager.keyspace import MEMBERS
+from godwit.manager.snapshot import Snapshot
+from godwit.manager.views import host_state
+from godwit.manager.work.tasks import Tasks
+from godwit.manager.world import World
+from godwit.model import keys
+from godwit.model.host import HostState
+from godwit.store.api import Compare, absent, delete, put, value_is
+from godwit.store.errors import LeaseNotFound, StoreError
+from godwit.store.records import CasFailed
+
+_LOG = logging.getLogger("godwit.manager")
+LEASE_S = 10
+BEAT_S = 3.0
+PRUNE_S = 600.0
+KEPT_EVENTS, KEPT_TASKS, KEPT_MIGRATIONS = 10_000, 1_000, 1_000
+_DELETES_AT_ONCE = 100
+
+
+class Leadership:
+    """Run :meth:`run` in the background; :attr:`leads` says whether the duties are ours."""
+
+    def __init__(self, world: World, tasks: Tasks) -> None:
+        self._world = world
+        self._tasks = tasks
+        self._lease = 0
+        self.leads = False
+        self._hosts: dict[str, HostState] | None = None
+        self._pruned_at = float("-inf")
+        self._wake = asyncio.Event()
+
+    def take(self, changes: tuple[Change, ...]) -> None:
+        """The cache's listener: hosts and members that come and go are dealt with at once."""
+        if any(change.place.room in ("leases", "agents", "members") for change in changes):
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Renew, elect and do the leader's duties until cancelled."""
+        await self._world.cache.ready.wait()
+        while True:
+            try:
+                await self._beat()
+                if self.leads:
+                    await self._duties()
+            except (StoreError, CasFailed) as error:
+                self.leads = False
+                _LOG.info("the lead is open: %s", error)
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(BEAT_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def resign(self) -> None:
+        """Give the lease back, so that another replica need not wait for its end."""
+        self.leads = False
+        if self._lease:
+            try:
+                await self._world.records.store.lease_revoke(self._lease, timeout=1.0)
+            except StoreError as error:
+                _LOG.info("the lease runs out by itself: %s", error)
+
+    async def _beat(self) -> None:
+        store = self._world.records.store
+        try:
+            if self._lease:
+                await store.lease_keepalive(self._lease)
+        except LeaseNotFound:
+            self._lease, self.leads = 0, False
+        if not self._lease:
+            self._lease = (await store.lease_grant(LEASE_S)).id
+            member = MEMBERS + self._world.worker.replace("/", ".")
+            await store.put(member, b"{}", lease=self._lease)
+        if not self.leads:
+            self.leads = await self._stand()
+
+    async def _stand(self) -> bool:
+        """Take the lead if nobody holds it, or if an earlier life of ours does."""
+        store, me = self._world.records.store, self._world.worker
+        held = await store.get(keys.LEADER)
+        if held is None:
+            guard: Compare = absent(keys.LEADER)
+        elif held.value.decode().partition("/")[0] == me.partition("/")[0]:
+            guard = value_is(keys.LEADER, held.value)
+        else:
+            return False
+        won = await store.txn([guard], [put(keys.LEADER, me.encode(), lease=self._lease)])
+        if won.succeeded:
+            _LOG.info("%s leads", me)
+        return won.succeeded
+
+    async def _duties(self) -> None:
+        world, snapshot = self._world, self._world.cache.snapshot
+        for task_id in await self._tasks.adopt_orphans():
+            _LOG.info("adopted task %s", task_id)
+        before, self._hosts = self._hosts, states_of(snapshot)
+        for host, state, reason in transitions(before, snapshot):
+            message = f"{host} is {state.value}" + (f": {reason}" if reason else "")
+            level = "info" if state is HostState.UP else "warning"
+            await world.records.append_event(
+                f"host.{state.value}",
+                f"host/{host}",
+                message,
+                at=world.clock.realtime(),
+                level=level,  # type: ignore[arg-type]
+            )
+        now = world.clock.monotonic()
+        if now - self._pruned_at > PRUNE_S:
+            self._pruned_at = now
+            await prune(world, world.cache)
+
+
+def states_of(snapshot: Snapshot) -> dict[str, HostState]:
+    """The membership state of every known host."""
+    return {
+        name: host_state(leased=name in snapshot.leases, agent=name in snapshot.agents)[0]
+        for name in snapshot.hosts
+    }
+
+
+def transitions(
+    before: dict[str, HostState] | None, snapshot: Snapshot
+) -> list[tuple[str, HostState, str]]:
+    """Hosts whose state is another than ``before``; none for the first look. Pure."""
+    if before is None:
+        return []
+    found = []
+    for name in sorted(snapshot.hosts):
+        state, reason = host_state(leased=name in snapshot.leases, agent=name in snapshot.agents)
+        if before.get(name) is not state:
+            found.append((name, state, reason))
+    return found
+
+
+async def prune(world: World, cache: Cache) -> int:
+    """Delete the oldest finished history beyond what is kept; how many records went."""
+    snapshot = cache.snapshot
+    final_tasks = sorted(task.id for task in snapshot.tasks.values() if task.state.final)
+    final_moves = sorted(move.id for move in snapshot.migrations.values() if move.state.final)
+    old = [
+        *cache.keys_in("events")[:-KEPT_EVENTS],
+        *(keys.task(name) for name in final_tasks[:-KEPT_TASKS]),
+        *(keys.migration(name) for name in final_moves[:-KEPT_MIGRATIONS]),
+    ]
+    for start in range(0, len(old), _DELETES_AT_ONCE):
+        batch = old[start : start + _DELETES_AT_ONCE]
+        await world.records.store.txn([], [delete(key) for key in batch])
+    return len(old)

@@ -1,0 +1,184 @@
+"""``godwit-manager``: the daemon's entry point."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from godwit.host.clock import RealClock
+from godwit.host.sockets import inherited_listeners, notify, watchdog_interval
+from godwit.manager.agents import HttpAgents
+from godwit.manager.api.app import Rooms, make_app
+from godwit.manager.cache import Cache
+from godwit.manager.config import ManagerConfig
+from godwit.manager.feed import Feed
+from godwit.manager.leadership import Leadership
+from godwit.manager.metrics import Metrics
+from godwit.manager.tokens import Tokens
+from godwit.manager.work.actions import act
+from godwit.manager.work.tasks import Tasks
+from godwit.manager.world import World
+from godwit.model.errors import GodwitError
+from godwit.model.host import HostInfo
+from godwit.model.vm import Pins
+from godwit.qemu.pins import choose_pins
+from godwit.store.client import StoreClient
+from godwit.store.records import Records
+from godwit.wire.identity import STORE, Identity
+from godwit.wire.server import Listener, ServerTls, WireServer
+from godwit.wire.tls import ClientTls, Expect
+
+_LOG = logging.getLogger("godwit.manager")
+_BEAT_S = 0.5
+_GRACE_S = 2.0
+
+
+class Manager:
+    """All parts of one manager process, begun and ended together.
+
+    ``store`` and ``agents`` come from outside, so that tests run the same parts elsewhere.
+    """
+
+    def __init__(self, world: World, *, tokens: Tokens, state: Path) -> None:
+        cache = world.cache
+        self.world = world
+        self.tasks = Tasks(world, act)
+        self.feed = Feed(now=world.clock.realtime)
+        self.metrics = Metrics()
+        self.leadership = Leadership(world, self.tasks)
+        # The feed first: who waits for a revision finds its events there.
+        for listener in (self.feed.take, self.metrics.take, self.leadership.take):
+            cache.listen(listener)
+        self.app = make_app(
+            Rooms(
+                world=world,
+                tasks=self.tasks,
+                feed=self.feed,
+                metrics=self.metrics,
+                tokens=tokens,
+                uploads=state / "uploads",
+                leads=lambda: self.leadership.leads,
+            )
+        )
+        self._background: list[asyncio.Task[None]] = []
+        self.broken = asyncio.Event()  # a part that must not end has ended
+
+    def start(self) -> None:
+        """Follow the store and take part in the election."""
+        self._spawn("cache", self.world.cache.run())
+        self._spawn("leadership", self.leadership.run())
+
+    async def stop(self) -> None:
+        """Let go of everything; unfinished tasks stay in the store for the next manager."""
+        self.feed.close()
+        await self.tasks.stop()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.leadership.resign()
+        await self.world.agents.aclose()
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self._background.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            _LOG.error("%s ended", task.get_name(), exc_info=task.exception())
+            self.broken.set()
+
+
+def pin(hosts: Sequence[HostInfo]) -> Pins:
+    """What a new VM is pinned to: the best that every known host has."""
+    return choose_pins({info.name: info.qemu for info in hosts}, uuid=str(uuid4()))
+
+
+async def serve(config: ManagerConfig) -> int:
+    """Run until SIGTERM or SIGINT (0), or until a part breaks (1)."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    identity = Identity.load(config.tls_dir)
+    tls = ClientTls.for_daemon(identity, Expect(STORE))
+    store = StoreClient(config.store_endpoints, ssl_context=tls.context)
+    world = World(
+        records=Records(store),
+        cache=Cache(store),
+        agents=HttpAgents(identity),
+        clock=RealClock(),
+        pin=pin,
+        worker=f"{identity.peer.name}/{secrets.token_hex(4)}",
+    )
+    manager = Manager(world, tokens=Tokens(config.tokens_file), state=config.state)
+    api_tls = ServerTls(Identity.load(config.api_tls_dir), roles=None)
+    server = WireServer(manager.app, _listeners(config, api_tls))
+    manager.start()
+    await server.start()
+    _LOG.info("serving on port %s", ", ".join(map(str, server.ports)))
+    try:
+        await _beat_until(stop, manager.broken)
+    finally:
+        notify("STOPPING=1")
+        manager.feed.close()
+        await server.stop(grace_s=_GRACE_S)
+        await manager.stop()
+        await store.aclose()
+    return 0 if stop.is_set() else 1
+
+
+def _listeners(config: ManagerConfig, tls: ServerTls) -> list[Listener]:
+    given = inherited_listeners()
+    if given:
+        return [Listener(sock=sock, tls=tls) for sock in given.values()]
+    return [Listener.tcp(config.host, config.port, tls=tls)]
+
+
+async def _beat_until(stop: asyncio.Event, broken: asyncio.Event) -> None:
+    """Feed the watchdog from the event loop, so that a loop that hangs is found out."""
+    notify("READY=1")
+    interval = watchdog_interval()
+    beat_s = min(_BEAT_S, interval / 3) if interval else None
+    ends = [asyncio.ensure_future(event.wait()) for event in (stop, broken)]
+    try:
+        while not (stop.is_set() or broken.is_set()):
+            await asyncio.wait(ends, timeout=beat_s, return_when=asyncio.FIRST_COMPLETED)
+            if beat_s:
+                notify("WATCHDOG=1")
+    finally:
+        for end in ends:
+            end.cancel()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the configuration and serve. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="godwit-manager", description="Serve the cluster's API and carry out requests."
+    )
+    parser.add_argument("--config", type=Path, required=True, help="TOML file")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(levelname)s manager: %(message)s"
+    )
+    try:
+        config = ManagerConfig.load(given.config)
+        with contextlib.suppress(KeyboardInterrupt):
+            return asyncio.run(serve(config))
+    except GodwitError as error:
+        sys.stderr.write(f"godwit-manager: {error.message}\n  {error.hint}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""What people see in lists: records joined into one row each, by pure rules.
+
+A VM's state comes from its ownership record, the only truth; the agent's status refines it
+(paused, io-error, ...) when it speaks of the same host and epoch. Where the owner's host does
+not renew its lease nobody can know, and the list says so.
+"""
+
+from __future__ import annotations
+
+from godwit.manager.snapshot import Snapshot
+from godwit.model.base import Name
+from godwit.model.host import HostInfo, HostState, HostView
+from godwit.model.network import Network, NetworkView
+from godwit.model.ownership import Owner, OwnerState
+from godwit.model.vm import Vm, VmState, VmStatus, VmView
+from godwit.model.volume import VolumeView
+
+# What a status may say of a VM that its owner runs; anything else there is merely late.
+_SEEN_RUNNING = frozenset(
+    {
+        VmState.RUNNING,
+        VmState.PAUSED,
+        VmState.FROZEN,
+        VmState.IO_ERROR,
+        VmState.FAILED,
+        VmState.UNKNOWN,
+    }
+)
+
+
+def vm_state(
+    owner: Owner | None, status: VmStatus | None, *, leased: bool, agent: bool = True
+) -> tuple[VmState, str]:
+    """The state of a VM and the sentence that explains it (empty when it goes without saying)."""
+    if owner is None:
+        return VmState.STOPPED, ""
+    fresh = status if status and status.epoch == owner.epoch and owner.epoch > 0 else None
+    if owner.state is OwnerState.STOPPED:
+        if fresh and fresh.state is VmState.FAILED:
+            return VmState.FAILED, fresh.reason
+        return VmState.STOPPED, fresh.reason if fresh else ""
+    if owner.state is OwnerState.SAVED:
+        return VmState.SAVED, ""
+    if not leased:
+        return VmState.UNKNOWN, f"{owner.host} does not renew its lease: nobody can tell"
+    away = "" if agent else f"the agent of {owner.host} is away; this is what it last saw"
+    if owner.migration is not None:
+        move = owner.migration
+        return VmState.MIGRATING, f"{move.id}: from {move.source} to {move.destination}"
+    if owner.state is OwnerState.STARTING:
+        return VmState.STARTING, away
+    if fresh and fresh.host == owner.host and fresh.state in _SEEN_RUNNING:
+        return fresh.state, fresh.reason or away
+    return (VmState.PAUSED if owner.paused else VmState.RUNNING), away
+
+
+def view_vm(
+    spec: Vm, owner: Owner | None, status: VmStatus | None, *, leased: bool, agent: bool = True
+) -> VmView:
+    """One row of ``vm list``; ``leased``/``agent``: the owner's host renews its keys."""
+    state, reason = vm_state(owner, status, leased=leased, agent=agent)
+    known = owner or Owner()
+    placed = state not in (VmState.STOPPED, VmState.SAVED)
+    return VmView(
+        name=spec.name,
+        state=state,
+        host=known.host if placed else None,  # the record keeps the last place; nothing is there
+        epoch=known.epoch,
+        cpus=spec.cpus,
+        memory_bytes=spec.memory_bytes,
+        ha=spec.ha,
+        reason=reason,
+        uuid=spec.pins.uuid,
+        boot=spec.boot,
+        disks=spec.disks,
+        nics=spec.nics,
+        migration=known.migration.id if known.migration else None,
+        created_at=spec.created_at,
+    )
+
+
+def vm_of(snapshot: Snapshot, name: Name) -> VmView | None:
+    """The row of one VM, None when there is none."""
+    spec = snapshot.vms.get(name)
+    if spec is None:
+        return None
+    owner = snapshot.owners.get(name)
+    host = owner.host if owner else None
+    return view_vm(
+        spec,
+        owner,
+        snapshot.statuses.get(name),
+        leased=host in snapshot.leases,
+        agent=host in snapshot.agents,
+    )
+
+
+def all_vms(snapshot: Snapshot) -> list[VmView]:
+    """Every VM by name."""
+    found = (vm_of(snapshot, name) for name in sorted(snapshot.vms))
+    return [view for view in found if view is not None]
+
+
+def host_state(*, leased: bool, agent: bool) -> tuple[HostState, str]:
+    """Membership of a host from its two leased keys, with the sentence that explains it."""
+    if leased and agent:
+        return HostState.UP, ""
+    if leased:
+        return HostState.UNMANAGED, "its guard answers, its agent does not; its VMs run on"
+    if agent:
+        return HostState.DOWN, "its agent answers, but its guard does not renew the lease"
+    return HostState.DOWN, "it renews no lease"
+
+
+def view_host(
+    snapshot: Snapshot, info: HostInfo, *, memory_free_bytes: int | None = None
+) -> HostView:
+    """One row of ``host list``; free memory is what the host measured, else what is not promised.
+
+    A host that is down has none to give.
+    """
+    state, reason = host_state(
+        leased=info.name in snapshot.leases, agent=info.name in snapshot.agents
+    )
+    vms = snapshot.running_on(info.name)
+    promised = info.memory_bytes - sum(vm.memory_bytes for vm in vms)
+    free = promised if memory_free_bytes is None else memory_free_bytes
+    return HostView(
+        name=info.name,
+        state=state,
+        vms=len(vms),
+        cpus=info.cpus,
+        memory_bytes=info.memory_bytes,
+        memory_free_bytes=0 if state is HostState.DOWN else max(0, free),
+        reason=reason,
+        cpu_model_name=info.cpu_model_name,
+        kernel=info.kernel,
+        qemu_version=".".join(map(str, info.qemu.version)),
+        accelerator=info.qemu.accelerator,
+        migration_address=info.migration_address,
+        networks=info.networks,
+        volumes=info.volumes,
+    )
+
+
+def view_network(snapshot: Snapshot, network: Network) -> NetworkView:
+    """One row of ``network list``."""
+    return NetworkView(
+        **dict(network),
+        hosts=tuple(sorted(h.name for h in snapshot.hosts.values() if network.name in h.networks)),
+        vms=sum(any(n.network == network.name for n in vm.nics) for vm in snapshot.vms.values()),
+    )
+
+
+def all_volumes(snapshot: Snapshot) -> list[VolumeView]:
+    """The volumes that hosts report or that were defined, by name."""
+    names = {volume for info in snapshot.hosts.values() for volume in info.volumes}
+    return [
+        VolumeView(
+            name=name,
+            path=f"/clusterstorage/{name}",
+            hosts=tuple(sorted(h.name for h in snapshot.hosts.values() if name in h.volumes)),
+        )
+        for name in sorted(names | set(snapshot.volumes))
+    ]

@@ -1,0 +1,1 @@
+"""Carrying requests out: pure decisions first, then steps that act and say why."""

@@ -1,0 +1,208 @@
+"""May this request begin? Pure: one snapshot and one request in, a subject out, or a clear no.
+
+Runs before a task exists, so that a mistake is answered at once and leaves nothing behind. The
+steps that act decide again on fresh records; this is courtesy and queueing, not safety.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from godwit.manager.placement import Need
+from godwit.manager.snapshot import Snapshot
+from godwit.manager.views import all_volumes, host_state
+from godwit.model import requests as ask
+from godwit.model.errors import Conflict, InvalidRequest, NotFound, Refused, Unavailable
+from godwit.model.host import HostInfo, HostState
+from godwit.model.ownership import Owner, OwnerState
+from godwit.model.task import Task
+
+_T = TypeVar("_T")
+BOOT_FILES = "/clusterstorage/"  # kernels and initrds must lie where every host sees them
+
+
+def subject_of(request: ask.Request) -> str:
+    """What a request is about: ``kind/name``."""
+    if isinstance(request, ask.CancelMigration):
+        return f"migration/{request.id}"
+    if isinstance(request, ask.CancelTask):
+        return f"task/{request.id}"
+    kind = "network" if isinstance(request, ask.CreateNetwork | ask.DeleteNetwork) else "vm"
+    return f"{kind}/{request.name}"
+
+
+def admit(snapshot: Snapshot, request: ask.Request) -> str:
+    """The subject of the task to be, or the error that refuses it."""
+    subject = subject_of(request)
+    match request:
+        case ask.CreateVm():
+            _admit_create(snapshot, request)
+        case ask.CreateNetwork():
+            if request.name in snapshot.networks:
+                raise Conflict(
+                    f"there is a network {request.name} already",
+                    hint="look at it: godwit network list",
+                )
+        case ask.DeleteNetwork():
+            known(snapshot.networks.get(request.name), "network", request.name)
+            check_unused(snapshot, request.name)
+        case ask.CancelMigration():
+            known(snapshot.migrations.get(request.id), "migration", request.id)
+        case ask.CancelTask():
+            known(snapshot.tasks.get(request.id), "task", request.id)
+        case _:
+            _admit_vm_action(snapshot, request)
+    if not isinstance(request, ask.CancelMigration | ask.CancelTask):
+        _admit_beside(snapshot, request, subject)
+    return subject
+
+
+def known(found: _T | None, kind: str, name: str) -> _T:
+    """The object, or NotFound with where to look."""
+    if found is None:
+        raise NotFound(f"no {kind} {name}", hint=f"look with: godwit {kind} list")
+    return found
+
+
+def host_that_is_up(snapshot: Snapshot, name: str) -> HostInfo:
+    """A host that can be asked now; NotFound or Refused otherwise."""
+    info = known(snapshot.hosts.get(name), "host", name)
+    state, reason = host_state(leased=name in snapshot.leases, agent=name in snapshot.agents)
+    if state is not HostState.UP:
+        raise Refused(f"{name} is {state.value}: {reason}", hint="choose another host")
+    return info
+
+
+def _admit_create(snapshot: Snapshot, request: ask.CreateVm) -> None:
+    if request.name in snapshot.vms or request.name in snapshot.owners:
+        raise Conflict(
+            f"there is a VM {request.name} already",
+            hint=f"choose another name, or look at it: godwit vm show {request.name}",
+        )
+    _check_boot(request)
+    for network in request.networks:
+        known(snapshot.networks.get(network), "network", network)
+    volumes = {volume.name for volume in all_volumes(snapshot)}
+    for disk in request.disks:
+        known(disk.volume if disk.volume in volumes else None, "volume", disk.volume)
+    if request.host is not None:
+        known(snapshot.hosts.get(request.host), "host", request.host)
+    if not snapshot.hosts:
+        raise Unavailable(
+            "no host has joined yet, so nothing is known about what VMs may use",
+            hint="wait for a host to come up: godwit host list",
+        )
+
+
+def _check_boot(request: ask.CreateVm) -> None:
+    if request.image and request.kernel:
+        raise InvalidRequest("both an image and a kernel are given", hint="give one of them")
+    if request.initrd and not request.kernel:
+        raise InvalidRequest("an initrd without a kernel", hint="give the kernel too")
+    if request.append and not (request.kernel or request.image):
+        raise InvalidRequest(
+            "a kernel command line without a kernel", hint="give a kernel or an image"
+        )
+    if not (request.image or request.kernel or request.disks):
+        raise InvalidRequest(
+            f"{request.name} would have nothing to boot from",
+            hint="give an image, a kernel or a disk",
+        )
+    for path in (request.kernel, request.initrd):
+        if path and (not path.startswith(BOOT_FILES) or ".." in path.split("/")):
+            raise InvalidRequest(
+                f"{path} is not a file that every host sees",
+                hint="upload it first: POST /v1/boot-files answers the path to use",
+            )
+
+
+def check_unused(snapshot: Snapshot, name: str) -> None:
+    """Refused while a VM is plugged into this network."""
+    users = sorted(
+        vm.name for vm in snapshot.vms.values() if any(nic.network == name for nic in vm.nics)
+    )
+    if users:
+        raise Refused(
+            f"the network {name} is used by {', '.join(users)}", hint="delete these VMs first"
+        )
+
+
+VmRequest = (
+    ask.DeleteVm
+    | ask.StartVm
+    | ask.StopVm
+    | ask.PauseVm
+    | ask.ResumeVm
+    | ask.SaveVm
+    | ask.RestoreVm
+    | ask.MigrateVm
+)
+
+
+def _admit_vm_action(snapshot: Snapshot, request: VmRequest) -> None:
+    known(snapshot.vms.get(request.name), "vm", request.name)
+    owner = snapshot.owner(request.name)
+    wanted = request.to if isinstance(request, ask.MigrateVm) else getattr(request, "host", None)
+    if wanted is not None:
+        known(snapshot.hosts.get(wanted), "host", wanted)
+    check_action(owner, request)
+
+
+def check_action(owner: Owner, request: VmRequest) -> None:
+    """May this action begin on a VM with this ownership record? Raises when not."""
+    name, state = request.name, owner.state
+    if owner.migration is not None:
+        raise Conflict(
+            f"{name} is being moved by {owner.migration.id}",
+            hint=f"wait for it, or run: godwit migration cancel {owner.migration.id}",
+        )
+    alive = state in (OwnerState.RUNNING, OwnerState.STARTING)
+    match request:
+        case ask.DeleteVm() if alive:
+            raise Refused(f"{name} runs on {owner.host}", hint=f"first: godwit vm stop {name}")
+        case ask.StartVm() | ask.RestoreVm() if alive:
+            raise Conflict(
+                f"{name} already runs on {owner.host}", hint=f"look: godwit vm show {name}"
+            )
+        case ask.RestoreVm() if state is not OwnerState.SAVED:
+            raise Refused(
+                f"{name} has no saved state", hint=f"start it instead: godwit vm start {name}"
+            )
+        case ask.MigrateVm() if state is OwnerState.RUNNING and request.to == owner.host:
+            raise Refused(f"{name} already runs on {owner.host}", hint="name another host")
+        case ask.MigrateVm() | ask.PauseVm() | ask.ResumeVm() | ask.SaveVm() if (
+            state is not OwnerState.RUNNING
+        ):
+            raise Refused(
+                f"{name} is {state.value}, not running", hint=f"first: godwit vm start {name}"
+            )
+        case _:
+            return
+
+
+def _admit_beside(snapshot: Snapshot, request: ask.Request, subject: str) -> None:
+    for task in snapshot.active_tasks(subject):
+        if not may_join(request, task):
+            raise busy(task)
+
+
+def busy(task: Task) -> Conflict:
+    """The refusal that names the task in the way."""
+    name, kind = task.subject.partition("/")[2], task.request.get("kind")
+    hint = f"wait for it: godwit task wait {task.id}"
+    if kind == "vm.migrate" and (move := task.progress.get("migration")):
+        hint = f"wait for it, or run: godwit migration cancel {move}"
+    return Conflict(f"{name} is busy: {kind} is still under way (task {task.id})", hint=hint)
+
+
+def may_join(request: ask.Request, running: Task) -> bool:
+    """May ``request`` begin while ``running`` is unfinished? Only cutting the power may."""
+    forced = isinstance(request, ask.StopVm) and request.force
+    kind = running.request.get("kind")
+    repeated = kind == "vm.stop" and bool(running.request.get("force"))
+    return forced and kind not in ("vm.create", "vm.delete", "vm.migrate") and not repeated
+
+
+def need_of(snapshot: Snapshot, vm: str) -> Need:
+    """What the VM asks of a host."""
+    return Need.of(known(snapshot.vms.get(vm), "vm", vm))

@@ -1,0 +1,77 @@
+"""What a new VM or network is, exactly: pure, with everything pinned that must never change."""
+
+from __future__ import annotations
+
+import hashlib
+
+from godwit.manager.snapshot import Snapshot
+from godwit.model.network import Network
+from godwit.model.requests import CreateNetwork, CreateVm
+from godwit.model.vm import Boot, Disk, Nic, Pins, Vm
+from godwit.qemu.pins import new_mac, new_serial, next_disk, next_nic_id
+
+VOLUMES = "/clusterstorage"
+_LONGEST_BRIDGE = 15  # the kernel's limit for interface names
+
+
+def define_vm(snapshot: Snapshot, request: CreateVm, *, pins: Pins, boot: Boot, now: float) -> Vm:
+    """The definition that ``request`` stands for. Refused when it has too many cards or disks."""
+    return Vm(
+        name=request.name,
+        cpus=request.cpus,
+        memory_bytes=request.memory_bytes,
+        boot=boot,
+        disks=_disks(request, pins.uuid),
+        nics=_nics(snapshot, request, pins.uuid),
+        ha=request.ha,
+        pins=pins,
+        created_at=now,
+    )
+
+
+def _nics(snapshot: Snapshot, request: CreateVm, uuid: str) -> tuple[Nic, ...]:
+    taken = {nic.mac for vm in snapshot.vms.values() for nic in vm.nics}
+    nics: list[Nic] = []
+    for network in request.networks:
+        nic_id = next_nic_id(nics)
+        mac = new_mac(uuid, nic_id, taken=taken)
+        taken.add(mac)
+        nics.append(Nic(id=nic_id, network=network, mac=mac, mtu=snapshot.networks[network].mtu))
+    return tuple(nics)
+
+
+def _disks(request: CreateVm, uuid: str) -> tuple[Disk, ...]:
+    disks: list[Disk] = []
+    for wanted in request.disks:
+        disk_id, lun = next_disk(disks)
+        disks.append(
+            Disk(
+                id=disk_id,
+                volume=wanted.volume,
+                path=f"{VOLUMES}/{wanted.volume}/{request.name}/{disk_id}.{wanted.format}",
+                size_bytes=wanted.size_bytes,
+                format=wanted.format,
+                serial=new_serial(uuid, disk_id),
+                lun=lun,
+            )
+        )
+    return tuple(disks)
+
+
+def bridge_name(network: str) -> str:
+    """``br-NAME``; a name too long for the kernel is cut and made unique by a checksum."""
+    plain = f"br-{network}"
+    if len(plain) <= _LONGEST_BRIDGE:
+        return plain
+    return f"br-{network[:7].rstrip('-')}-{hashlib.sha256(network.encode()).hexdigest()[:4]}"
+
+
+def define_network(request: CreateNetwork) -> Network:
+    """The network that ``request`` stands for."""
+    return Network(
+        name=request.name,
+        bridge=bridge_name(request.name),
+        mtu=request.mtu,
+        subnet=request.subnet,
+        uplink=request.uplink,
+    )

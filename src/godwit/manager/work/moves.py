@@ -1,0 +1,383 @@
+"""Moves: choose, check, queue, hand to the source's agent, and follow the record to its end.
+
+The agents carry a move out by themselves; a manager that dies in the middle changes nothing, and
+whoever adopts its task goes on following the same record.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from godwit.manager.agents import free_memory
+from godwit.manager.placement import Decision, candidates, choose, rooms_of
+from godwit.manager.snapshot import Snapshot
+from godwit.manager.work.admit import check_action, host_that_is_up, known, need_of
+from godwit.manager.work.queueing import waits_for
+from godwit.manager.work.tasks import Done, TaskRun
+from godwit.manager.work.vms import fresh_owner, host_of
+from godwit.manager.world import World, new_id
+from godwit.migration.plan import check_pair
+from godwit.model import keys
+from godwit.model.errors import (
+    Cancelled,
+    ChecksFailed,
+    GodwitError,
+    OperationFailed,
+    OutcomeUnknown,
+    Refused,
+    Unavailable,
+)
+from godwit.model.host import HostInfo
+from godwit.model.migration import (
+    Check,
+    Forecast,
+    Migration,
+    MoveLimits,
+    MovePlan,
+    MoveState,
+    Outcome,
+)
+from godwit.model.ownership import Owner
+from godwit.model.requests import CancelTask, MigrateVm
+from godwit.model.task import Task, TaskState
+from godwit.store.api import absent, put
+from godwit.store.records import CasFailed, encode
+
+_PLAN_S = 20.0
+_LAUNCH_S = 10.0
+_LOOK_S = 5.0
+_CANCEL_S = 60.0
+
+
+async def migrate(world: World, run: TaskRun, request: MigrateVm) -> Done:
+    """The whole way of a move. The task ends as the record of the move does."""
+    move: Migration | None = None
+    if known_id := run.task.progress.get("migration"):
+        found = await world.records.migration(str(known_id))
+        move = found.value if found else None
+    if move is None:
+        move = await _open(world, run, request)
+    if move.state is MoveState.WAITING:
+        await _wait_in_line(world, run, move.id)
+        move = await _launch(world, run, move.id)
+    ended = await _follow(world, move)
+    return conclude(ended)
+
+
+async def plan(world: World, request: MigrateVm) -> MovePlan:
+    """What the move would be, without doing any of it: the answer to ``--dry-run``."""
+    owner = await fresh_owner(world, request.name)
+    source = _source(world.cache.snapshot, owner, request)
+    snapshot = world.cache.snapshot
+    rooms = rooms_of(snapshot, await free_memory(world.agents, snapshot))
+    need = need_of(snapshot, request.name)
+    out = excluded(snapshot, source, request)
+    hosts = candidates(rooms, need, exclude=out)
+    if request.to is not None:
+        known(snapshot.hosts.get(request.to), "host", request.to)
+        destination, reason = request.to, f"{request.to} was asked for"
+    else:
+        try:
+            decision = choose(rooms, need, exclude=out)
+        except Refused as error:
+            check = Check(name="destination", result="fail", message=error.message, hint=error.hint)
+            return MovePlan(
+                vm=request.name, destination=None, checks=(check,), candidates=hosts,
+                reason=error.message,
+            )  # fmt: skip
+        destination, reason = decision.host, decision.reason
+    state_checks = _state_checks(snapshot, destination)
+    if state_checks:
+        return MovePlan(
+            vm=request.name, destination=destination, checks=state_checks, candidates=hosts,
+            reason=reason,
+        )  # fmt: skip
+    found = await _ask_plan(world, source, request, destination)
+    return found.but(candidates=hosts, reason=reason)
+
+
+def _state_checks(snapshot: Snapshot, destination: str) -> tuple[Check, ...]:
+    try:
+        host_that_is_up(snapshot, destination)
+    except Refused as error:
+        return (Check(name="destination", result="fail", message=error.message, hint=error.hint),)
+    return ()
+
+
+def _source(snapshot: Snapshot, owner: Owner, request: MigrateVm) -> HostInfo:
+    check_action(owner, request)
+    return host_of(snapshot, owner)
+
+
+def excluded(
+    snapshot: Snapshot, source: HostInfo, request: MigrateVm
+) -> dict[str, tuple[str, ...]]:
+    """Reasons against hosts that come from the pair, not from the host alone. Pure."""
+    found: dict[str, tuple[str, ...]] = {}
+    for info in snapshot.hosts.values():
+        if info.name == source.name:
+            found[info.name] = ("the VM runs there now",)
+            continue
+        checks = check_pair(source, info, postcopy=request.allow_postcopy, clock_offset_s=0.0)
+        reasons = [check.message for check in checks if check.result == "fail"]
+        if request.method == "live" and info.qemu.live_migration_refusal:
+            reasons.append(info.qemu.live_migration_refusal)
+        if reasons:
+            found[info.name] = tuple(reasons)
+    return found
+
+
+async def _open(world: World, run: TaskRun, request: MigrateVm) -> Migration:
+    """Choose and check; then task and move are recorded in one transaction."""
+    owner = await fresh_owner(world, request.name)
+    source = _source(world.cache.snapshot, owner, request)
+    destination, why = await _destination(world, source, request)
+    planned = await _ask_plan(world, source, request, destination)
+    if planned.failed:
+        first = planned.failed[0]
+        more = f" (and {len(planned.failed) - 1} more)" if len(planned.failed) > 1 else ""
+        raise ChecksFailed(
+            f"{request.name} cannot move to {destination}: {first.message}{more}",
+            hint=first.hint or "see all checks with --dry-run",
+            checks=[check.model_dump(mode="json") for check in planned.checks],
+        )
+    move = Migration(
+        id=new_id("m", world.clock.realtime()),
+        vm=request.name,
+        source=source.name,
+        destination=destination,
+        method=request.method,
+        strategy=planned.strategy,
+        limits=MoveLimits(
+            max_blackout_ms=request.max_blackout_ms,
+            deadline_s=request.deadline_s,
+            allow_postcopy=request.allow_postcopy,
+            allow_throttle=request.allow_throttle,
+        ),
+        accepted_at=run.task.created_at,
+        forecast=planned.forecast,
+        checks=planned.checks,
+        log=(why,),
+    )
+    key = keys.migration(move.id)
+    await run.say(
+        f"{move.id}: {move.vm} from {move.source} to {move.destination}; {why}",
+        progress={"migration": move.id},
+        compare=[absent(key)],
+        also=[put(key, encode(move))],
+    )
+    return move
+
+
+async def _destination(world: World, source: HostInfo, request: MigrateVm) -> tuple[str, str]:
+    snapshot = world.cache.snapshot
+    if request.to is not None:
+        host_that_is_up(snapshot, request.to)
+        return request.to, f"{request.to} was asked for"
+    rooms = rooms_of(snapshot, await free_memory(world.agents, snapshot))
+    decision: Decision = choose(
+        rooms, need_of(snapshot, request.name), exclude=excluded(snapshot, source, request)
+    )
+    return decision.host, decision.reason
+
+
+async def _ask_plan(
+    world: World, source: HostInfo, request: MigrateVm, destination: str
+) -> MovePlan:
+    """The source's checks (it asks the destination) and forecast."""
+    peer = known(world.cache.snapshot.hosts.get(destination), "host", destination)
+    body = {
+        **request.model_dump(mode="json", exclude={"kind"}),
+        "to": destination,
+        "peer_url": peer.agent_url,
+    }
+    answer = await world.agents.call(
+        source, "POST", f"/v1/vms/{request.name}/plan", body, deadline_s=_PLAN_S
+    )
+    return MovePlan(
+        vm=request.name,
+        destination=destination,
+        checks=tuple(Check.model_validate(check) for check in answer.get("checks", ())),
+        forecast=Forecast.model_validate(answer.get("forecast") or {}),
+        strategy=answer.get("strategy") or "precopy",
+    )
+
+
+async def _wait_in_line(world: World, run: TaskRun, move_id: str) -> None:
+    """Return when the move may go, or has been called off. The reason is kept in both records."""
+    await world.cache.reached(run.revision)
+    said = _in_the_way(world.cache.snapshot, move_id)
+    while said:
+        await _say_waiting(world, run, move_id, said)
+        news = partial(_news_of_queue, move_id=move_id, said=said)
+        said = await world.cache.until(news) or ""
+    if run.task.state is TaskState.WAITING:
+        await run.say(f"it is the turn of {move_id}")
+
+
+def _in_the_way(snapshot: Snapshot, move_id: str) -> str:
+    """What a move waits for; empty when nothing is in its way or it no longer waits."""
+    move = snapshot.migrations.get(move_id)
+    if move is None or move.state is not MoveState.WAITING:
+        return ""
+    return waits_for(snapshot, move) or ""
+
+
+def _news_of_queue(snapshot: Snapshot, *, move_id: str, said: str) -> str | None:
+    why = _in_the_way(snapshot, move_id)
+    return None if why == said else why
+
+
+async def _say_waiting(world: World, run: TaskRun, move_id: str, why: str) -> None:
+    def change(move: Migration) -> Migration:
+        return move.but(reason=why) if move.state is MoveState.WAITING else move
+
+    await run.say(why, state=TaskState.WAITING)
+    await world.records.update(keys.migration(move_id), Migration, change)
+
+
+async def _launch(world: World, run: TaskRun, move_id: str) -> Migration:
+    """Hand the move to the source's agent; a refusal closes the record."""
+    found = await world.records.migration(move_id)
+    if found is None:
+        raise OperationFailed(f"the record of {move_id} is gone", hint="ask again")
+    move = found.value
+    if move.state is not MoveState.WAITING:
+        return move
+    try:
+        snapshot = world.cache.snapshot
+        source = known(snapshot.hosts.get(move.source), "host", move.source)
+        peer = host_that_is_up(snapshot, move.destination)
+        await world.agents.call(
+            source,
+            "POST",
+            f"/v1/vms/{move.vm}/migrate",
+            {"migration": move.model_dump(mode="json"), "peer_url": peer.agent_url},
+            deadline_s=_LAUNCH_S,
+        )
+    except OutcomeUnknown:
+        return move  # the record will tell
+    except GodwitError as error:
+        await _close(world, move_id, Outcome.FAILED, error.message)
+        raise
+    return move
+
+
+async def _close(world: World, move_id: str, outcome: Outcome, reason: str) -> bool:
+    """End a move that no agent has taken up; False when one has, or it has ended already."""
+
+    def change(move: Migration) -> Migration:
+        if move.state is not MoveState.WAITING:
+            raise CasFailed(move_id)
+        return move.but(
+            state=MoveState(outcome.value),
+            outcome=outcome,
+            reason=reason,
+            ended_at=world.clock.realtime(),
+        )
+
+    try:
+        return await world.records.update(keys.migration(move_id), Migration, change) is not None
+    except CasFailed:
+        return False
+
+
+async def _follow(world: World, move: Migration) -> Migration:
+    """The record once it is final. OutcomeUnknown when its source has been silent too long."""
+
+    def final(snapshot: Snapshot) -> Migration | None:
+        found = snapshot.migrations.get(move.id)
+        return found if found is not None and found.state.final else None
+
+    began = seen = world.clock.monotonic()
+    while True:
+        ended = await world.cache.until(final, timeout=_LOOK_S)
+        if ended is not None:
+            return ended
+        snapshot, now = world.cache.snapshot, world.clock.monotonic()
+        current = snapshot.migrations.get(move.id, move)
+        if current.state is MoveState.WAITING and now - began > world.settle_s:
+            reason = f"the agent of {move.source} did not take the move up"
+            if await _close(world, move.id, Outcome.FAILED, reason):
+                raise Unavailable(reason, hint=f"look with: godwit host show {move.source}")
+        if move.source in snapshot.leases:
+            seen = now
+        elif now - seen > world.lost_s:
+            raise OutcomeUnknown(
+                f"{move.source} has been silent for {world.lost_s:g} s in the middle of "
+                f"{move.id}; the record says that {snapshot.owner(move.vm).host} owns {move.vm}",
+                hint=f"look at both hosts, then at: godwit migration show {move.id}",
+            )
+
+
+def conclude(move: Migration) -> Done:
+    """A final record as the end of its task: a good one, or the error it stands for. Pure."""
+    hint = f"see: godwit migration show {move.id}"
+    reason = move.reason or f"{move.vm} move {move.state.value}"
+    match move.state:
+        case MoveState.COMPLETED:
+            dark = "" if move.blackout_ms is None else f", dark for {move.blackout_ms:.0f} ms"
+            return Done(f"{move.vm} runs on {move.destination}{dark}", {"migration": move.id})
+        case MoveState.CANCELLED:
+            raise Cancelled(reason, hint=hint, migration=move.id)
+        case MoveState.FAILED:
+            raise OperationFailed(reason, hint=hint, migration=move.id)
+        case _:
+            raise OutcomeUnknown(reason, hint=hint, migration=move.id)
+
+
+async def cancel(world: World, run: TaskRun, move_id: str) -> Done:
+    """Call a move off. One that waits ends here; one that runs is its source's to stop."""
+    reason = f"cancelled by {run.task.by or 'request'} before it began"
+    if await _close(world, move_id, Outcome.CANCELLED, reason):
+        return Done(f"{move_id} cancelled before it began", {"migration": move_id})
+    found = await world.records.migration(move_id)
+    if found is None:
+        raise Refused(f"the record of {move_id} is gone", hint="see: godwit migration list")
+    move = found.value
+    if move.state.final:
+        if run.adopted and move.state is MoveState.CANCELLED:
+            return Done(f"{move_id} is cancelled", {"migration": move_id})
+        raise Refused(
+            f"{move_id} has ended already: {move.state.value}",
+            hint=f"see: godwit migration show {move_id}",
+        )
+    source = known(world.cache.snapshot.hosts.get(move.source), "host", move.source)
+    await run.say(f"asking {move.source} to call {move_id} off")
+    await world.agents.call(
+        source, "POST", f"/v1/migrations/{move_id}/cancel", {"by": run.task.by or "request"}
+    )
+
+    def final(snapshot: Snapshot) -> Migration | None:
+        entry = snapshot.migrations.get(move_id)
+        return entry if entry is not None and entry.state.final else None
+
+    ended = await world.cache.until(final, timeout=_CANCEL_S)
+    if ended is None:
+        raise OutcomeUnknown(
+            f"{move_id} was told to stop and has not ended", hint="see: godwit migration list"
+        )
+    if ended.state is not MoveState.CANCELLED:
+        raise Refused(
+            f"{move_id} was not cancelled: it ended {ended.state.value}: {ended.reason}",
+            hint=f"see: godwit migration show {move_id}",
+        )
+    return Done(f"{move_id} cancelled, {move.vm} runs on {move.source}", {"migration": move_id})
+
+
+async def cancel_task(world: World, run: TaskRun, request: CancelTask) -> Done:
+    """Stop a task that can be stopped: a move, until its owner swap."""
+    found = await world.records.task(request.id)
+    task: Task = known(found.value if found else None, "task", request.id)
+    if task.state.final:
+        raise Refused(
+            f"task {task.id} has ended already: {task.state.value}",
+            hint=f"see: godwit task show {task.id}",
+        )
+    move_id = task.progress.get("migration")
+    if task.request.get("kind") != "vm.migrate" or not move_id:
+        raise Refused(
+            f"{task.request.get('kind')} cannot be stopped half-way",
+            hint=f"wait for it: godwit task wait {task.id}",
+        )
+    return await cancel(world, run, str(move_id))

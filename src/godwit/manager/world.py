@@ -1,0 +1,56 @@
+"""What the manager's work rests on, in one place, so that tests can put another world there."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from godwit.manager.agents import Agents
+from godwit.manager.cache import Cache
+from godwit.model.errors import Conflict, GodwitError, OutcomeUnknown, Unavailable
+from godwit.model.host import HostInfo
+from godwit.model.vm import Pins
+from godwit.model.world import Clock
+from godwit.store.errors import StoreError, StoreOutcomeUnknown
+from godwit.store.records import CasFailed, Records
+
+# Picks what a new VM is pinned to, from what the hosts' QEMUs can do.
+Pinner = Callable[[Sequence[HostInfo]], Pins]
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Records, their cache, the hosts, the time. ``worker`` names this manager process."""
+
+    records: Records
+    cache: Cache
+    agents: Agents
+    clock: Clock
+    pin: Pinner
+    worker: str
+    settle_s: float = 15.0  # how long a lost answer may take to show in the records
+    lost_s: float = 60.0  # how long a move's source may be silent before nobody can tell
+
+
+def new_id(prefix: str, now: float) -> str:
+    """``t-68f0c2a91b3e7d``: sorts by time (in 1/65536 s), the last digits keep ids apart."""
+    ticks = int(now * 65536)
+    return f"{prefix}-{ticks:012x}{secrets.token_hex(1)}"
+
+
+def as_godwit_error(error: Exception) -> GodwitError | None:
+    """What a failure of the lower rooms means to people; None for what should not happen."""
+    if isinstance(error, GodwitError):
+        return error
+    if isinstance(error, StoreOutcomeUnknown):
+        return OutcomeUnknown(
+            f"the store did not say whether it wrote: {error}", hint="look before trying again"
+        )
+    if isinstance(error, StoreError):
+        return Unavailable(f"the store does not answer: {error}", hint=error.hint)
+    if isinstance(error, CasFailed):
+        return Conflict(
+            f"somebody else changed {error} at the same moment", hint="look, and ask again"
+        )
+    return None

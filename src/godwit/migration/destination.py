@@ -1,0 +1,356 @@
+"""Receiving a VM: a copy that waits, and starts only when the owner record says so.
+
+    preparing -> ready -> (loaded) -> starting -> running
+         '---------'---------'----------'--> gone
+
+What wakes it is the owner record, watched from the start; the source's ``take_over`` message only
+makes it look again. It looks linearizably and then
+
+- the record names this host for this move: durable note "starting epoch N+1", gate open, ``cont``;
+- the record still names the source for this move: wait;
+- anything else: the copy is killed. So a dead source leaves nothing behind here.
+
+A copy that cannot start is *given back*: QEMU killed, then one transaction (S, epoch + 1). That
+is allowed only while this live agent knows that the vCPUs never ran.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from godwit.migration.peer import (
+    PeerPhase,
+    PeerState,
+    PrepareAsk,
+    Prepared,
+    Recovered,
+    TakenOver,
+)
+from godwit.migration.quick import describe, load_memory
+from godwit.migration.stream import ENDED, TLS_OBJECT, Stream, announce_self, wait_status
+from godwit.migration.world import LEASE_MARGIN_S, DestinationWorld, Gate
+from godwit.model import keys, ownership
+from godwit.model.errors import GodwitError, OperationFailed, Refused
+from godwit.model.ownership import Owner
+from godwit.qemu.machine import Machine
+from godwit.qmp import MonitorError
+from godwit.store.errors import StoreError
+from godwit.store.records import CasFailed, Versioned
+
+_RETRY_S = 0.1
+LEASE_PATIENCE_S = 5.0
+CONT_S = 5.0
+
+
+class Incoming:
+    """One VM on its way to this host. Belongs to the agent's event loop."""
+
+    def __init__(self, ask: PrepareAsk, world: DestinationWorld) -> None:
+        self.ask = ask
+        self.world = world
+        self.phase: PeerPhase = "preparing"
+        self.reason = ""
+        self.machine: Machine | None = None
+        self._gate: Gate | None = None
+        self._look = asyncio.Event()
+        self._done: asyncio.Future[TakenOver] = asyncio.get_running_loop().create_future()
+        self._done.add_done_callback(_seen)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ran = False
+        self._starting = asyncio.Lock()
+
+    # What the source asks for.
+
+    async def prepare(self) -> Prepared:
+        """Start the copy; on failure nothing is left of it."""
+        try:
+            return await self._prepare()
+        except (MonitorError, OSError, TimeoutError) as error:
+            await self.abort(f"could not prepare: {error}")
+            raise OperationFailed(
+                f"{self.world.host} could not prepare {self.ask.vm.name}: {error}",
+                hint="see the agent's log there",
+            ) from error
+        except BaseException:
+            await self.abort("could not prepare")
+            raise
+
+    async def _prepare(self) -> Prepared:
+        ask, world = self.ask, self.world
+        machine = await world.spawn(ask.postcopy)
+        if self.phase == "gone":  # called off while QEMU was starting
+            await machine.kill()
+            raise Refused(f"{ask.migration} was called off", hint="ask again")
+        self._use(machine)
+        await world.guard.arm(ask.vm.name, ask.migration, "destination")
+        devices = await machine.device_tree()
+        prepared = Prepared(devices=devices)
+        if ask.method == "live":
+            port = await self._listen(machine)
+            prepared = Prepared(
+                uri_host=world.migration_address,
+                uri_port=port,
+                tls_hostname=world.tls_hostname if ask.tls else "",
+                devices=devices,
+            )
+        self.phase = "ready"
+        await world.holds.reach("prepared", vm=ask.vm.name, role="destination")
+        return prepared
+
+    async def _listen(self, machine: Machine) -> int:
+        stream = Stream(machine.monitor)
+        wanted = {"events", "return-path", "validate-uuid", "late-block-activate"}
+        if self.ask.postcopy:
+            wanted.add("postcopy-ram")
+        if self.ask.tls:
+            if self.world.migration_tls_dir is None:
+                raise Refused(f"{self.world.host} has no migration certificate", hint="issue one")
+            await stream.use_tls(self.world.migration_tls_dir, endpoint="server")
+        await stream.set_capabilities(wanted)
+        # Rounds 0: QEMU would announce at load, while the VM still belongs to the source.
+        await stream.set_parameters(announce_rounds=0, tls_creds=TLS_OBJECT if self.ask.tls else "")
+        return await stream.listen(self.world.migration_address)
+
+    async def ping(self) -> PeerState:
+        """Where the copy stands; an empty ``qemu_status`` means its QEMU does not answer."""
+        machine, qemu, stream = self.machine, "", ""
+        if machine is not None and self.phase != "gone":
+            with contextlib.suppress(MonitorError):
+                now, read = await asyncio.gather(
+                    machine.status(timeout=1.0), Stream(machine.monitor).read(timeout=1.0)
+                )
+                qemu, stream = now.status, read.status
+        return PeerState(
+            phase=self.phase,
+            qemu_status=qemu,
+            stream_status=stream,
+            started=self.world.noted_epoch() > self.ask.epoch,
+            reason=self.reason,
+        )
+
+    async def take_over(self) -> TakenOver:
+        """Look at the record now, and answer once the VM runs here (or why it never will)."""
+        self._look.set()
+        return await asyncio.shield(self._done)
+
+    async def abort(self, reason: str) -> None:
+        """Kill the copy, unless the record says that it is the VM. Idempotent."""
+        if self.phase in ("gone", "running", "starting"):
+            return
+        found = await self._read()
+        if found is not None and self._mine(found.value):
+            self._look.set()
+            return
+        await self._end(reason)
+
+    async def recover(self, port: int) -> Recovered:
+        """Post-copy: let go of the broken stream and listen anew on ``port``."""
+        machine = self._machine()
+        stream = Stream(machine.monitor)
+        with machine.monitor.events("MIGRATION") as events, contextlib.suppress(MonitorError):
+            await machine.monitor.execute_oob("migrate-pause", timeout=1.0)
+            await wait_status(events, {"postcopy-paused"} | ENDED, timeout=2.0)
+        address = self.world.migration_address
+        await stream.monitor.execute_oob(
+            "migrate-recover", {"uri": f"tcp:{address}:{port}"}, timeout=3.0
+        )
+        return Recovered(
+            uri_host=address,
+            uri_port=port,
+            tls_hostname=self.world.tls_hostname if self.ask.tls else "",
+        )
+
+    # Life.
+
+    def adopt(self, machine: Machine) -> None:
+        """After an agent's restart: take the waiting copy that was found; the record decides."""
+        self.phase = "loaded"
+        self._use(machine)
+        self._look.set()
+
+    def close(self) -> None:
+        """The agent ends: forget everything, touch nothing."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _use(self, machine: Machine) -> None:
+        self.machine = machine
+        self._gate = self.world.gate(machine)
+        self._gate.close()
+        self._spawn(self._follow_record(), "record")
+        self._spawn(self._obey_record(), "look")
+        self._spawn(self._watch_exit(machine), "exit")
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=f"incoming {self.ask.vm.name}: {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self.reason = f"internal fault in {task.get_name()}: {error!r}"
+
+    async def _follow_record(self) -> None:
+        """Every change of the owner record is a reason to look; so is the passing of time."""
+        key = keys.vm_owner(self.ask.vm.name)
+        while True:
+            try:
+                async with self.world.records.store.watch(key) as watch:
+                    async for batch in watch:
+                        if batch.events:
+                            self._look.set()
+            except StoreError:
+                await self.world.clock.sleep(_RETRY_S)
+            self._look.set()
+
+    async def _obey_record(self) -> None:
+        while self.phase != "gone" and not self._done.done():
+            await self._look.wait()
+            self._look.clear()
+            found = await self._read()
+            if found is not None and self._mine(found.value):
+                await self._start(found)
+            elif self.phase != "preparing" and not self._waiting(found):
+                await self._end("the owner record no longer names this move")
+
+    async def _watch_exit(self, machine: Machine) -> None:
+        await machine.exited.wait()
+        if self._ran or self.phase in ("running", "gone"):
+            return
+        self.reason = f"QEMU on {self.world.host} died"
+        found = await self._read()
+        if found is not None and self._mine(found.value):
+            await self._give_back(found, self.reason)
+        await self._end(self.reason)
+
+    # Reading the record.
+
+    async def _read(self) -> Versioned[Owner] | None:
+        """The record, linearizably; waits for the store as long as it takes."""
+        while True:
+            try:
+                return await self.world.records.owner(self.ask.vm.name)
+            except StoreError:
+                # The store's clients reconnect by themselves; nothing announces it.
+                await self.world.clock.sleep(_RETRY_S)
+
+    def _mine(self, owner: Owner) -> bool:
+        move = owner.migration
+        return (
+            owner.host == self.world.host
+            and move is not None
+            and move.id == self.ask.migration
+            and owner.epoch == self.ask.epoch + 1
+        )
+
+    def _waiting(self, found: Versioned[Owner] | None) -> bool:
+        move = found.value.migration if found else None
+        return move is not None and move.id == self.ask.migration
+
+    # Starting.
+
+    async def _start(self, found: Versioned[Owner]) -> None:
+        """The record names us: note, open, run; or give the VM back."""
+        async with self._starting:
+            if self._done.done():
+                return
+            world, started_at = self.world, self.world.clock.realtime()
+            await world.holds.reach("take-over", vm=self.ask.vm.name, role="destination")
+            try:
+                await self._lease_holds()
+                resumed_at = await self._run(found.value)
+            except (MonitorError, OSError, ValueError, TimeoutError, GodwitError) as error:
+                await self._give_back(found, f"it could not start on {world.host}: {error}")
+                await self._end(str(error))
+                return
+            self.phase = "running"
+            self._done.set_result(
+                TakenOver(epoch=found.value.epoch, resumed_at=resumed_at, started_at=started_at)
+            )
+            await world.announced(self._machine())
+
+    async def _run(self, owner: Owner) -> float | None:
+        world, machine = self.world, self._machine()
+        if self.ask.method == "quick":
+            label = describe(self.ask.vm, epoch=self.ask.epoch)
+            if (await machine.status()).status == "inmigrate":
+                await load_memory(machine, Path(self.ask.image), label=label)
+        self.phase = "starting"
+        await world.note_started(owner.epoch, self.ask.migration)
+        await world.holds.reach("started", vm=self.ask.vm.name, role="destination")
+        gate = self._open_gate()
+        if owner.paused:
+            return None
+        gate.announce()
+        resumed_at = await machine.cont(timeout=CONT_S)
+        self._ran = True
+        self._spawn(self._announce(machine), "announce")
+        return resumed_at
+
+    async def _announce(self, machine: Machine) -> None:
+        with contextlib.suppress(MonitorError):
+            await announce_self(machine.monitor)
+
+    def _open_gate(self) -> Gate:
+        if self._gate is None:
+            raise OperationFailed("no gate", hint="this is a fault of the agent")
+        self._gate.open()
+        return self._gate
+
+    async def _lease_holds(self) -> None:
+        clock = self.world.clock
+        until = clock.monotonic() + LEASE_PATIENCE_S
+        while self.world.guard.lease_left() < LEASE_MARGIN_S:
+            if clock.monotonic() > until:
+                raise OperationFailed(f"{self.world.host}'s own lease does not hold", hint="")
+            await clock.sleep(_RETRY_S)
+
+    async def _give_back(self, found: Versioned[Owner], reason: str) -> None:
+        """Return the VM to its source; only this live agent may say that it never ran here."""
+        if self._ran:
+            return
+        machine = self._machine()
+        await machine.kill()
+        await self.world.forget_note()
+        self.reason = reason
+        current: Versioned[Owner] | None = found
+        while current is not None and self._mine(current.value):
+            gift = ownership.gift_back(current.value, self.ask.migration)
+            key = keys.vm_owner(self.ask.vm.name)
+            try:
+                await self.world.records.cas(key, gift, current.revision)
+                break
+            except (CasFailed, StoreError):
+                current = await self._read()
+
+    async def _end(self, reason: str) -> None:
+        self.phase = "gone"
+        self.reason = reason
+        if not self._done.done():
+            self._done.set_exception(
+                OperationFailed(f"{self.world.host} ended its copy: {reason}", hint="")
+            )
+        if self.machine is not None:
+            await self.machine.kill()
+        with contextlib.suppress(OSError, GodwitError):
+            await self.world.guard.disarm(self.ask.vm.name)
+        await self.world.gone(reason)
+        current = asyncio.current_task()
+        for task in self._tasks - ({current} if current else set()):
+            task.cancel()
+
+    def _machine(self) -> Machine:
+        if self.machine is None:
+            raise OperationFailed("no copy of the VM here", hint="ask again")
+        return self.machine
+
+
+def _seen(future: asyncio.Future[TakenOver]) -> None:
+    # Nobody may be waiting for it; the reason is in the state and in the record.
+    if not future.cancelled():
+        future.exception()

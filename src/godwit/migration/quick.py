@@ -1,0 +1,219 @@
+"""The quick way: stop, save the memory to the VM's volume, restore it on the other host.
+
+Dark for as long as the memory takes to be written and read, but it needs no migration network
+and moves what cannot be moved live. The same two functions save and restore a VM in place.
+
+A saved image is one VM at one epoch with one set of disks; a side file says which. It is
+consumed by the transaction that raises the epoch and never restored twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from godwit.host.files import write_durable
+from godwit.migration.handover import OwnerLink
+from godwit.migration.move import Move, fail
+from godwit.migration.peer import PrepareAsk, Prepared
+from godwit.migration.stream import ENDED, Stream, end_stream, wait_status
+from godwit.migration.world import LEASE_MARGIN_S
+from godwit.model.migration import Progress, Stage
+from godwit.model.vm import Vm
+from godwit.qemu.machine import Machine
+from godwit.qmp import EventStream, QmpError
+
+SAVE_S = 600.0
+_SAMPLE_S = 0.2
+
+
+def image_path(volumes: Path, vm: Vm, *, epoch: int) -> Path:
+    """Where the memory of this epoch is saved: beside the VM's first disk."""
+    volume = vm.disks[0].volume if vm.disks else "shared"
+    return volumes / volume / vm.name / f"saved-{epoch}.mem"
+
+
+def describe(vm: Vm, *, epoch: int) -> dict[str, Any]:
+    """What a saved image belongs to; restored only where all of it matches."""
+    return {
+        "vm": vm.name,
+        "uuid": vm.pins.uuid,
+        "epoch": epoch,
+        "machine": vm.pins.machine,
+        "memory_bytes": vm.memory_bytes,
+        "disks": [disk.serial for disk in vm.disks],
+    }
+
+
+async def save_memory(machine: Machine, path: Path, *, label: dict[str, Any]) -> EventStream:
+    """Start writing the stopped VM's memory to ``path``; the returned stream tells the end.
+
+    The file is made by us for the QEMU user alone: it holds the guest's secrets.
+    """
+    stream = Stream(machine.monitor)
+    _make_file(path, *_ids(machine.pid))
+    await stream.set_capabilities({"events"})
+    await stream.set_parameters(max_bandwidth=0, tls_creds="", tls_hostname="")
+    events = machine.monitor.events("MIGRATION")
+    write_durable(_label_path(path), json.dumps(label).encode(), mode=0o600)
+    try:
+        await stream.connect(f"file:{path}")
+    except BaseException:
+        events.close()
+        raise
+    return events
+
+
+async def settle_file(path: Path) -> None:
+    """Make the finished image and its directory entry survive a power cut."""
+
+    def sync() -> None:
+        for name in (path, path.parent):
+            fd = os.open(name, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    await asyncio.to_thread(sync)
+
+
+async def load_memory(machine: Machine, path: Path, *, label: dict[str, Any]) -> None:
+    """Read a saved memory into a waiting QEMU. ValueError when the label does not match."""
+    found = json.loads(_label_path(path).read_bytes())
+    if found != label:
+        raise ValueError(f"{path} was saved from another VM, epoch or set of disks")
+    stream = Stream(machine.monitor)
+    await stream.set_capabilities({"events"})
+    with machine.monitor.events("MIGRATION") as events:
+        await machine.monitor.execute("migrate-incoming", {"uri": f"file:{path}"})
+        event = await wait_status(events, ENDED, timeout=SAVE_S)
+    if event.data["status"] != "completed":
+        now = await stream.read()
+        raise QmpError(
+            "migrate-incoming", error_class="GenericError", desc=now.error or "load failed"
+        )
+
+
+def discard(path: Path) -> None:
+    """A consumed or void image goes; an absent one is no error."""
+    path.unlink(missing_ok=True)
+    _label_path(path).unlink(missing_ok=True)
+
+
+def _label_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _ids(pid: int) -> tuple[int, int]:
+    """User and group a process runs as."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = {line.partition(":")[0]: line.split() for line in lines}
+    return int(fields["Uid"][1]), int(fields["Gid"][1])
+
+
+def _make_file(path: Path, uid: int, gid: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchown(fd, uid, gid)
+    finally:
+        os.close(fd)
+
+
+class QuickWay:
+    """Save here, swap, restore there; the same stages as a live move."""
+
+    postcopy = False
+
+    def __init__(self, move: Move, link: OwnerLink) -> None:
+        self.move = move
+        self.link = link
+        self._events: EventStream | None = None
+
+    @property
+    def _path(self) -> Path:
+        return image_path(self.move.world.volumes, self.move.vm, epoch=self.link.epoch)
+
+    def ask(self) -> PrepareAsk:
+        """The same VM, paused, which will read its memory from the file."""
+        order = self.move.order
+        return PrepareAsk(
+            migration=order.id,
+            vm=self.move.vm,
+            epoch=0,
+            source=order.source,
+            method="quick",
+            image=str(self._path),
+        )
+
+    async def make_ready(self) -> None:
+        """Nothing to set before the VM is stopped."""
+
+    async def transfer(self, prepared: Prepared) -> None:
+        """Stop, save, sync: after this the memory exists in the file and nothing runs here."""
+        move, world = self.move, self.move.world
+        await move.enter(Stage.PRECOPY, "nothing is copied ahead: the VM is saved and restored")
+        await move.hold("precopy")
+        await move.enter(Stage.SWITCHOVER, "stopping the VM and saving its memory")
+        if not self.link.owner.paused:
+            await world.machine.stop()
+        await move.hold("pre-switchover")
+        label = describe(move.vm, epoch=self.link.epoch)
+        self._events = await save_memory(world.machine, self._path, label=label)
+        await move.until_stopped(self._follow(self._events), what="save")
+        await move.until_stopped(settle_file(self._path), what="sync")
+        left = world.guard.lease_left()
+        if left < LEASE_MARGIN_S:
+            raise fail(f"{world.host}'s own lease lasts only {left:.1f} s: not committing")
+        await self.link.commit(timeout=5.0)
+        move.committed = True
+        await move.hold("committing")
+
+    async def _follow(self, events: EventStream) -> None:
+        move = self.move
+        stream = Stream(move.world.machine.monitor)
+        until = move.world.clock.monotonic() + SAVE_S
+        while move.world.clock.monotonic() < until:
+            try:
+                event = await wait_status(events, ENDED, timeout=_SAMPLE_S)
+            except TimeoutError:
+                now = await stream.read()
+                share = now.transferred / max(1, now.transferred + now.remaining)
+                await move.tell(
+                    Progress(
+                        stage=Stage.SWITCHOVER,
+                        percent=share * 80,
+                        bytes_transferred=now.transferred,
+                        bytes_remaining=now.remaining,
+                        sentence="saving",
+                    )
+                )
+                continue
+            now = await stream.read()
+            if event.data["status"] != "completed":
+                raise fail(f"the memory could not be saved: {now.error or event.data['status']}")
+            progress = move.record.progress.but(bytes_transferred=now.transferred, percent=80.0)
+            move.record = move.record.but(progress=progress)
+            return
+        raise fail(f"the memory was not saved within {SAVE_S:g} s")
+
+    async def end(self) -> str:
+        """End a save; a finished one counts as ``completed``: the VM must be let go on."""
+        if self.move.world.machine.exited.is_set():
+            return "gone"
+        status = "completed"
+        if self._events is not None:
+            status = await end_stream(Stream(self.move.world.machine.monitor), self._events)
+            if status in ("cancelled", "failed", "none"):
+                status = "completed"  # stopped by us: nobody but us lets it run again
+        discard(self._path)
+        return status
+
+    async def drain(self) -> None:
+        """The destination has read the file: it has served."""
+        discard(self._path)

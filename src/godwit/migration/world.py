@@ -1,0 +1,135 @@
+"""What the engine needs from the agent: small protocols, so that tests can stand in.
+
+The engine never reaches for a global: time, store, QEMU, network gate, guard, peer and hold
+points come in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from godwit.migration.peer import Peer
+from godwit.model.host import HostInfo
+from godwit.model.migration import Migration
+from godwit.model.world import Clock
+from godwit.qemu.machine import Machine
+from godwit.store.records import Records
+
+LEASE_MARGIN_S = 5.0
+"""Seconds a host's own lease must still last for it to commit to, or take over, a VM."""
+
+PRE_SWITCHOVER_S = 0.1
+"""Seconds the peer has to answer while the VM is dark and nothing is decided."""
+
+
+class Gate(Protocol):
+    """The VM's way to the world on this host: its taps' place in their bridges.
+
+    Closing and opening are idempotent and quick (they happen while the VM is dark).
+    """
+
+    def close(self) -> None:
+        """Take the taps out of their bridges: nothing this QEMU sends leaves the host."""
+        ...
+
+    def open(self) -> None:
+        """Put the taps into their bridges."""
+        ...
+
+    def announce(self) -> None:
+        """Make switches learn the VM's MACs here, at once, without the guest's help."""
+        ...
+
+
+class GuardLink(Protocol):
+    """The host's guard, as far as a move needs it."""
+
+    async def arm(self, vm: str, migration: str, role: str) -> None:
+        """From now on the guard cancels or yanks when this agent dies or hangs."""
+        ...
+
+    async def disarm(self, vm: str) -> None:
+        """The move is over; leave the VM alone."""
+        ...
+
+    def lease_left(self) -> float:
+        """Seconds this host's own lease still lasts, by the last answered renewal."""
+        ...
+
+
+class Holds(Protocol):
+    """Named hold points, armed only in a lab; elsewhere ``reach`` returns at once."""
+
+    async def reach(self, point: str, *, vm: str, role: str) -> None:
+        """Wait here while the point is held."""
+        ...
+
+
+class NoHolds:
+    """Outside a lab nothing is ever held."""
+
+    async def reach(self, point: str, *, vm: str, role: str) -> None:
+        """Return at once."""
+
+
+SOURCE_HOLDS = (
+    "setup",
+    "precopy",
+    "pre-switchover",
+    "committing",
+    "completed",
+    "swapped",
+    "running",
+)
+"""Where the source can be held: before preparing, while copying, at QEMU's pause, after
+COMMITTING is recorded and before QEMU is told to go on, after the proof point, after the swap,
+and when the destination runs but the source is not yet cleaned up."""
+
+DESTINATION_HOLDS = ("prepared", "take-over", "started")
+"""Where the destination can be held: after preparing, after the record names it and before the
+durable note, and after the note and before ``cont``."""
+
+
+@dataclass(frozen=True)
+class SourceWorld:
+    """Everything a source needs to move one VM away."""
+
+    host: str
+    info: HostInfo
+    clock: Clock
+    records: Records
+    machine: Machine
+    gate: Gate
+    guard: GuardLink
+    peer: Peer
+    publish: Callable[[Migration], Awaitable[None]]
+    throttle: Callable[[float], None]  # vCPU quota as a share of a core each; 1.0 lifts it
+    holds: Holds = field(default_factory=NoHolds)
+    migration_tls_dir: Path | None = None
+    volumes: Path = Path("/clusterstorage")
+    past_overhead_ms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class DestinationWorld:
+    """Everything a destination needs to receive one VM; its QEMU is spawned by ``spawn``."""
+
+    host: str
+    info: HostInfo
+    clock: Clock
+    records: Records
+    spawn: Callable[[bool], Awaitable[Machine]]  # post-copy wanted? -> QEMU -S -incoming defer
+    gate: Callable[[Machine], Gate]
+    guard: GuardLink
+    note_started: Callable[[int, str], Awaitable[None]]  # durable: (epoch, migration id)
+    forget_note: Callable[[], Awaitable[None]]
+    noted_epoch: Callable[[], int]  # highest epoch a durable note says may have run here
+    announced: Callable[[Machine], Awaitable[None]]  # adopted: the VM is this agent's now
+    gone: Callable[[str], Awaitable[None]]  # the copy was killed; clean up
+    holds: Holds = field(default_factory=NoHolds)
+    migration_address: str = ""
+    migration_tls_dir: Path | None = None
+    tls_hostname: str = ""  # the name in this host's migration certificate

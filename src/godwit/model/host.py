@@ -1,0 +1,74 @@
+"""A host: what it is, how it is reached, what state it is in."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from godwit.model.base import Name, Record
+
+
+class HostState(StrEnum):
+    """Membership states; issue-proof words, shown as they are."""
+
+    UP = "up"
+    UNMANAGED = "unmanaged"  # its guard renews the lease, its agent is away; its VMs run on
+    ISOLATED = "isolated"
+    DOWN = "down"
+    DRAINING = "draining"
+    MAINTENANCE = "maintenance"
+    QUARANTINED = "quarantined"
+
+
+class QemuFacts(Record):
+    """What this host's QEMU can do, read from its QMP schema, not guessed from its version."""
+
+    version: tuple[int, int, int]
+    accelerator: str  # "kvm" or "tcg"
+    accelerator_reason: str = ""
+    machines: tuple[str, ...] = ()
+    cpu_models: tuple[str, ...] = ()  # those without unavailable features here
+    live_migration_refusal: str = ""  # empty, or the reason why this QEMU must not move guests
+
+
+class HostInfo(Record):
+    """What a host's agent publishes about it, renewed when it changes."""
+
+    name: Name
+    agent_url: str  # https://ADDRESS:PORT on the management network
+    cpus: int
+    cpu_vendor: str = ""
+    cpu_model_name: str = ""
+    memory_bytes: int
+    boot_id: str = ""
+    kernel: str = ""
+    qemu: QemuFacts
+    migration_address: str
+    migration_subnet: str = ""
+    migration_rate_bits: int = 0  # measured or configured link speed; 0 = not known
+    networks: dict[str, int] = Field(default_factory=dict)  # VM network -> MTU of its bridge here
+    volumes: tuple[str, ...] = ()
+    cgroup: str = ""  # "v1" or "v2"
+    userfaultfd: bool = False
+    version: str = ""
+    started_at: float = 0.0
+
+
+class HostView(Record):
+    """One row of ``host list -o json``."""
+
+    name: Name
+    state: HostState
+    vms: int
+    cpus: int
+    memory_bytes: int
+    memory_free_bytes: int
+    reason: str = ""
+    cpu_model_name: str = ""
+    kernel: str = ""
+    qemu_version: str = ""
+    accelerator: str = ""
+    migration_address: str = ""
+    networks: dict[str, int] = Field(default_factory=dict)
+    volumes: tuple[str, ...] = ()

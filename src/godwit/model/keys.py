@@ -1,0 +1,73 @@
+"""Where each record lies in the store. One place, so that a listing is always one prefix."""
+
+from __future__ import annotations
+
+ROOT = "/godwit/"
+VMS = ROOT + "vms/"
+HOSTS = ROOT + "hosts/"
+NETWORKS = ROOT + "networks/"
+VOLUMES = ROOT + "volumes/"
+MIGRATIONS = ROOT + "migrations/"
+TASKS = ROOT + "tasks/"
+EVENTS = ROOT + "events/"
+LEADER = ROOT + "manager/leader"
+
+
+def vm_spec(name: str) -> str:
+    """The definition of a VM (``Vm``)."""
+    return f"{VMS}{name}/spec"
+
+
+def vm_owner(name: str) -> str:
+    """The ownership record (``Owner``): the one place that says who may run the VM."""
+    return f"{VMS}{name}/owner"
+
+
+def vm_status(name: str) -> str:
+    """What the owner's agent last saw (``VmStatus``); never a proof of anything."""
+    return f"{VMS}{name}/status"
+
+
+def host_info(name: str) -> str:
+    """Facts and addresses the agent published (``HostInfo``)."""
+    return f"{HOSTS}{name}/info"
+
+
+def host_lease(name: str) -> str:
+    """Present while the host's guard renews its lease."""
+    return f"{HOSTS}{name}/lease"
+
+
+def host_agent(name: str) -> str:
+    """Present while the host's agent lives (leased too); absent means ``unmanaged``."""
+    return f"{HOSTS}{name}/agent"
+
+
+def host_reservation(name: str, vm: str) -> str:
+    """Memory set aside on a host for an incoming VM."""
+    return f"{HOSTS}{name}/reservations/{vm}"
+
+
+def network(name: str) -> str:
+    """A VM network (``Network``)."""
+    return f"{NETWORKS}{name}"
+
+
+def volume(name: str) -> str:
+    """A shared volume (``Volume``)."""
+    return f"{VOLUMES}{name}"
+
+
+def migration(migration_id: str) -> str:
+    """A move: request, progress and report (``Migration``)."""
+    return f"{MIGRATIONS}{migration_id}"
+
+
+def task(task_id: str) -> str:
+    """A long piece of work somebody asked for (``Task``)."""
+    return f"{TASKS}{task_id}"
+
+
+def event(event_id: str) -> str:
+    """One line of the event log (``Event``); ids sort by time."""
+    return f"{EVENTS}{event_id}"

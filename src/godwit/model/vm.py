@@ -1,0 +1,119 @@
+"""A virtual machine: what was asked for, what is pinned, what is seen."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from godwit.model.base import Name, Record
+
+DiskFormat = Literal["raw", "qcow2"]
+
+
+class VmState(StrEnum):
+    """What ``vm list`` says of a VM. Readers ignore values they do not know."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SAVED = "saved"
+    MIGRATING = "migrating"
+    FROZEN = "frozen"
+    IO_ERROR = "io-error"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+class Boot(Record):
+    """What the VM starts from: a named image, a kernel, or (neither) its first disk.
+
+    ``kernel`` and ``initrd`` are paths that every host sees, put there by content hash when the VM
+    was created, so that a destination can never start another kernel than the source did.
+    """
+
+    image: Name | None = None
+    kernel: str | None = None
+    initrd: str | None = None
+    append: str = ""
+
+
+class Disk(Record):
+    """A disk on the VM's virtio-scsi controller. ``path`` is the same on every host."""
+
+    id: Name
+    volume: Name
+    path: str
+    size_bytes: int = Field(gt=0)
+    format: DiskFormat = "qcow2"
+    serial: str
+    lun: int = Field(ge=0, lt=256)
+
+
+class Nic(Record):
+    """A virtio network card on a named network."""
+
+    id: Name
+    network: Name
+    mac: str = Field(pattern=r"^([0-9a-f]{2}:){5}[0-9a-f]{2}$")
+    mtu: int = Field(default=1500, ge=576, le=9216)
+    queues: int = Field(default=1, ge=1, le=8)
+
+
+class Pins(Record):
+    """What must be the same on every host the VM ever runs on, fixed at creation.
+
+    A machine alias (``q35``) or CPU ``max`` would mean another thing on another QEMU.
+    """
+
+    uuid: str
+    machine: str
+    cpu_model: str
+    accelerator: Literal["kvm", "tcg"]
+    qemu_quirks: tuple[str, ...] = ()
+
+
+class Vm(Record):
+    """The definition of a VM: everything needed to start it the same way anywhere."""
+
+    name: Name
+    cpus: int = Field(ge=1, le=256)
+    memory_bytes: int = Field(ge=16 << 20)
+    boot: Boot = Boot()
+    disks: tuple[Disk, ...] = ()
+    nics: tuple[Nic, ...] = ()
+    ha: bool = False
+    pins: Pins
+    created_at: float
+
+
+class VmStatus(Record):
+    """What the owner's agent last saw of the running VM; a hint for lists, never for decisions."""
+
+    state: VmState
+    host: Name | None
+    epoch: int = 0
+    reason: str = ""
+    since: float = 0.0
+    migration: str | None = None
+
+
+class VmView(Record):
+    """One row of ``vm list -o json``."""
+
+    name: Name
+    state: VmState
+    host: Name | None
+    epoch: int
+    cpus: int
+    memory_bytes: int
+    ha: bool
+    reason: str = ""
+    uuid: str = ""
+    boot: Boot = Boot()
+    disks: tuple[Disk, ...] = ()
+    nics: tuple[Nic, ...] = ()
+    migration: str | None = None
+    created_at: float = 0.0

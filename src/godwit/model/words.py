@@ -1,0 +1,251 @@
+"""How each request is said: one table that the command line and the renderers share.
+
+``ACTIONS`` maps a request's kind to its words, its positional field and its flags. A flag has a
+``sort`` of value, and ``spell``/``read`` turn such a value into text and back without loss.
+Nothing here imports pydantic, so that ``godwit --help`` stays quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+from godwit.model.errors import InvalidRequest
+from godwit.model.units import parse_duration, parse_size
+
+Sort = Literal["name", "text", "path", "count", "size", "ms", "seconds", "switch", "disk", "choice"]
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One option of an action: the request's field, the option's name, what its value is."""
+
+    field: str
+    option: str
+    sort: Sort
+    help: str
+    metavar: str = ""
+    many: bool = False
+    required: bool = False
+    choices: tuple[str, ...] = ()
+    completes: str = ""  # the noun whose names complete it
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One kind of request: ``vm.migrate`` is said ``vm migrate`` and ``client.vms.migrate``."""
+
+    kind: str
+    doing: str  # "Move VM {}"
+    help: str
+    flags: tuple[Flag, ...] = ()
+    subject: str = "name"  # the field that the command takes as its argument
+
+    @property
+    def noun(self) -> str:
+        """``vm`` of ``vm.migrate``."""
+        return self.kind.partition(".")[0]
+
+    @property
+    def verb(self) -> str:
+        """``migrate`` of ``vm.migrate``."""
+        return self.kind.partition(".")[2]
+
+    def flag(self, option: str) -> Flag:
+        """The flag of that option; InvalidRequest when there is none."""
+        for flag in self.flags:
+            if flag.option == option:
+                return flag
+        raise InvalidRequest(
+            f"{self.noun} {self.verb} has no option {option}",
+            hint=f"run: godwit {self.noun} {self.verb} --help",
+        )
+
+
+def _on(option: str, help_: str) -> Flag:
+    return Flag(option.removeprefix("--").replace("-", "_"), option, "switch", help_)
+
+
+def _host(option: str, help_: str) -> Flag:
+    return Flag(option.removeprefix("--"), option, "name", help_, "HOST", completes="host")
+
+
+_LIST: tuple[Action, ...] = (
+    Action(
+        "vm.create",
+        "Create VM {}",
+        "Define a VM; start it with 'godwit vm start'.",
+        (
+            Flag("memory_bytes", "--memory", "size", "Its memory.", "SIZE", required=True),
+            Flag("cpus", "--cpus", "count", "Its virtual CPUs (default 1).", "N"),
+            Flag("image", "--image", "name", "Start from this image, such as demo.", "IMAGE"),
+            Flag("kernel", "--kernel", "path", "Start this kernel (a file here).", "FILE"),
+            Flag("initrd", "--initrd", "path", "With this initial RAM disk.", "FILE"),
+            Flag("append", "--append", "text", "With this kernel command line.", "TEXT"),
+            Flag(
+                "disks",
+                "--disk",
+                "disk",
+                "A new disk; FORMAT is qcow2 (default) or raw. May be repeated.",
+                "VOLUME:SIZE[:FORMAT]",
+                many=True,
+            ),
+            Flag(
+                "networks",
+                "--network",
+                "name",
+                "A network card on this network. May be repeated.",
+                "NETWORK",
+                many=True,
+                completes="network",
+            ),
+            _host("--host", "Where its first start should go (default: placed)."),
+            _on("--ha", "Start it elsewhere when its host dies."),
+        ),
+    ),
+    Action("vm.delete", "Delete VM {}", "Forget a stopped VM and delete its disks."),
+    Action(
+        "vm.start",
+        "Start VM {}",
+        "Power a VM on (or go on from its saved memory).",
+        (_host("--host", "Start it there (default: placed by free memory and CPU)."),),
+    ),
+    Action(
+        "vm.stop",
+        "Stop VM {}",
+        "Ask the guest to shut down.",
+        (
+            _on("--force", "Cut the power at once."),
+            Flag("timeout_s", "--timeout", "seconds", "How long it may take (60s).", "TIME"),
+        ),
+    ),
+    Action("vm.pause", "Pause VM {}", "Hold a VM's CPUs; its memory stays."),
+    Action("vm.resume", "Resume VM {}", "Let a paused VM run."),
+    Action("vm.save", "Save VM {}", "Write a VM's memory to its volume and power it off."),
+    Action(
+        "vm.restore",
+        "Restore VM {}",
+        "Go on from the saved memory.",
+        (_host("--host", "Restore it there (default: placed)."),),
+    ),
+    Action(
+        "vm.migrate",
+        "Move VM {}",
+        "Move a running VM to another host.",
+        (
+            _host("--to", "Where to (default: placed by free memory and CPU)."),
+            Flag(
+                "method",
+                "--method",
+                "choice",
+                "live: it runs on (default); quick: saved, handed over, restored.",
+                choices=("live", "quick"),
+            ),
+            Flag("max_blackout_ms", "--max-blackout", "ms", "Longest pause (300ms).", "TIME"),
+            Flag("deadline_s", "--deadline", "seconds", "Give up after this (10m).", "TIME"),
+            _on("--allow-postcopy", "Let it finish by post-copy when it would not converge."),
+            _on("--allow-throttle", "Let it slow the guest down when it would not converge."),
+        ),
+    ),
+    Action(
+        "migration.cancel",
+        "Cancel move {}",
+        "Call a move off; possible until the owner changes.",
+        subject="id",
+    ),
+    Action(
+        "network.create",
+        "Create network {}",
+        "Define a VM network; each host makes its bridge.",
+        (
+            Flag("mtu", "--mtu", "count", "Its MTU (default 1500).", "N"),
+            Flag("subnet", "--subnet", "text", "Its subnet, for people to see.", "CIDR"),
+            Flag("uplink", "--uplink", "text", "The interface that leads out.", "INTERFACE"),
+        ),
+    ),
+    Action("network.delete", "Delete network {}", "Remove a network that no VM uses."),
+    Action("task.cancel", "Cancel task {}", "Ask a task to stop.", subject="id"),
+)
+ACTIONS: dict[str, Action] = {action.kind: action for action in _LIST}
+
+_UNITS = (("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10))
+
+
+def plain(number: float) -> str:
+    """A number with no exponent, that reads back as exactly the same float."""
+    text = format(Decimal(repr(number)), "f")
+    return text.removesuffix(".0")
+
+
+def spell_size(size: int) -> str:
+    """``512M``: the largest unit that loses nothing."""
+    for unit, factor in _UNITS:
+        if size % factor == 0:
+            return f"{size // factor}{unit}"
+    return str(size)
+
+
+def _spell_seconds(seconds: float) -> str:
+    if seconds % 60 == 0:
+        return f"{int(seconds) // 60}m"
+    return f"{plain(seconds)}s"
+
+
+def _spell_disk(disk: dict[str, Any]) -> str:
+    words = [disk["volume"], spell_size(disk["size_bytes"])]
+    return ":".join(words + ([disk["format"]] if "format" in disk else []))
+
+
+def _read_exactly(text: str, unit: str, scale: float) -> float:
+    # Converted by way of seconds, 0.3 ms would come back as another float.
+    seconds = parse_duration(text, bare=unit)
+    number = text.strip().lower()
+    number = number.removesuffix(unit).strip()
+    try:
+        return float(number)
+    except ValueError:
+        return seconds * scale
+
+
+def _read_count(text: str) -> int:
+    if not text.strip().isascii() or not text.strip().isdigit():
+        raise InvalidRequest(f"{text!r} is not a number", hint="write a whole number like 2")
+    return int(text)
+
+
+def read_disk(text: str) -> dict[str, Any]:
+    """The new disk of ``VOLUME:SIZE[:FORMAT]``; InvalidRequest when it is not one."""
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise InvalidRequest(
+            f"{text!r} is not a disk", hint="write VOLUME:SIZE[:FORMAT], like shared:2G"
+        )
+    disk: dict[str, Any] = {"volume": parts[0], "size_bytes": parse_size(parts[1])}
+    return disk | ({"format": parts[2]} if len(parts) == 3 else {})
+
+
+_SPELL: dict[str, Callable[[Any], str]] = {
+    "size": spell_size,
+    "ms": lambda value: f"{plain(value)}ms",
+    "seconds": _spell_seconds,
+    "disk": _spell_disk,
+}
+_READ: dict[str, Callable[[str], Any]] = {
+    "size": parse_size,
+    "ms": lambda text: _read_exactly(text, "ms", 1000.0),
+    "seconds": lambda text: _read_exactly(text, "s", 1.0),
+    "disk": read_disk,
+    "count": _read_count,
+}
+
+
+def spell(sort: Sort, value: Any) -> str:
+    """The text of one JSON value, as people type it."""
+    return _SPELL.get(sort, str)(value)
+
+
+def read(sort: Sort, text: str) -> Any:
+    """The JSON value of one text; InvalidRequest says what is wrong with it."""
+    return _READ.get(sort, str)(text)

@@ -1,0 +1,183 @@
+"""One request to whichever member answers, with an honest account of what may have happened.
+
+For each attempt it is known whether the request was *sent*. Before that every failure means
+"nothing was done" and the next member is tried. After it a read may be tried elsewhere, but a
+write may not: its outcome is unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Sequence
+from typing import Any
+
+from godwit.store import errors
+from godwit.store.http import Answer, Connection, Endpoint, VerifyPeer, parse_endpoint
+
+Json = dict[str, Any]
+
+
+class Transport:
+    """Pooled connections to the members of one store; sticks to the member that works."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        server_hostname: str = "",
+        verify_peer: VerifyPeer | None = None,
+    ) -> None:
+        if not endpoints:
+            raise errors.StoreRefused("the store has no address", hint="Give an endpoint.")
+        self._endpoints = [
+            parse_endpoint(
+                url,
+                tls=ssl_context,
+                server_hostname=server_hostname,
+                verify_peer=verify_peer,
+            )
+            for url in endpoints
+        ]
+        self._current = 0
+        self._closed = False
+
+    @property
+    def current(self) -> Endpoint:
+        """The member to ask first."""
+        return self._endpoints[self._current]
+
+    def move_on(self, failed: Endpoint) -> None:
+        """Ask another member first from now on, unless somebody moved already."""
+        if failed is self.current:
+            self._current = (self._current + 1) % len(self._endpoints)
+
+    async def call(self, path: str, body: bytes | None, *, write: bool, timeout: float) -> Json:
+        """The JSON answer of the first member that gives one. Raises StoreError.
+
+        ``timeout`` seconds cover everything. Each member gets an equal share of what is left to
+        answer in, but a write once sent keeps all of it.
+        """
+        if self._closed:
+            raise errors.StoreUnavailable("the store client is closed")
+        now = asyncio.get_running_loop().time
+        deadline = now() + timeout
+        first, total = self._current, len(self._endpoints)
+        last: errors.StoreUnavailable | None = None
+        for tried in range(total):
+            endpoint = self._endpoints[(first + tried) % total]
+            share = now() + (deadline - now()) / (total - tried)
+            try:
+                return await self._attempt(
+                    endpoint, path, body, write=write, share=share, deadline=deadline
+                )
+            except errors.StoreUnavailable as error:
+                last = error
+                self.move_on(endpoint)
+        assert last is not None  # noqa: S101 - there is at least one endpoint
+        raise last
+
+    async def _attempt(
+        self,
+        endpoint: Endpoint,
+        path: str,
+        body: bytes | None,
+        *,
+        write: bool,
+        share: float,
+        deadline: float,
+    ) -> Json:
+        fresh = False
+        while True:
+            connection = await connect(endpoint, fresh=fresh, deadline=share)
+            reused = connection.reused
+            try:
+                async with asyncio.timeout_at(deadline if write else share):
+                    answer = await connection.exchange(path, body)
+            except TimeoutError as error:
+                connection.close()
+                raise _unanswered(endpoint, write=write, timed_out=True) from error
+            except ssl.SSLError as error:
+                connection.close()
+                raise _tls_error(endpoint, error, write=write) from error
+            except (OSError, EOFError, asyncio.LimitOverrunError) as error:
+                connection.close()
+                if reused and not write:
+                    fresh = True  # the member had closed it while it lay idle
+                    continue
+                raise _unanswered(endpoint, write=write, timed_out=False) from error
+            except BaseException:
+                connection.close()
+                raise
+            endpoint.release(connection)
+            return _decode(endpoint, answer, write=write)
+
+    def close(self) -> None:
+        """Drop every idle connection and refuse further calls."""
+        self._closed = True
+        for endpoint in self._endpoints:
+            endpoint.close()
+
+
+async def connect(endpoint: Endpoint, *, fresh: bool, deadline: float) -> Connection:
+    """A connection to one member. Raises StoreUnavailable or StoreDenied."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            try:
+                return await endpoint.acquire(fresh=fresh)
+            except EOFError:
+                # Somebody who ends may hang up on us, once.
+                return await endpoint.acquire(fresh=True)
+    except EOFError as error:
+        raise errors.StoreDenied(
+            f"{endpoint.url} hangs up right after the handshake; it does not seem to accept"
+            " this host's certificate"
+        ) from error
+    except TimeoutError as error:
+        raise errors.StoreTimeout(f"{endpoint.url} did not accept a connection in time") from error
+    except ssl.SSLError as error:
+        raise _tls_error(endpoint, error, write=False) from error
+    except PermissionError as error:
+        raise errors.StoreDenied(
+            f"{endpoint.url} may not be opened", hint="Run as the user the store runs as."
+        ) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise errors.StoreUnavailable(f"{endpoint.url} does not answer: {reason}") from error
+
+
+def _unanswered(endpoint: Endpoint, *, write: bool, timed_out: bool) -> errors.StoreError:
+    why = "did not answer in time" if timed_out else "broke the connection"
+    if write:
+        return errors.StoreOutcomeUnknown(f"{endpoint.url} {why}; the write may have happened")
+    kind = errors.StoreTimeout if timed_out else errors.StoreUnavailable
+    return kind(f"{endpoint.url} {why}")
+
+
+def _tls_error(endpoint: Endpoint, error: ssl.SSLError, *, write: bool) -> errors.StoreError:
+    """With TLS 1.3 the member judges our certificate only after we have sent the request."""
+    reason = error.reason or str(error)
+    if isinstance(error, ssl.SSLCertVerificationError) or "ALERT" in reason.upper():
+        return errors.StoreDenied(f"{endpoint.url} and this host do not trust each other: {reason}")
+    if write:
+        return _unanswered(endpoint, write=True, timed_out=False)
+    return errors.StoreUnavailable(f"{endpoint.url} does not speak TLS as expected: {reason}")
+
+
+def _decode(endpoint: Endpoint, answer: Answer, *, write: bool) -> Json:
+    try:
+        body = json.loads(answer.body)
+    except ValueError:
+        body = None
+    if isinstance(body, dict):
+        if answer.status == 200:
+            return body
+        if "code" in body:
+            message = str(body.get("message") or body.get("error") or "refused")
+            raise errors.from_status(int(body["code"]), message, write=write)
+    raise errors.StoreRefused(
+        f"{endpoint.url} answered {answer.status} to a store request",
+        hint="Is this the address of a Godwit store or of etcd 3.4 or newer?",
+    )

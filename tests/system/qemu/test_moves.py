@@ -1,0 +1,262 @@
+"""What two QEMUs must agree on, shown by real streams between them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from godwit.host.run import run_async
+from godwit.model.errors import Conflict, OperationFailed, Refused
+from godwit.model.vm import Vm
+from godwit.qemu import intervals
+from godwit.qemu.facts import BinaryFacts, facts_of, probe
+from godwit.qemu.images import check_image, create_image, image_info
+from godwit.qemu.launch import Binary
+from godwit.qemu.machine import Machine
+from godwit.qemu.pins import choose_pins
+from godwit.qemu.start import Place
+from godwit.qemu.tls import ensure_dh_params
+
+pytestmark = pytest.mark.system
+
+MakeVm = Callable[..., Vm]
+MakePlace = Callable[..., Place]
+StartOne = Callable[..., Awaitable[Machine]]
+
+
+async def _move(source: Machine, target: Machine) -> str:
+    """Stream the machine over; the final status as the source sees it."""
+    caps = [{"capability": name, "state": True} for name in ("events", "return-path")]
+    for machine in (source, target):
+        await machine.monitor.execute("migrate-set-capabilities", {"capabilities": caps})
+    await target.monitor.execute("migrate-incoming", {"uri": "tcp:127.0.0.1:0"})
+    address = (await target.query_migrate())["socket-address"][0]
+    with source.monitor.events("MIGRATION") as events:
+        await source.monitor.execute("migrate", {"uri": f"tcp:127.0.0.1:{address['port']}"})
+        end = await events.wait(
+            lambda event: event.data["status"] in ("completed", "failed"), timeout=30
+        )
+    return str(end.data["status"])
+
+
+async def test_trees_are_equal_and_the_move_loads(
+    make_vm: MakeVm, make_place: MakePlace, start: StartOne
+) -> None:
+    vm = make_vm(disks=2, nics=2, cpus=2)
+    source = await start(vm, make_place("h1"))
+    # The tap of a card has one name on every host; one machine can hold it once.
+    target = await start(vm.but(name="web2"), make_place("h2"), incoming=True)
+    here, there = await asyncio.gather(source.device_tree(), target.device_tree())
+    assert here.differences(there) == ()
+    by_id = {device.id: device for device in here.devices}
+    assert by_id["net1"].address == "port1:00.0"
+    assert by_id["net1"].properties["mac"] == "02:00:00:00:99:01"
+    assert by_id["disk1"].properties == {
+        "channel": "0",
+        "scsi-id": "1",
+        "lun": "0",
+        "serial": "GWTEST1",
+        "size": str(4 << 20),
+    }
+    assert by_id["scsi0"].properties["num_queues"] == "2"
+    assert by_id["scsi0"].address == "pcie.0:01.0"
+    assert (here.machine, here.cpu_model, here.cpus) == ("pc-q35-7.2", "Nehalem-v1", 2)
+    assert here.memory_bytes == 64 << 20
+
+    began = time.perf_counter()
+    await source.device_tree()
+    took = time.perf_counter() - began
+    print(f"device tree: {took * 1000:.1f} ms")
+    assert took < 0.03
+
+    await source.cont()
+    assert await _move(source, target) == "completed"
+    assert (await target.status()).status == "paused"
+    resumed = await target.cont()
+    for machine in (source, target):
+        await machine.quit()
+    spans = [
+        span
+        for machine in (source, target)
+        for span in intervals.running_spans(machine.runtime.state, until=time.time())
+    ]
+    assert [span.host for span in spans] == ["h1", "h2"]
+    assert spans[1].start == pytest.approx(resumed, abs=0.005)
+    assert intervals.overlaps(spans) == []
+
+
+async def test_two_running_copies_are_seen(
+    make_vm: MakeVm, make_place: MakePlace, start: StartOne
+) -> None:
+    machines = [await start(make_vm(), make_place(host)) for host in ("h1", "h2")]
+    for machine in machines:
+        await machine.cont()
+    spans = [
+        span
+        for machine in machines
+        for span in intervals.running_spans(machine.runtime.state, until=time.time())
+    ]
+    assert len(intervals.overlaps(spans)) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("nic", "net1 (virtio-net-pci) is there but not here"),
+        ("mac", "mac="),
+        ("disk", "disk0 (scsi-hd) is missing there"),
+        ("memory", "memory_bytes"),
+        ("cpu", "cpu_model"),
+    ],
+)
+async def test_a_different_machine_is_told_apart(
+    change: str, words: str, make_vm: MakeVm, make_place: MakePlace, start: StartOne
+) -> None:
+    vm = make_vm(disks=1, nics=1)
+    changed = {
+        "nic": lambda: make_vm(disks=1, nics=2),
+        "mac": lambda: vm.but(nics=(vm.nics[0].but(mac="02:00:00:00:77:77"),)),
+        "disk": lambda: vm.but(disks=()),
+        "memory": lambda: vm.but(memory_bytes=72 << 20),
+        "cpu": lambda: vm.but(pins=vm.pins.but(cpu_model="Westmere-v1")),
+    }[change]()
+    source = await start(vm, make_place("h1"))
+    target = await start(changed.but(name="web2"), make_place("h2"), incoming=True)
+    said = (await source.device_tree()).differences(await target.device_tree())
+    assert len(said) == 1
+    assert words in said[0]
+
+
+async def test_probe_of_this_qemu(facts: BinaryFacts, qemu: Binary, tmp_path: Path) -> None:
+    assert facts.version >= (9, 0, 0)
+    assert {"avail-switchover-bandwidth", "mapped-ram", "virtio-net-uso"} <= facts.features
+    assert "Nehalem-v1" in facts.cpu_models
+    assert facts.public().live_migration_refusal == ""
+    first = await facts_of(qemu, "tcg", cache=tmp_path)
+    began = time.perf_counter()
+    assert await facts_of(qemu, "tcg", cache=tmp_path) == first == facts
+    assert time.perf_counter() - began < 0.05
+    (tmp_path / "qemu-facts-tcg.json").write_text("{damaged")
+    assert await facts_of(qemu, "tcg", cache=tmp_path) == first
+
+
+async def test_probe_says_why_it_cannot(qemu: Binary, tmp_path: Path) -> None:
+    with pytest.raises(OperationFailed, match="nosuchaccel"):
+        await probe(qemu, "nosuchaccel")
+    with pytest.raises(OperationFailed, match="cannot start"):
+        await probe(Binary(path=str(tmp_path / "missing")), "tcg")
+
+
+async def test_old_qemu_is_known_for_what_it_is(old_qemu: Binary, facts: BinaryFacts) -> None:
+    old = await probe(old_qemu, "tcg")
+    assert old.version[:2] == (7, 2)
+    assert {"multifd", "return-path", "pause-before-switchover", "yank"} <= old.features
+    absent = {"mapped-ram", "migrate-channels", "avail-switchover-bandwidth", "virtio-net-uso"}
+    assert not absent & old.features
+    assert "loses pages" in old.public().live_migration_refusal
+    assert old.public(allow_tcg_migration_on_old_qemu=True).live_migration_refusal == ""
+    both = {"h1": facts.public(), "h2": old.public()}
+    assert choose_pins(both, uuid="u").machine == "pc-q35-7.2"
+
+
+async def test_old_and_new_qemu_build_the_same_machine(
+    old_qemu: Binary, facts: BinaryFacts, make_vm: MakeVm, make_place: MakePlace, start: StartOne
+) -> None:
+    vm = make_vm(disks=1, nics=1)
+    source = await start(vm, make_place("h1", binary=old_qemu))
+    target = await start(
+        vm.but(name="web2"), make_place("h2", features=facts.features), incoming=True
+    )
+    assert source.monitor.version[:2] == (7, 2)
+    assert (await source.device_tree()).differences(await target.device_tree()) == ()
+    await source.cont()
+    await asyncio.sleep(0.2)
+    assert await _move(source, target) == "completed"
+    await target.cont()
+    assert (await target.status()).running
+
+
+async def test_credentials_cost_no_time(make_vm: MakeVm, start: StartOne, root: Path) -> None:
+    folder = root / "tls"
+    folder.mkdir()
+    await _certificates(folder)
+    ensure_dh_params(folder)
+    ensure_dh_params(folder)
+    for path in folder.iterdir():
+        os.chown(path, 65534, 65534)
+    machine = await start(make_vm(), incoming=True)
+    for _ in range(2):
+        began = time.perf_counter()
+        assert await machine.add_tls("server", folder) == "migration-tls-server"
+        took = time.perf_counter() - began
+    print(f"server credentials: {took * 1000:.1f} ms")
+    assert took < 0.04, "QEMU makes Diffie-Hellman parameters of its own"
+    assert await machine.add_tls("client", folder) == "migration-tls-client"
+
+
+async def _certificates(folder: Path) -> None:
+    base = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    await run_async(
+        [
+            *base,
+            "-nodes",
+            "-keyout",
+            str(folder / "server-key.pem"),
+            "-out",
+            str(folder / "server-cert.pem"),
+            "-subj",
+            "/CN=h1",
+            "-days",
+            "2",
+        ],
+        timeout=20,
+    )
+    certificate = (folder / "server-cert.pem").read_bytes()
+    (folder / "ca-cert.pem").write_bytes(certificate)
+    (folder / "client-cert.pem").write_bytes(certificate)
+    (folder / "client-key.pem").write_bytes((folder / "server-key.pem").read_bytes())
+
+
+async def test_images_are_made_and_checked(make_vm: MakeVm, root: Path) -> None:
+    disk = make_vm(disks=1).disks[0]
+    path = root / "vol" / "web" / "d.qcow2"
+    await create_image(path, format="qcow2", size_bytes=(1 << 20) + 1, owner=(65534, 65534))
+    stat = path.stat()
+    assert (stat.st_uid, stat.st_mode & 0o777) == (65534, 0o600)
+    info = await image_info(path, format="qcow2")
+    assert (info.virtual_size, info.backing) == ((1 << 20) + 512, "")
+    with pytest.raises(Conflict, match="exists already"):
+        await create_image(path, format="qcow2", size_bytes=1 << 20)
+    mine = disk.but(path=str(path), format="qcow2", size_bytes=(1 << 20) + 1)
+    await check_image(mine)
+    with pytest.raises(Refused, match="the record says"):
+        await check_image(mine.but(size_bytes=2 << 20))
+    with pytest.raises(OperationFailed, match="cannot read"):
+        await check_image(mine.but(path=disk.path))
+    chained = root / "vol" / "web" / "chained.qcow2"
+    await run_async(
+        [
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-b",
+            "/etc/passwd",
+            "-F",
+            "raw",
+            str(chained),
+            str(2 << 20),
+        ],
+        timeout=20,
+    )
+    with pytest.raises(Refused, match="leads to another file"):
+        await check_image(mine.but(path=str(chained), size_bytes=2 << 20))
+    with pytest.raises(OperationFailed, match="cannot create"):
+        await create_image(root / "vol" / "x.raw", format="raw", size_bytes=1 << 62)
+    assert not (root / "vol" / "x.raw").exists()

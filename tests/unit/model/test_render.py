@@ -1,0 +1,207 @@
+"""Every request can be printed in every form and read back as the same value."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from godwit.model import requests
+from godwit.model.errors import InvalidRequest
+from godwit.model.parse import parse
+from godwit.model.render import FORMS, Form, render
+from godwit.model.requests import ROUTES, Request, parse_request
+from godwit.model.words import ACTIONS, read, spell, spell_size
+
+NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
+IDS = st.from_regex(r"[a-z0-9-]{1,40}", fullmatch=True)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
+TEMPLATES = st.sampled_from(
+    ["{{ x }}", "a{% b %}", "{#", "$(id)", "`id`", "'\"", "-x", "\\U00e9", "END\n"]
+)
+BY_FIELD: dict[str, st.SearchStrategy[object]] = {
+    "name": NAMES,
+    "id": IDS,
+    "memory_bytes": st.integers(16 << 20, 1 << 44)
+    | st.integers(4, 1 << 20).map(lambda quarters: quarters * (4 << 20)),
+    "cpus": st.integers(1, 256),
+    "image": st.none() | NAMES,
+    "kernel": st.none() | TEXTS | TEMPLATES,
+    "initrd": st.none() | TEXTS,
+    "append": TEXTS | TEMPLATES,
+    "disks": st.lists(
+        st.fixed_dictionaries(
+            {
+                "volume": NAMES,
+                "size_bytes": st.integers(1, 1 << 50),
+                "format": st.sampled_from(["raw", "qcow2"]),
+            }
+        ),
+        max_size=3,
+    ),
+    "networks": st.lists(NAMES, max_size=3),
+    "host": st.none() | NAMES,
+    "to": st.none() | NAMES,
+    "ha": st.booleans(),
+    "force": st.booleans(),
+    "timeout_s": st.floats(1e-6, 86400),
+    "method": st.sampled_from(["live", "quick"]),
+    "max_blackout_ms": st.floats(1e-6, 3_600_000) | st.integers(1, 1000).map(float),
+    "deadline_s": st.floats(1e-6, 31_622_400) | st.integers(1, 500_000).map(float),
+    "allow_postcopy": st.booleans(),
+    "allow_throttle": st.booleans(),
+    "mtu": st.integers(576, 9216),
+    "subnet": TEXTS,
+    "uplink": TEXTS,
+}
+KINDS: dict[str, type[BaseModel]] = {
+    one.model_fields["kind"].default: one for one in get_args(get_args(requests.Request)[0])
+}
+
+
+def any_request(kind: str) -> st.SearchStrategy[Request]:
+    fields = {
+        name: st.just(kind) if name == "kind" else BY_FIELD[name]
+        for name in KINDS[kind].model_fields
+    }
+    return st.fixed_dictionaries(fields).map(parse_request)
+
+
+def test_the_tables_know_every_request_and_every_field() -> None:
+    assert set(ACTIONS) == set(KINDS) == set(ROUTES)
+    for kind, model in KINDS.items():
+        action = ACTIONS[kind]
+        said = {flag.field for flag in action.flags} | {action.subject, "kind"}
+        assert said == set(model.model_fields), kind
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_what_is_printed_reads_back_the_same(kind: str, form: Form) -> None:
+    @settings(max_examples=60, deadline=None)
+    @given(any_request(kind), st.booleans(), st.booleans())
+    def check(request: Request, wait: bool, dry_run: bool) -> None:
+        text = render(request, form, wait=wait, dry_run=dry_run and kind == "vm.migrate")
+        assert parse(text, form) == request
+
+    check()
+
+
+MOVE = parse_request(
+    {"kind": "vm.migrate", "name": "web", "to": "host2", "max_blackout_ms": 200, "deadline_s": 900}
+)
+
+
+def test_the_command_line() -> None:
+    assert render(MOVE, "cli") == (
+        "godwit vm migrate web --to host2 --max-blackout 200ms --deadline 15m\n"
+    )
+    assert render(MOVE, "cli", dry_run=True).endswith(" --dry-run\n")
+    assert render(MOVE, "cli", wait=False).endswith(" --no-wait\n")
+    disk = {"volume": "shared", "size_bytes": 2 << 30, "format": "raw"}
+    create = {"kind": "vm.create", "name": "web", "memory_bytes": 512 << 20, "disks": [disk]}
+    assert render(parse_request(create | {"append": "-v it's"}), "cli") == (
+        "godwit vm create web --memory 512M '--append=-v it'\"'\"'s' --disk shared:2G:raw\n"
+    )
+
+
+def test_curl_keeps_the_token_off_the_command_line() -> None:
+    text = render(MOVE, "curl")
+    command, _, rest = text.partition("<<END")
+    assert "TOKEN" not in command
+    assert "Bearer" in rest
+    assert subprocess.run(["/bin/sh", "-n"], input=text, text=True, check=False).returncode == 0
+
+
+def test_python_is_a_whole_program() -> None:
+    for options in ({}, {"wait": False}, {"dry_run": True}):
+        ast.parse(render(MOVE, "python", **options))  # type: ignore[arg-type]
+
+
+def test_ansible_never_takes_a_value_for_a_template() -> None:
+    request = parse_request(
+        {"kind": "vm.create", "name": "web", "memory_bytes": 1 << 30, "append": "{{ lookup() }}"}
+    )
+    line = re.search(r"append: (.*)", render(request, "ansible"))
+    assert line
+    assert line[1] == '!unsafe "{{ lookup() }}"'
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(st.text(max_size=80))
+def test_nonsense_is_refused_in_words(form: Form, text: str) -> None:
+    with pytest.raises(InvalidRequest):
+        parse(text, form)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "godwit vm migrate web --to",
+        "godwit vm migrate web other",
+        "godwit vm fly web",
+        "godwit vm create web --memory lots",
+        "godwit vm migrate web --sideways",
+        "godwit vm migrate 'Not A Name'",
+    ],
+)
+def test_wrong_lines_are_refused_in_words(line: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse(line, "cli")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("sort", "text", "value"),
+    [
+        ("ms", "200", 200.0),
+        ("ms", "200ms", 200.0),
+        ("ms", "0.3ms", 0.3),
+        ("ms", "1.5s", 1500.0),
+        ("seconds", "10m", 600.0),
+        ("seconds", "90", 90.0),
+        ("size", "1.5G", 3 << 29),
+        ("count", "4", 4),
+    ],
+)
+def test_reading_values(sort: str, text: str, value: object) -> None:
+    assert read(sort, text) == value  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("sort", "text"),
+    [
+        ("ms", "0"),
+        ("ms", "fast"),
+        ("seconds", "-1"),
+        ("size", "12Q"),
+        ("size", "0"),
+        ("count", "1.5"),
+        ("count", "²"),
+        ("disk", "shared"),
+        ("disk", "shared:"),
+        ("disk", "a:1G:raw:x"),
+    ],
+)
+def test_garbage_values(sort: str, text: str) -> None:
+    with pytest.raises(InvalidRequest):
+        read(sort, text)  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 1 << 59))
+def test_sizes_lose_nothing(size: int) -> None:
+    assert read("size", spell_size(size)) == size
+    assert spell("count", 3) == "3"
+
+
+def test_the_words_stay_light() -> None:
+    code = "import sys, godwit.model.render; print('pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

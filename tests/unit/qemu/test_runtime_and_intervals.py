@@ -1,0 +1,173 @@
+"""Records that outlive an agent, and the evidence by which two running copies are found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from godwit.model.errors import OperationFailed
+from godwit.qemu import intervals
+from godwit.qemu.intervals import Span, append_line, overlaps, running_spans
+from godwit.qemu.launch import log_tail
+from godwit.qemu.layout import file_node, tap_name
+from godwit.qemu.runtime import (
+    Runtime,
+    forget_started,
+    load_runtime,
+    note_started,
+    read_started,
+    scan,
+)
+from godwit.qemu.tree import Device, DeviceTree
+
+
+def _runtime(root: Path, vm: str = "web", **more: object) -> Runtime:
+    run, state = root / "run" / vm, root / "state" / vm
+    run.mkdir(parents=True)
+    state.mkdir(parents=True)
+    values: dict[str, object] = {
+        "vm": vm,
+        "host": "host1",
+        "epoch": 3,
+        "role": "started",
+        "run": run,
+        "state": state,
+        "taps": {"net0": tap_name(vm, "net0")},
+    }
+    return Runtime.model_validate(values | more)
+
+
+def test_runtime_comes_back_as_it_was(tmp_path: Path) -> None:
+    runtime = _runtime(tmp_path, pid=77, start_time=99, argv=("qemu", "-S"))
+    assert load_runtime(runtime.run) is None
+    runtime.save()
+    assert load_runtime(runtime.run) == runtime
+    assert (runtime.run / "runtime.json").stat().st_mode & 0o077 == 0
+    assert [path.name for path in runtime.run.iterdir()] == ["runtime.json"]
+    runtime.remove()
+    runtime.remove()
+    assert load_runtime(runtime.run) is None
+
+
+def test_scan_names_what_it_cannot_read(tmp_path: Path) -> None:
+    _runtime(tmp_path, "a").save()
+    _runtime(tmp_path, "b").save()
+    (tmp_path / "run" / "b" / "runtime.json").write_text('{"vm": "b"')
+    (tmp_path / "run" / "empty").mkdir()
+    found, damaged = scan(tmp_path / "run")
+    assert [runtime.vm for runtime in found] == ["a"]
+    assert len(damaged) == 1
+    assert "b/runtime.json" in damaged[0]
+    assert scan(tmp_path / "nowhere") == ((), ())
+
+
+def test_started_note_only_rises(tmp_path: Path) -> None:
+    state = tmp_path / "web"
+    assert read_started(state) is None
+    note_started(state, epoch=4, migration_id="m1")
+    note = read_started(state)
+    assert note is not None
+    assert (note.epoch, note.migration_id) == (4, "m1")
+    note_started(state, epoch=4, migration_id="m1")
+    with pytest.raises(OperationFailed, match="epoch 4 was started"):
+        note_started(state, epoch=3, migration_id=None)
+    forget_started(state)
+    assert read_started(state) is None
+
+
+def _trace(state: Path, *lines: tuple[int, float, int]) -> None:
+    with (state / intervals.LOG).open("a") as log:
+        for pid, at, running in lines:
+            log.write(f"{pid}@{at:.6f}:vm_state_notify running {running} reason 9 (running)\n")
+
+
+def _line(state: Path, event: str, at: float, pid: int, epoch: int = 1, host: str = "h1") -> None:
+    append_line(state, event=event, at=at, host=host, vm="web", pid=pid, epoch=epoch)
+
+
+def test_spans_come_from_qemu_itself(tmp_path: Path) -> None:
+    _line(tmp_path, "START", 9.0, 100)
+    _trace(tmp_path, (100, 10.0, 1), (100, 12.0, 0), (100, 13.0, 1))
+    with (tmp_path / intervals.LOG).open("a") as log:
+        log.write("qemu: warning: something else\n")
+    _line(tmp_path, "EXIT", 15.0, 100)
+    assert running_spans(tmp_path, until=99.0) == [
+        Span(10.0, 12.0, "h1", 100, 1),
+        Span(13.0, 15.0, "h1", 100, 1),
+    ]
+
+
+def test_a_killed_qemu_ends_with_its_exit_and_a_live_one_now(tmp_path: Path) -> None:
+    _line(tmp_path, "START", 9.0, 100)
+    _trace(tmp_path, (100, 10.0, 1))
+    assert running_spans(tmp_path, until=50.0) == [Span(10.0, 50.0, "h1", 100, 1)]
+    _line(tmp_path, "EXIT", 11.0, 100)
+    _line(tmp_path, "START", 20.0, 100, epoch=2)
+    _trace(tmp_path, (100, 21.0, 1))
+    assert running_spans(tmp_path, until=50.0) == [
+        Span(10.0, 11.0, "h1", 100, 1),
+        Span(21.0, 50.0, "h1", 100, 2),
+    ]
+
+
+def test_a_planted_double_run_is_caught(tmp_path: Path) -> None:
+    first = Span(10.0, 20.0, "h1", 100, 1)
+    assert overlaps([first, Span(20.0, 30.0, "h2", 7, 2)]) == []
+    double = Span(19.999, 30.0, "h2", 7, 2)
+    assert overlaps([first, double]) == [(first, double)]
+    assert overlaps([first, double], slack=0.01) == []
+    assert overlaps([first, Span(12.0, 13.0, "h1", 100, 1)]) == []
+    inner = Span(11.0, 12.0, "h1", 101, 1)
+    assert overlaps([inner, first]) == [(first, inner)], "two processes on one host count too"
+
+
+def test_a_torn_line_is_left_out(tmp_path: Path) -> None:
+    _line(tmp_path, "START", 1.0, 5)
+    with (tmp_path / intervals.FILE).open("a") as file:
+        file.write('{"event":"EX')
+    assert [line["event"] for line in intervals.read_lines(tmp_path)] == ["START"]
+
+
+def test_names_fit_kernel_and_qemu() -> None:
+    assert len(tap_name("x" * 63, "net7")) <= 15
+    assert tap_name("web", "net0") != tap_name("web", "net1")
+
+    class Long:
+        id = "a-very-long-disk-name-with-too-many-letters"
+
+    assert len(file_node(Long())) <= 31  # type: ignore[arg-type]
+
+
+def test_log_tail_starts_where_told(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert log_tail(log) == ""
+    log.write_text("old\n")
+    offset = log.stat().st_size
+    log.write_text("old\nnew one\n\nnew two\n")
+    assert log_tail(log, offset=offset) == "new one | new two"
+
+
+def _tree(*devices: Device, **more: object) -> DeviceTree:
+    values: dict[str, object] = {
+        "machine": "pc-q35-9.0",
+        "cpu_model": "Westmere-v1",
+        "cpus": 1,
+        "memory_bytes": 256 << 20,
+        "devices": devices,
+    }
+    return DeviceTree.model_validate(values | more)
+
+
+def test_trees_tell_every_difference() -> None:
+    nic = Device(id="net0", driver="virtio-net-pci", address="port0:00.0", properties={"mac": "a"})
+    disk = Device(id="disk0", driver="scsi-hd", properties={"size": "1"})
+    assert _tree(nic, disk).differences(_tree(disk, nic)) == ()
+    said = _tree(nic, disk).differences(
+        _tree(nic.but(properties={"mac": "b"}), disk.but(id="disk1"), cpus=2)
+    )
+    assert len(said) == 4
+    assert any("mac=a here" in line and "mac=b there" in line for line in said)
+    assert "disk0 (scsi-hd) is missing there" in said
+    assert "disk1 (scsi-hd) is there but not here" in said
+    assert "cpus is 1 here and 2 there" in said
