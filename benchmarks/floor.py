@@ -93,9 +93,10 @@ class Tuning:
     """More arguments for the destination only."""
     accel: str = ""
     """Another accelerator string for the destination."""
-    nice_migration: int = 0
-    quit_first: bool = False
-    """Quit the source before `cont` instead of after RESUME."""
+    nice: int = 0
+    """Scheduling priority the destination is started with."""
+    quit_delay_ms: float = 0.0
+    """Time between RESUME and quitting the source: its exit costs CPU time."""
 
 
 @dataclass
@@ -209,8 +210,9 @@ def argv(guest: Guest, place: Place, *, role: str, incoming: bool, tuning: Tunin
         for endpoint in ("client", "server"):
             credentials = f"tls-creds-x509,id=tls-{endpoint},dir={place.tls_dir}"
             more += ["-object", f"{credentials},endpoint={endpoint},verify-peer=yes"]
+    priority = ["nice", "-n", str(tuning.nice)] if incoming and tuning.nice else []
     return [
-        *place.enter, guest.binary,
+        *place.enter, *priority, guest.binary,
         "-machine", f"{guest.machine},vmport=off,graphics=off", "-accel", accel,
         "-cpu", guest.cpu, "-m", f"{guest.memory_mib}M", "-smp", "1",
         "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none",
@@ -259,8 +261,6 @@ def move(source: Vm, guest: Guest, to: Place, *, role: str, tuning: Tuning) -> t
     try:
         uri = _prepare(source.qmp, target.qmp, to, tuning)
         mark("prepared")
-        if tuning.nice_migration:
-            os.setpriority(os.PRIO_PROCESS, source.process.pid, tuning.nice_migration)
         source.qmp.events.clear()
         source.qmp.run("migrate", uri=uri)
         stop = _stamp(source.qmp.wait("STOP"))
@@ -269,8 +269,6 @@ def move(source: Vm, guest: Guest, to: Place, *, role: str, tuning: Tuning) -> t
             source.qmp.run("migrate-continue", state="pre-switchover")
         completed = _stamp(source.qmp.wait("MIGRATION", status="completed"))
         mark("completed")
-        if tuning.quit_first:
-            source.qmp.post("quit")
         if tuning.cont_delay_ms:
             time.sleep(tuning.cont_delay_ms / 1e3)
         if tuning.hold:
@@ -279,9 +277,10 @@ def move(source: Vm, guest: Guest, to: Place, *, role: str, tuning: Tuning) -> t
         mark("resume seen")
         if tuning.announce == "self":
             target.qmp.run("announce-self", initial=50, max=550, rounds=5, step=100)
-        facts = {} if tuning.quit_first else source.qmp.run("query-migrate")
-        if not tuning.quit_first:
-            source.qmp.post("quit")
+        if tuning.quit_delay_ms:
+            time.sleep(tuning.quit_delay_ms / 1e3)
+        facts = source.qmp.run("query-migrate")
+        source.qmp.post("quit")
         source.process.wait()
         source.qmp.close()
         mark("quit")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +17,16 @@ from godwit.agent.facts import Equipment
 from godwit.agent.gate import TapGate
 from godwit.agent.guardlink import GuardLink
 from godwit.agent.holds import LabHolds
+from godwit.host.cgroup import open_cgroup
 from godwit.host.config import AgentConfig
+from godwit.host.errors import CgroupError
 from godwit.host.ifctl import LinkControl
 from godwit.model.errors import NotFound
 from godwit.model.vm import Vm, VmState, VmStatus
 from godwit.model.world import Clock
 from godwit.qemu.machine import Machine
 from godwit.qemu.start import Place
-from godwit.qmp import MonitorLost
+from godwit.qmp import MonitorError, MonitorLost
 from godwit.store.errors import StoreError
 from godwit.store.records import Records
 
@@ -68,7 +70,7 @@ class Desk:
         self.slots: dict[str, Slot] = {}
         self.promised: dict[str, int] = {}  # memory of VMs on their way in, bytes
         self.moving: set[str] = set()
-        self.on_exit: Callable[[Slot], Awaitable[None]] | None = None
+        self.on_exit: Callable[[Slot], Coroutine[Any, Any, None]] | None = None
         self._locks: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -97,7 +99,7 @@ class Desk:
             state=paths.vm_state(vm),
             binary=self.equipment.binary,
             features=self.equipment.qemu.features,
-            cgroup=f"{self.config.cgroup_root}/{vm}",
+            cgroup=f"{self.config.cgroup.root}/{vm}",
             boot_id=self.equipment.info.boot_id,
         )
 
@@ -132,8 +134,16 @@ class Desk:
             task = self.background(work, f"vm {vm.name}: {name}")
             slot.tasks.add(task)
         await self.guard.register(machine.runtime)
+        await self._group_vcpus(machine)
         await self.publish(slot)
         return slot
+
+    async def _group_vcpus(self, machine: Machine) -> None:
+        """Give the vCPU threads their own control group, so that a throttle hits only them."""
+        try:
+            open_cgroup(machine.runtime.cgroup).add_vcpu_threads(await machine.vcpu_threads())
+        except (CgroupError, OSError, MonitorError) as error:
+            _log.warning("%s: vCPUs cannot be throttled: %s", machine.vm, error)
 
     async def take(self, slot: Slot) -> None:
         """The VM runs here no more and its QEMU is dead: forget it and what it left."""

@@ -31,18 +31,23 @@ class Equipment:
 async def survey(config: AgentConfig, *, now: float) -> Equipment:
     """Look at machine, KVM and QEMU. OperationFailed when no VM could run here."""
     machine = host_facts()
-    accelerator, why = choose_accelerator(config.accelerator, machine.kvm)
-    binary = Binary.of(config)
+    accelerator, why = choose_accelerator(config.qemu.accelerator, machine.kvm)
+    binary = Binary.named(
+        config.qemu.binary,
+        user=config.qemu.user,
+        data_dir=config.qemu.data_dir,
+        library_path=config.qemu.library_path,
+    )
     qemu = await facts_of(binary, accelerator, cache=config.paths.state)
     public = qemu.public(
         accelerator_reason=why,
-        allow_tcg_migration_on_old_qemu=config.allow_tcg_migration_on_old_qemu,
+        allow_tcg_migration_on_old_qemu=config.qemu.allow_tcg_migration_on_old_qemu,
     )
     if not qemu.machines:
         raise OperationFailed(f"{binary.path} offers no q35 machine", hint="install another QEMU")
     info = HostInfo(
         name=config.host,
-        agent_url=f"https://{config.agent_address}:{config.agent_port}",
+        agent_url=f"https://{config.agent.address}:{config.agent.port}",
         cpus=machine.cpu.count,
         cpu_vendor=machine.cpu.vendor,
         cpu_model_name=machine.cpu.model_name,
@@ -50,9 +55,9 @@ async def survey(config: AgentConfig, *, now: float) -> Equipment:
         boot_id=machine.boot_id,
         kernel=machine.kernel,
         qemu=public,
-        migration_address=config.migration_address,
-        migration_subnet=config.migration_subnet,
-        migration_rate_bits=config.migration_rate_bits,
+        migration_address=config.migration.address,
+        migration_subnet=config.migration.subnet,
+        migration_rate_bits=config.migration.rate_bits,
         networks={name: port.mtu for name, port in config.networks.items()},
         volumes=seen_volumes(config.paths.volumes),
         cgroup=f"v{cgroup.detect().version}",

@@ -6,7 +6,7 @@ import contextlib
 import logging
 
 from godwit.host.announce import gratuitous
-from godwit.host.config import NetworkPort
+from godwit.host.config import NetworkConfig
 from godwit.host.ifctl import LinkControl
 from godwit.model.vm import Vm
 from godwit.qemu.runtime import Runtime
@@ -18,7 +18,7 @@ class TapGate:
     """Implements ``godwit.migration.world.Gate`` for one QEMU."""
 
     def __init__(
-        self, vm: Vm, runtime: Runtime, networks: dict[str, NetworkPort], links: LinkControl
+        self, vm: Vm, runtime: Runtime, networks: dict[str, NetworkConfig], links: LinkControl
     ) -> None:
         self._links = links
         self._ports = [

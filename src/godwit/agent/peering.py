@@ -11,8 +11,8 @@ from godwit.migration.peer import (
     CheckAsk,
     PeerSilent,
     PeerState,
-    Prepared,
     PrepareAsk,
+    Prepared,
     Recovered,
     TakenOver,
 )

@@ -7,7 +7,6 @@ epoch durably, then ``cont``. What fails on the way is undone and the record say
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 from godwit.agent.desk import Desk, Slot
@@ -20,7 +19,6 @@ from godwit.model.ownership import Owner, OwnerState, SavedState
 from godwit.model.units import format_size
 from godwit.model.vm import Vm, VmState, VmStatus
 from godwit.qemu.images import check_image
-from godwit.qemu.machine import Machine
 from godwit.qemu.runtime import note_started
 from godwit.qemu.start import spawn
 from godwit.qmp import MonitorError
@@ -300,5 +298,3 @@ class Power:
             reason=reason,
             since=self.desk.clock.realtime(),
         )
-
-

@@ -55,7 +55,14 @@ class Link:
         """Close the connections; a later call opens new ones."""
         if self._peer is not None:
             peer, self._peer = self._peer, None
+            idle = list(peer._idle)
             await peer.close()
+            # A polite TLS close takes the server's answer, and our loop may end right after this:
+            # drop them, and give the loop the two rounds that dropping takes.
+            for connection in idle:
+                connection.abort()
+            for _ in range(2):
+                await asyncio.sleep(0)
 
     async def get(
         self, path: str, *, query: Query | None = None, deadline_s: float | None = None
@@ -104,15 +111,24 @@ class Link:
     ) -> AsyncGenerator[SseEvent, None]:
         """The events that the server has: until the stream ends or is quiet for ``quiet_s``."""
         headers = {"accept": "text/event-stream"} | ({"last-event-id": since} if since else {})
+        loop, parser = asyncio.get_running_loop(), SseParser()
         with self._plain_errors():
-            async with self._open().stream(
-                "GET", "/v1/events", query=query, headers=headers
-            ) as answer:
-                parser = SseParser()
-                with contextlib.suppress(TimeoutError):
-                    async for chunk in _until_quiet(answer.chunks(), quiet_s):
-                        for event in parser.feed(chunk):
-                            yield event
+            async with contextlib.AsyncExitStack() as stack:
+                opened = self._open().stream("GET", "/v1/events", query=query, headers=headers)
+                answer = await stack.enter_async_context(opened)
+                chunks = await stack.enter_async_context(contextlib.aclosing(answer.chunks()))
+                until = loop.time() + quiet_s
+                while True:
+                    try:
+                        async with asyncio.timeout_at(until):
+                            chunk = await anext(chunks, None)
+                    except TimeoutError:
+                        return
+                    if chunk is None:
+                        return
+                    for event in parser.feed(chunk):  # a comment is no news
+                        until = loop.time() + quiet_s
+                        yield event
 
     @contextlib.asynccontextmanager
     async def websocket(self, path: str) -> AsyncIterator[ClientConnection]:
@@ -136,13 +152,3 @@ class Link:
                 f"{self.target.url} does not speak as a cluster does: {error}",
                 hint="check the address, and that it is the manager's",
             ) from error
-
-
-async def _until_quiet(chunks: AsyncGenerator[bytes, None], quiet_s: float) -> AsyncIterator[bytes]:
-    async with contextlib.aclosing(chunks):
-        while True:
-            async with asyncio.timeout(quiet_s):
-                chunk = await anext(chunks, None)
-            if chunk is None:
-                return
-            yield chunk

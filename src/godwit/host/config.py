@@ -36,6 +36,19 @@ class PathsConfig:
     volumes: Path = Path("/clusterstorage")
     images: Path = Path("/var/lib/godwit/images")
 
+    def vm_run(self, vm: str) -> Path:
+        """Sockets and ``runtime.json`` of a running VM."""
+        return self.run / "vms" / vm
+
+    def vm_state(self, vm: str) -> Path:
+        """Durable notes, console log and evidence of a VM on this host."""
+        return self.state / "vms" / vm
+
+    @property
+    def guard_socket(self) -> Path:
+        """Where the guard listens."""
+        return self.run / "guard.sock"
+
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
@@ -90,6 +103,8 @@ class QemuConfig:
 
     user: str = "godwit-qemu"
     binary: str = "qemu-system-x86_64"
+    data_dir: str = ""
+    library_path: str = ""
     accelerator: str = "auto"
     allow_tcg_migration_on_old_qemu: bool = False
 

@@ -130,7 +130,6 @@ async def serve(config: ManagerConfig) -> int:
         await _beat_until(stop, manager.broken)
     finally:
         notify("STOPPING=1")
-        manager.feed.close()
         await server.stop(grace_s=_GRACE_S)
         await manager.stop()
         await store.aclose()

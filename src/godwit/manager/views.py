@@ -50,7 +50,8 @@ def vm_state(
     if owner.state is OwnerState.STARTING:
         return VmState.STARTING, away
     if fresh and fresh.host == owner.host and fresh.state in _SEEN_RUNNING:
-        return fresh.state, fresh.reason or away
+        late = fresh.state is VmState.RUNNING and owner.paused
+        return (VmState.PAUSED if late else fresh.state), fresh.reason or away
     return (VmState.PAUSED if owner.paused else VmState.RUNNING), away
 
 

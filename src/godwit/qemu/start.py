@@ -27,7 +27,7 @@ from godwit.host.errors import HostError
 from godwit.host.process import Process, kill, wait_exit
 from godwit.host.sockets import bind_unix
 from godwit.host.taps import Tap, open_tap
-from godwit.model.errors import Conflict, GodwitError, OperationFailed
+from godwit.model.errors import Conflict, OperationFailed
 from godwit.model.vm import Vm
 from godwit.qemu.argv import Plugs, build_argv
 from godwit.qemu.launch import Binary, log_size, log_tail
@@ -100,8 +100,6 @@ async def spawn(
         offset = log_size(runtime.qemu_log)
         try:
             machine = await _bring_up(undo, vm, place, runtime, incoming, deadline)
-        except GodwitError:
-            raise
         except (_Ended, MonitorError, HostError, OSError, ValueError) as error:
             said = log_tail(runtime.qemu_log, offset=offset)
             raise OperationFailed(
@@ -131,15 +129,24 @@ async def _bring_up(
         pid=process.pid, start_time=process.start_time, argv=(place.binary.path, *options)
     )
     runtime.save()
-    if place.cgroup:
-        group = open_cgroup(place.cgroup)
-        group.create()
-        group.add_process(process.pid)
+    # The kernel takes 10-20 ms to move a process between groups; QEMU needs longer to come up.
+    joining = asyncio.create_task(
+        asyncio.to_thread(_join_cgroup, place.cgroup, process.pid), name=f"qemu {vm.name}: cgroup"
+    )
+    undo.push_async_callback(asyncio.wait, {joining})
     monitor = await _connect_or_exit(runtime, deadline)
     undo.push_async_callback(monitor.close)
+    await joining
     machine = Machine(runtime, monitor)
     machine.witness("START", role=runtime.role, migration=runtime.migration)
     return machine
+
+
+def _join_cgroup(name: str, pid: int) -> None:
+    if name:
+        group = open_cgroup(name)
+        group.create()
+        group.add_process(pid)
 
 
 def _plug(

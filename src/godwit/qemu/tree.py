@@ -16,11 +16,12 @@ from pydantic import Field
 from godwit.model.base import Value
 from godwit.qmp import Monitor
 
-# What is asked of each device by its driver; the rest comes from the three list commands.
+# What is asked of each device by its driver; the rest comes from the list commands. Each question
+# costs a round trip in the middle of a move. ``vectors`` tells the number of queue pairs.
 _PROPERTIES: Mapping[str, tuple[str, ...]] = {
-    "virtio-net-pci": ("mac", "mq", "vectors", "host_mtu"),
+    "virtio-net-pci": ("mac", "vectors", "parent_bus"),
     "virtio-scsi-pci": ("num_queues",),
-    "scsi-hd": ("channel", "scsi-id", "lun", "serial"),
+    "scsi-hd": ("scsi-id", "serial"),
 }
 
 
@@ -95,7 +96,7 @@ async def read_device_tree(monitor: Monitor) -> DeviceTree:
         properties = asked.get(name, {})
         if name in sizes:
             properties["size"] = str(sizes[name])
-        address = addresses.get(name, "")
+        address = _address(properties) or addresses.get(name, "")
         devices.append(Device(id=name, driver=driver, address=address, properties=properties))
     return DeviceTree(
         machine=str(machine).removesuffix("-machine"),
@@ -114,19 +115,17 @@ def _children(answer: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
 
 
 def _addresses(buses: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    # A bus number behind a bridge is given by the guest's firmware and so is no part of the
-    # machine; what is fixed is the bridge that leads there.
-    for bus in buses:
-        yield from _on_bus("pcie.0", bus["devices"])
+    # Only the root bus: QEMU lists what is behind a bridge only once the guest's firmware has
+    # numbered it, which a destination's never has.
+    for device in (device for bus in buses if bus["bus"] == 0 for device in bus["devices"]):
+        if device.get("qdev_id"):
+            yield str(device["qdev_id"]), f"pcie.0:{device['slot']:02x}.{device['function']}"
 
 
-def _on_bus(bus: str, devices: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    for device in devices:
-        name = str(device.get("qdev_id", ""))
-        place = f"{bus}:{device['slot']:02x}.{device['function']}"
-        if name:
-            yield name, place
-        yield from _on_bus(name, device.get("pci_bridge", {}).get("devices", []))
+def _address(properties: dict[str, str]) -> str:
+    """The place of a device behind a port (it is alone there), out of what it told of itself."""
+    bus = properties.pop("parent_bus", "")
+    return f"{bus.rsplit('/', 1)[-1]}:00.0" if bus else ""
 
 
 async def _properties(monitor: Monitor, drivers: Mapping[str, str]) -> dict[str, dict[str, str]]:

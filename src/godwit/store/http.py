@@ -211,6 +211,9 @@ class Endpoint:
             try:
                 self._judge(writer)
                 await connection.exchange("/health", None)
+            except ConnectionResetError as error:
+                connection.close()
+                raise EOFError("hung up after the handshake") from error
             except BaseException:
                 connection.close()
                 raise

@@ -23,7 +23,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from godwit.wire.errors import IdentityUnusable
-from godwit.wire.identity import CA_FILE, CERT_FILE, KEY_FILE, MIGRATION, PeerIdentity
+from godwit.wire.identity import (
+    CA_FILE,
+    CERT_FILE,
+    KEY_FILE,
+    MIGRATION,
+    PeerIdentity,
+    migration_dns,
+)
 
 CA_KEY_FILE = "ca-key.pem"
 CA_DAYS, ISSUED_DAYS = 3650.0, 825.0
@@ -139,11 +146,6 @@ def write_identity(directory: Path, issued: Issued, *, gid: int | None = None) -
     _write(directory / KEY_FILE, issued.key, mode=0o600, gid=gid)
     _write(directory / CERT_FILE, issued.cert, mode=0o644)
     _write(directory / CA_FILE, issued.ca, mode=0o644)
-
-
-def migration_dns(host: str) -> str:
-    """The DNS name QEMU's `tls-hostname` checks for the migration stream into a host."""
-    return f"{host}.migration.godwit"
 
 
 def write_qemu_credentials(

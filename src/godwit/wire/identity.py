@@ -136,3 +136,8 @@ def _prove(*, cert: Path, key: Path, ca: Path) -> tuple[dict[str, Any], bytes]:
     if not facts or der is None:
         raise IdentityUnusable(f"{cert} could not be proven against {ca}.")
     return facts, der
+
+
+def migration_dns(host: str) -> str:
+    """The DNS name QEMU's `tls-hostname` checks for the migration stream into a host."""
+    return f"{host}.migration.godwit"

@@ -6,17 +6,19 @@ power when the power button is pressed. It boots as a Linux kernel or as a disk'
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import itertools
 import os
 import shutil
 import struct
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from godwit.host.inotify import MODIFIED, PathWatch
 from godwit.model.vm import Boot, Disk, Nic, Pins, Vm
 from godwit.qemu.facts import BinaryFacts, probe
 from godwit.qemu.launch import Binary
@@ -178,7 +180,18 @@ def make_vm(root: Path) -> Callable[..., Vm]:
     return make
 
 
-Start = Callable[..., "AsyncIterator[Machine]"]
+@pytest.fixture
+def wait_for_console() -> Callable[[Machine, str], Awaitable[None]]:
+    """Waits until the guest has printed some text, at most ten seconds."""
+
+    async def wait(machine: Machine, wanted: str) -> None:
+        log = machine.runtime.console_log
+        async with asyncio.timeout(10):
+            with PathWatch(log, mask=MODIFIED) as watch:
+                while wanted not in log.read_text(errors="replace"):
+                    await watch.changed()
+
+    return wait
 
 
 @pytest.fixture

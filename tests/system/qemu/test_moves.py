@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -44,8 +45,20 @@ async def _move(source: Machine, target: Machine) -> str:
     return str(end.data["status"])
 
 
+async def _quickest(ask: Callable[[], Awaitable[object]]) -> float:
+    took = []
+    for _ in range(7):
+        began = time.perf_counter()
+        await ask()
+        took.append(time.perf_counter() - began)
+    return min(took)
+
+
 async def test_trees_are_equal_and_the_move_loads(
-    make_vm: MakeVm, make_place: MakePlace, start: StartOne
+    make_vm: MakeVm,
+    make_place: MakePlace,
+    start: StartOne,
+    wait_for_console: Callable[[Machine, str], Awaitable[None]],
 ) -> None:
     vm = make_vm(disks=2, nics=2, cpus=2)
     source = await start(vm, make_place("h1"))
@@ -54,12 +67,13 @@ async def test_trees_are_equal_and_the_move_loads(
     here, there = await asyncio.gather(source.device_tree(), target.device_tree())
     assert here.differences(there) == ()
     by_id = {device.id: device for device in here.devices}
+    await source.cont()
+    await wait_for_console(source, "GW")
+    assert (await source.device_tree()).differences(there) == (), "firmware has run there only"
     assert by_id["net1"].address == "port1:00.0"
     assert by_id["net1"].properties["mac"] == "02:00:00:00:99:01"
     assert by_id["disk1"].properties == {
-        "channel": "0",
         "scsi-id": "1",
-        "lun": "0",
         "serial": "GWTEST1",
         "size": str(4 << 20),
     }
@@ -68,13 +82,13 @@ async def test_trees_are_equal_and_the_move_loads(
     assert (here.machine, here.cpu_model, here.cpus) == ("pc-q35-7.2", "Nehalem-v1", 2)
     assert here.memory_bytes == 64 << 20
 
-    began = time.perf_counter()
-    await source.device_tree()
-    took = time.perf_counter() - began
-    print(f"device tree: {took * 1000:.1f} ms")
-    assert took < 0.03
-
+    await source.stop()
+    tree = await _quickest(target.device_tree)
+    trip = await _quickest(target.status)
+    print(f"device tree: {tree * 1000:.1f} ms, one command: {trip * 1000:.2f} ms")
+    assert tree < max(0.03, 40 * trip), "on a busy machine every round trip takes long"
     await source.cont()
+
     assert await _move(source, target) == "completed"
     assert (await target.status()).status == "paused"
     resumed = await target.cont()
@@ -190,36 +204,30 @@ async def test_credentials_cost_no_time(make_vm: MakeVm, start: StartOne, root: 
     for path in folder.iterdir():
         os.chown(path, 65534, 65534)
     machine = await start(make_vm(), incoming=True)
-    for _ in range(2):
+    took = []
+    for _ in range(5):
         began = time.perf_counter()
         assert await machine.add_tls("server", folder) == "migration-tls-server"
-        took = time.perf_counter() - began
-    print(f"server credentials: {took * 1000:.1f} ms")
-    assert took < 0.04, "QEMU makes Diffie-Hellman parameters of its own"
+        took.append(time.perf_counter() - began)
+    print(f"server credentials: {sorted(round(t * 1000, 1) for t in took)} ms")
+    assert min(took) < 0.04, "QEMU makes Diffie-Hellman parameters of its own"
     assert await machine.add_tls("client", folder) == "migration-tls-client"
 
 
 async def _certificates(folder: Path) -> None:
-    base = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    await run_async(
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    ca, ca_key, request = folder / "ca-cert.pem", folder / "ca-key.pem", folder / "request"
+    for command in (
+        ["req", "-x509", *key, "-keyout", ca_key, "-out", ca, "-subj", "/CN=ca", "-days", "2"],
+        ["req", *key, "-keyout", folder / "server-key.pem", "-out", request, "-subj", "/CN=h1"],
         [
-            *base,
-            "-nodes",
-            "-keyout",
-            str(folder / "server-key.pem"),
-            "-out",
-            str(folder / "server-cert.pem"),
-            "-subj",
-            "/CN=h1",
-            "-days",
-            "2",
+            *("x509", "-req", "-in", request, "-CA", ca, "-CAkey", ca_key, "-CAcreateserial"),
+            *("-out", folder / "server-cert.pem", "-days", "1"),
         ],
-        timeout=20,
-    )
-    certificate = (folder / "server-cert.pem").read_bytes()
-    (folder / "ca-cert.pem").write_bytes(certificate)
-    (folder / "client-cert.pem").write_bytes(certificate)
-    (folder / "client-key.pem").write_bytes((folder / "server-key.pem").read_bytes())
+    ):
+        await run_async(["openssl", *map(str, command)], timeout=20)
+    for kind in ("cert", "key"):
+        shutil.copy(folder / f"server-{kind}.pem", folder / f"client-{kind}.pem")
 
 
 async def test_images_are_made_and_checked(make_vm: MakeVm, root: Path) -> None:

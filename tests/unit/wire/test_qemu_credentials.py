@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from godwit.wire.ca import ClusterCa, migration_dns, write_qemu_credentials
+from godwit.wire.ca import ClusterCa, write_qemu_credentials
+from godwit.wire.identity import migration_dns
 
 pytestmark = [
     pytest.mark.system,

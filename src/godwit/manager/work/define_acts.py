@@ -44,6 +44,11 @@ async def create_vm(world: World, run: TaskRun, request: CreateVm) -> Done:
         vm = define_vm(snapshot, request, pins=pins, boot=boot, now=world.clock.realtime())
         await _claim(run, vm, Owner(host=request.host))
     try:
+        if vm.disks and run.adopted:
+            # What the manager before us had begun; nothing can have run on it.
+            await on_some_host(
+                world, vm, "POST", f"/v1/vms/{vm.name}/delete-disks", {"disks": _dump(vm)}
+            )
         if vm.disks:
             await on_some_host(
                 world, vm, "POST", f"/v1/vms/{vm.name}/create-disks", {"disks": _dump(vm)}

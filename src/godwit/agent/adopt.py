@@ -1,0 +1,177 @@
+"""After a restart: find this host's QEMUs and do with each what the record says.
+
+Reads every ``runtime.json``, the owner record (linearizably) and the process itself, asks
+``migration.recover`` and acts. The guest of an adopted VM notices nothing. A QEMU whose monitor
+does not answer is left alone while its owner is this host: it is frozen, not ours to judge here.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from godwit.agent.desk import Desk
+from godwit.agent.moves import Moves, load_ask
+from godwit.host.errors import ProcessGone
+from godwit.host.process import is_alive, kill, wait_exit
+from godwit.migration import recover
+from godwit.migration.recover import Action, Found
+from godwit.model import keys, ownership
+from godwit.model.errors import OperationFailed
+from godwit.model.migration import Migration, MoveState
+from godwit.model.ownership import Owner
+from godwit.model.vm import VmState, VmStatus
+from godwit.qemu.machine import Machine, discard_traces
+from godwit.qemu.runtime import Runtime, scan
+from godwit.qemu.start import end_unfinished
+from godwit.qmp import MonitorError
+from godwit.store.errors import StoreError
+from godwit.store.records import CasFailed
+
+_log = logging.getLogger("agent")
+
+
+async def adopt_all(desk: Desk, moves: Moves) -> None:
+    """Every QEMU of this host, one after the other; a failure with one leaves the others."""
+    found, damaged = scan(desk.config.paths.run / "vms")
+    for sentence in damaged:
+        await desk.event("host.damaged", desk.host, sentence, level="error")
+    for runtime in found:
+        try:
+            await _one(desk, moves, runtime)
+        except (OperationFailed, MonitorError, OSError, StoreError) as error:
+            await desk.event("vm.unadopted", runtime.vm, f"not adopted: {error}", level="error")
+    await _stale_records(desk)
+
+
+async def _one(desk: Desk, moves: Moves, runtime: Runtime) -> None:
+    if not runtime.pid:
+        await end_unfinished(runtime)
+        return
+    owner = await _owner(desk, runtime.vm)
+    try:
+        machine = await Machine.adopt(runtime)
+    except ProcessGone:
+        discard_traces(runtime)
+        return
+    except MonitorError as error:
+        await _silent(desk, runtime, owner, str(error))
+        return
+    status, stream = await machine.status(), await machine.query_migrate()
+    what = Found(
+        role=runtime.role,
+        epoch=runtime.epoch,
+        migration=runtime.migration or "",
+        qemu_status=status.status,
+        stream_status=str(stream.get("status", "none")),
+    )
+    verdict = recover.judge(owner, what, host=desk.host)
+    await desk.event("vm.found", runtime.vm, f"{verdict.action.value}: {verdict.sentence}")
+    await _act(desk, moves, machine, owner, verdict.action)
+
+
+async def _act(
+    desk: Desk, moves: Moves, machine: Machine, owner: Owner | None, action: Action
+) -> None:
+    vm = await desk.records.vm(machine.vm)
+    if action is Action.END or vm is None or owner is None:
+        await machine.kill()
+        await machine.discard()
+        return
+    if action is Action.GO_ON_AS_DESTINATION:
+        ask = load_ask(machine.runtime)
+        if ask is None:
+            raise OperationFailed("what this copy was prepared for cannot be read", hint="")
+        await desk.guard.register(machine.runtime)
+        moves.adopt_incoming(ask, machine)
+        return
+    gate = desk.gate(vm.value, machine)
+    slot = await desk.put(vm.value, machine, gate, paused=owner.paused)
+    if action is Action.ADOPT:
+        gate.open()
+        status = await machine.status()
+        if status.status in ("paused", "postmigrate") and not owner.paused:
+            # Taken by its owner, noted, but the agent died before (or right after) ``cont``.
+            gate.announce()
+            await machine.cont()
+            slot.state = VmState.RUNNING
+            await desk.publish(slot)
+        return
+    order = await _order(desk, owner)
+    hosts = await desk.records.hosts()
+    peer = hosts.get(order.destination) if order else None
+    if order is None or peer is None:
+        raise OperationFailed(f"the move of {machine.vm} left no record", hint="")
+    await moves.resume(slot, order, peer.agent_url)
+
+
+async def _order(desk: Desk, owner: Owner) -> Migration | None:
+    if owner.migration is None:
+        return None
+    found = await desk.records.migration(owner.migration.id)
+    return found.value if found else None
+
+
+async def _silent(desk: Desk, runtime: Runtime, owner: Owner | None, why: str) -> None:
+    """A QEMU that does not answer: ours is reported as frozen, any other is ended."""
+    mine = owner is not None and owner.host == desk.host and owner.epoch == runtime.epoch
+    if mine:
+        await desk.publish_status(
+            runtime.vm,
+            VmStatus(
+                state=VmState.FROZEN,
+                host=desk.host,
+                epoch=runtime.epoch,
+                reason=why,
+                since=desk.clock.realtime(),
+            ),
+        )
+        raise OperationFailed(f"its QEMU does not answer: {why}", hint="")
+    if is_alive(runtime.process):
+        kill(runtime.process)
+        await wait_exit(runtime.process)
+    discard_traces(runtime)
+
+
+async def _owner(desk: Desk, vm: str) -> Owner | None:
+    """The record, linearizably, waiting for the store: nothing is decided without it."""
+    while True:
+        try:
+            found = await desk.records.owner(vm)
+        except StoreError:
+            await desk.clock.sleep(0.2)
+            continue
+        return found.value if found else None
+
+
+async def _stale_records(desk: Desk) -> None:
+    """VMs that the record puts here although no process is left: they are not running."""
+    owners = await desk.records.list(keys.VMS, Owner, suffix="/owner")
+    for key, found in owners.items():
+        name = key.removeprefix(keys.VMS).removesuffix("/owner")
+        owner = found.value
+        running = owner.state in (ownership.OwnerState.RUNNING, ownership.OwnerState.STARTING)
+        if owner.host != desk.host or not running or name in desk.slots:
+            continue
+        if (desk.config.paths.vm_run(name) / "runtime.json").exists():
+            continue
+        try:
+            await desk.records.cas(key, ownership.stopped(owner), found.revision)
+        except CasFailed:
+            continue
+        reason = "its QEMU was gone when the agent came back"
+        await desk.publish_status(
+            name,
+            VmStatus(state=VmState.FAILED, host=desk.host, epoch=owner.epoch, reason=reason),
+        )
+        await desk.event("vm.failed", name, reason, level="error")
+        if owner.migration is not None:
+            await _close_move(desk, owner.migration.id, reason)
+
+
+async def _close_move(desk: Desk, migration: str, reason: str) -> None:
+    def change(move: Migration) -> Migration:
+        if move.state.final:
+            return move
+        return move.but(state=MoveState.FAILED, outcome="failed", reason=reason)
+
+    await desk.records.update(keys.migration(migration), Migration, change)

@@ -1,0 +1,307 @@
+"""Who may ask this agent what: the routes, for the manager, for peers, for the lab.
+
+A certificate of role ``manager`` may use everything but ``/v1/peer``; one of role ``host`` may
+use ``/v1/peer`` and the clock. All answers are JSON, all errors problem+json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from godwit.agent.console import bridge
+from godwit.agent.desk import Desk
+from godwit.agent.facts import load, memory_free
+from godwit.agent.files import Files
+from godwit.agent.moves import Moves
+from godwit.agent.power import Power
+from godwit.migration.peer import CheckAsk, PrepareAsk
+from godwit.model.base import Record, check_name
+from godwit.model.errors import GodwitError, InvalidRequest, NotAllowed, OperationFailed
+from godwit.model.migration import Migration
+from godwit.model.requests import MigrateVm, explain
+from godwit.model.vm import Disk
+from godwit.store.errors import StoreError
+from godwit.wire.identity import HOST, MANAGER
+from godwit.wire.problem import Problem, problem_response
+from godwit.wire.server import peer_of
+
+Body = dict[str, Any]
+Handler = Callable[[Request], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """What the routes reach."""
+
+    desk: Desk
+    power: Power
+    moves: Moves
+    files: Files
+
+
+def build(rooms: Rooms) -> Starlette:
+    """The agent's application."""
+    routes = [
+        *_host_routes(rooms),
+        *_vm_routes(rooms),
+        *_peer_routes(rooms),
+        *_lab_routes(rooms),
+        WebSocketRoute("/v1/vms/{vm}/console", _console(rooms)),
+    ]
+    return Starlette(routes=routes)
+
+
+def _route(path: str, method: str, handler: Handler, *, roles: tuple[str, ...]) -> Route:
+    async def serve(request: Request) -> Response:
+        try:
+            peer = peer_of(request.scope)
+            if peer is None or peer.role not in roles:
+                raise NotAllowed(f"{peer or 'nobody'} may not ask for this", hint="wrong daemon")
+            answer = await handler(request)
+        except GodwitError as error:
+            return problem_response(Problem.from_error(error))
+        except ValidationError as error:
+            return problem_response(Problem.from_error(explain(error)))
+        except StoreError as error:
+            failed = OperationFailed(f"the store: {error.message}", hint=error.hint)
+            return problem_response(Problem.from_error(failed))
+        if isinstance(answer, Record):
+            return Response(answer.model_dump_json(), media_type="application/json")
+        return JSONResponse(answer if answer is not None else {})
+
+    return Route(path, serve, methods=[method])
+
+
+async def _body(request: Request) -> Body:
+    raw = await request.body()
+    try:
+        body = await request.json() if raw else {}
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}", hint="send an object") from None
+    if not isinstance(body, dict):
+        raise InvalidRequest("the body is not an object", hint="send an object")
+    return body
+
+
+def _name(request: Request) -> str:
+    return check_name(request.path_params["vm"])
+
+
+def _host_routes(rooms: Rooms) -> list[Route]:
+    desk = rooms.desk
+
+    async def facts(_request: Request) -> Record:
+        networks = {name: port.mtu for name, port in desk.networks.items()}
+        return desk.equipment.info.but(networks=networks)
+
+    async def clock(_request: Request) -> Body:
+        return {"realtime": desk.clock.realtime(), "monotonic": desk.clock.monotonic()}
+
+    async def capacity(_request: Request) -> Body:
+        return {
+            "memory_free_bytes": memory_free(promised_bytes=desk.promised_bytes()),
+            "cpus": desk.equipment.info.cpus,
+            "load": load(),
+            "vms": sorted(desk.slots),
+            "guard": desk.guard.connected,
+            "lease_left_s": round(desk.guard.lease_left(), 3),
+        }
+
+    async def vms(_request: Request) -> list[Body]:
+        return [
+            {
+                "vm": name,
+                "state": slot.state.value,
+                "epoch": slot.machine.epoch,
+                "pid": slot.machine.pid,
+                "moving": name in desk.moving,
+            }
+            for name, slot in sorted(desk.slots.items())
+        ]
+
+    async def boot_file(request: Request) -> Any:
+        return await rooms.files.put_boot_file(request.path_params["sha256"], request.stream())
+
+    async def publish_image(request: Request) -> Any:
+        return await rooms.files.publish_image(request.path_params["image"])
+
+    both, manager = (MANAGER, HOST), (MANAGER,)
+    return [
+        _route("/v1/facts", "GET", facts, roles=manager),
+        _route("/v1/clock", "GET", clock, roles=both),
+        _route("/v1/capacity", "GET", capacity, roles=manager),
+        _route("/v1/vms", "GET", vms, roles=manager),
+        _route("/v1/boot-files/{sha256}", "PUT", boot_file, roles=manager),
+        _route("/v1/images/{image}/publish", "POST", publish_image, roles=manager),
+    ]
+
+
+def _vm_routes(rooms: Rooms) -> list[Route]:
+    power, moves, files = rooms.power, rooms.moves, rooms.files
+
+    async def start(request: Request) -> Record:
+        return await power.start(_name(request))
+
+    async def restore(request: Request) -> Record:
+        return await power.start(_name(request), restore=True)
+
+    async def stop(request: Request) -> Record:
+        body = await _body(request)
+        return await power.stop(
+            _name(request),
+            force=bool(body.get("force", False)),
+            timeout_s=float(body.get("timeout_s", 60.0)),
+        )
+
+    async def pause(request: Request) -> Record:
+        return await power.pause(_name(request))
+
+    async def resume(request: Request) -> Record:
+        return await power.resume(_name(request))
+
+    async def save(request: Request) -> Record:
+        return await power.save(_name(request))
+
+    async def create_disks(request: Request) -> None:
+        await files.create_disks(await _disks(request))
+
+    async def delete_disks(request: Request) -> None:
+        await files.delete_disks(_name(request), await _disks(request))
+
+    async def plan(request: Request) -> Record:
+        body = await _body(request)
+        url = str(body.pop("peer_url", ""))
+        return await moves.plan(MigrateVm.model_validate({**body, "name": _name(request)}), url)
+
+    async def migrate(request: Request) -> None:
+        body = await _body(request)
+        order = Migration.model_validate(body.get("migration"))
+        await moves.begin(order, str(body.get("peer_url", "")))
+
+    async def cancel(request: Request) -> None:
+        by = str((await _body(request)).get("by", "request"))
+        moves.cancel(request.path_params["id"], by)
+
+    verbs: list[tuple[str, Handler]] = [
+        ("start", start),
+        ("restore", restore),
+        ("stop", stop),
+        ("pause", pause),
+        ("resume", resume),
+        ("save", save),
+        ("create-disks", create_disks),
+        ("delete-disks", delete_disks),
+        ("plan", plan),
+        ("migrate", migrate),
+    ]
+    routes = [
+        _route(f"/v1/vms/{{vm}}/{verb}", "POST", handler, roles=(MANAGER,))
+        for verb, handler in verbs
+    ]
+    return [*routes, _route("/v1/migrations/{id}/cancel", "POST", cancel, roles=(MANAGER,))]
+
+
+async def _disks(request: Request) -> list[Disk]:
+    return [Disk.model_validate(disk) for disk in (await _body(request)).get("disks", [])]
+
+
+def _peer_routes(rooms: Rooms) -> list[Route]:
+    moves = rooms.moves
+
+    async def check(request: Request) -> Record:
+        return await moves.check(CheckAsk.model_validate(await _body(request)))
+
+    async def prepare(request: Request) -> Record:
+        ask = PrepareAsk.model_validate(await _body(request))
+        peer = peer_of(request.scope)
+        if peer is None or peer.name != ask.source:
+            raise NotAllowed(f"{peer} does not speak for {ask.source}", hint="")
+        return await moves.prepare(ask)
+
+    async def ping(request: Request) -> Record:
+        return await moves.ping(await _id(request))
+
+    async def take_over(request: Request) -> Record:
+        return await moves.take_over(await _id(request))
+
+    async def abort(request: Request) -> None:
+        body = await _body(request)
+        await moves.abort(str(body.get("migration", "")), str(body.get("reason", "")))
+
+    async def recover(request: Request) -> Record:
+        return await moves.recover(await _id(request))
+
+    verbs: list[tuple[str, Handler]] = [
+        ("check", check),
+        ("prepare", prepare),
+        ("ping", ping),
+        ("take-over", take_over),
+        ("abort", abort),
+        ("recover", recover),
+    ]
+    return [_route(f"/v1/peer/{verb}", "POST", handler, roles=(HOST,)) for verb, handler in verbs]
+
+
+async def _id(request: Request) -> str:
+    return str((await _body(request)).get("migration", ""))
+
+
+def _lab_routes(rooms: Rooms) -> list[Route]:
+    holds = rooms.desk.holds
+
+    async def hold(request: Request) -> Body:
+        body = await _body(request)
+        holds.arm(str(body.get("stage", "")), str(body.get("role", "source")))
+        return holds.view()
+
+    async def release(request: Request) -> Body:
+        stage = (await _body(request)).get("stage")
+        await holds.release(str(stage) if stage else None)
+        return holds.view()
+
+    async def view(request: Request) -> Body:
+        point = request.query_params.get("wait")
+        if point:
+            role = request.query_params.get("role", "source")
+            timeout = float(request.query_params.get("timeout", "30"))
+            try:
+                await holds.wait_reached(point, role, timeout=timeout)
+            except TimeoutError:
+                raise OperationFailed(f"nothing came to {point} in {timeout:g} s") from None
+        return holds.view()
+
+    manager = (MANAGER,)
+    return [
+        _route("/v1/lab/hold", "POST", hold, roles=manager),
+        _route("/v1/lab/release", "POST", release, roles=manager),
+        _route("/v1/lab/holds", "GET", view, roles=manager),
+    ]
+
+
+def _console(rooms: Rooms) -> Callable[[WebSocket], Awaitable[None]]:
+    async def serve(websocket: WebSocket) -> None:
+        peer = peer_of(websocket.scope)
+        if peer is None or peer.role != MANAGER:
+            await websocket.close(code=4403, reason="not allowed")
+            return
+        try:
+            slot = rooms.desk.slot(check_name(websocket.path_params["vm"]))
+        except GodwitError as error:
+            await websocket.close(code=4404, reason=error.message[:120])
+            return
+        await websocket.accept()
+        try:
+            await bridge(websocket, slot.machine.serial_path)
+        except OSError as error:
+            await websocket.close(code=4409, reason=f"the serial port: {error.strerror}"[:120])
+
+    return serve

@@ -1,0 +1,143 @@
+"""Start and end of the agent: survey, connect, adopt, serve; VMs outlive all of it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from godwit.agent.adopt import adopt_all
+from godwit.agent.app import Rooms, build
+from godwit.agent.desk import Desk
+from godwit.agent.facts import survey
+from godwit.agent.files import Files
+from godwit.agent.guardlink import GuardLink
+from godwit.agent.holds import LabHolds
+from godwit.agent.moves import Moves
+from godwit.agent.networks import Networks
+from godwit.agent.peering import Peers
+from godwit.agent.power import Power
+from godwit.host.clock import RealClock
+from godwit.host.config import AgentConfig
+from godwit.host.errors import HostError
+from godwit.host.sockets import notify, watchdog_interval
+from godwit.model import keys
+from godwit.model.errors import GodwitError
+from godwit.model.host import HostInfo
+from godwit.model.world import Clock
+from godwit.store.client import StoreClient
+from godwit.store.errors import LeaseNotFound, StoreError
+from godwit.store.records import Records, encode
+from godwit.wire.identity import HOST, MANAGER, STORE, Identity
+from godwit.wire.server import Listener, ServerTls, WireServer
+from godwit.wire.tls import ClientTls, Expect
+
+AGENT_TTL_S = 6
+_log = logging.getLogger("agent")
+
+
+def store_client(config: AgentConfig, identity: Identity) -> StoreClient:
+    """The store as this host may use it: TLS with the host's certificate."""
+    tls = ClientTls.for_daemon(identity, Expect(STORE))
+    return StoreClient(
+        config.store.endpoints,
+        ssl_context=tls.context,
+        verify_peer=lambda ssl_object: tls.verify(ssl_object, where="the store"),
+    )
+
+
+async def run(config: AgentConfig) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    ending = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    for folder in (config.paths.run / "vms", config.paths.state / "vms"):
+        folder.mkdir(parents=True, exist_ok=True)
+    clock = RealClock()
+    identity = Identity.load(config.tls.dir)
+    equipment = await survey(config, now=clock.realtime())
+    for warning in equipment.warnings:
+        _log.warning("%s", warning)
+    records = Records(store_client(config, identity))
+    desk = Desk(
+        config,
+        equipment,
+        records=records,
+        clock=clock,
+        guard=GuardLink(config.paths.guard_socket, clock),
+        holds=LabHolds(enabled=config.lab.enabled),
+    )
+    moves = Moves(desk, Peers(identity))
+    power = Power(desk)
+    moves.ended = power.ended
+    app = build(Rooms(desk=desk, power=power, moves=moves, files=Files(desk)))
+    tls = ServerTls(identity, roles={HOST, MANAGER})
+    server = WireServer(app, [Listener.tcp(config.agent.address, config.agent.port, tls=tls)])
+    desk.background(desk.guard.serve(), "guard link")
+    desk.background(_watchdog(clock), "watchdog")
+    notify("READY=1")
+    await adopt_all(desk, moves)
+    desk.background(Networks(desk).serve(), "networks")
+    desk.background(_be_seen(desk), "presence")
+    try:
+        await server.serve(ending)
+    finally:
+        await moves.close()
+        await desk.close()
+        await records.store.aclose()
+
+
+async def _watchdog(clock: Clock) -> None:
+    """Tell the service manager that the event loop turns."""
+    interval = watchdog_interval()
+    while interval:
+        notify("WATCHDOG=1")
+        await clock.sleep(interval / 4)
+
+
+async def _be_seen(desk: Desk) -> None:
+    """Publish the host's facts and keep the key that says its agent lives."""
+    store, clock = desk.records.store, desk.clock
+    presence = json.dumps({"boot_id": desk.equipment.info.boot_id}).encode()
+    while True:
+        try:
+            await store.put(keys.host_info(desk.host), encode(_info(desk)))
+            lease = await store.lease_grant(AGENT_TTL_S)
+            await store.put(keys.host_agent(desk.host), presence, lease=lease.id)
+            while True:
+                await clock.sleep(AGENT_TTL_S / 4)
+                await store.lease_keepalive(lease.id)
+        except LeaseNotFound:
+            continue
+        except StoreError as error:
+            _log.warning("presence: %s", error)
+            await clock.sleep(0.5)
+
+
+def _info(desk: Desk) -> HostInfo:
+    networks = {name: port.mtu for name, port in desk.networks.items()}
+    return desk.equipment.info.but(networks=networks)
+
+
+def main() -> None:
+    """``godwit-agent --config FILE``."""
+    parser = argparse.ArgumentParser(prog="godwit-agent", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="TOML file of this host")
+    options = parser.parse_args()
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        asyncio.run(run(AgentConfig.load(options.config)))
+    except (GodwitError, HostError) as error:
+        print(f"{error.message}\n{error.hint}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(getattr(error, "exit_code", 1)) from None
+
+
+if __name__ == "__main__":
+    main()
