@@ -36,7 +36,9 @@ kvm_usable() {
 } 2>/dev/null
 
 installed_packages() {
-    dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null | sed -n 's/^installed //p'
+    # It fails when one of them is unknown; that is an answer, not an error.
+    { dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null || true; } |
+        sed -n 's/^installed //p'
 }
 
 # missing_packages NAME...: those of them that are not installed, in the given order.

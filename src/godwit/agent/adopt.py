@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 
+from godwit.agent.arrivals import Arrivals, load_ask
+from godwit.agent.departures import Departures
 from godwit.agent.desk import Desk
-from godwit.agent.moves import Moves, load_ask
 from godwit.host.errors import ProcessGone
 from godwit.host.process import is_alive, kill, wait_exit
 from godwit.migration import recover
@@ -30,20 +31,20 @@ from godwit.store.records import CasFailed
 _log = logging.getLogger("agent")
 
 
-async def adopt_all(desk: Desk, moves: Moves) -> None:
+async def adopt_all(desk: Desk, departures: Departures, arrivals: Arrivals) -> None:
     """Every QEMU of this host, one after the other; a failure with one leaves the others."""
     found, damaged = scan(desk.config.paths.run / "vms")
     for sentence in damaged:
         await desk.event("host.damaged", desk.host, sentence, level="error")
     for runtime in found:
         try:
-            await _one(desk, moves, runtime)
+            await _one(desk, departures, arrivals, runtime)
         except (OperationFailed, MonitorError, OSError, StoreError) as error:
             await desk.event("vm.unadopted", runtime.vm, f"not adopted: {error}", level="error")
     await _stale_records(desk)
 
 
-async def _one(desk: Desk, moves: Moves, runtime: Runtime) -> None:
+async def _one(desk: Desk, departures: Departures, arrivals: Arrivals, runtime: Runtime) -> None:
     if not runtime.pid:
         await end_unfinished(runtime)
         return
@@ -66,23 +67,27 @@ async def _one(desk: Desk, moves: Moves, runtime: Runtime) -> None:
     )
     verdict = recover.judge(owner, what, host=desk.host)
     await desk.event("vm.found", runtime.vm, f"{verdict.action.value}: {verdict.sentence}")
-    await _act(desk, moves, machine, owner, verdict.action)
+    if verdict.action is Action.GO_ON_AS_DESTINATION:
+        await _go_on_receiving(desk, arrivals, machine)
+    else:
+        await _act(desk, departures, machine, owner, verdict.action)
+
+
+async def _go_on_receiving(desk: Desk, arrivals: Arrivals, machine: Machine) -> None:
+    ask = load_ask(machine.runtime)
+    if ask is None:
+        raise OperationFailed("what this copy was prepared for cannot be read", hint="")
+    await desk.guard.register(machine.runtime)
+    arrivals.adopt(ask, machine)
 
 
 async def _act(
-    desk: Desk, moves: Moves, machine: Machine, owner: Owner | None, action: Action
+    desk: Desk, departures: Departures, machine: Machine, owner: Owner | None, action: Action
 ) -> None:
     vm = await desk.records.vm(machine.vm)
     if action is Action.END or vm is None or owner is None:
         await machine.kill()
         await machine.discard()
-        return
-    if action is Action.GO_ON_AS_DESTINATION:
-        ask = load_ask(machine.runtime)
-        if ask is None:
-            raise OperationFailed("what this copy was prepared for cannot be read", hint="")
-        await desk.guard.register(machine.runtime)
-        moves.adopt_incoming(ask, machine)
         return
     gate = desk.gate(vm.value, machine)
     slot = await desk.put(vm.value, machine, gate, paused=owner.paused)
@@ -101,7 +106,7 @@ async def _act(
     peer = hosts.get(order.destination) if order else None
     if order is None or peer is None:
         raise OperationFailed(f"the move of {machine.vm} left no record", hint="")
-    await moves.resume(slot, order, peer.agent_url)
+    await departures.resume(slot, order, peer.agent_url)
 
 
 async def _order(desk: Desk, owner: Owner) -> Migration | None:

@@ -17,11 +17,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from godwit.agent.arrivals import Arrivals
 from godwit.agent.console import bridge
+from godwit.agent.departures import Departures
 from godwit.agent.desk import Desk
 from godwit.agent.facts import load, memory_free
 from godwit.agent.files import Files
-from godwit.agent.moves import Moves
 from godwit.agent.power import Power
 from godwit.migration.peer import CheckAsk, PrepareAsk
 from godwit.model.base import Record, check_name
@@ -44,7 +45,8 @@ class Rooms:
 
     desk: Desk
     power: Power
-    moves: Moves
+    departures: Departures
+    arrivals: Arrivals
     files: Files
 
 
@@ -146,7 +148,7 @@ def _host_routes(rooms: Rooms) -> list[Route]:
 
 
 def _vm_routes(rooms: Rooms) -> list[Route]:
-    power, moves, files = rooms.power, rooms.moves, rooms.files
+    power, moves, files = rooms.power, rooms.departures, rooms.files
 
     async def start(request: Request) -> Record:
         return await power.start(_name(request))
@@ -215,7 +217,7 @@ async def _disks(request: Request) -> list[Disk]:
 
 
 def _peer_routes(rooms: Rooms) -> list[Route]:
-    moves = rooms.moves
+    moves = rooms.arrivals
 
     async def check(request: Request) -> Record:
         return await moves.check(CheckAsk.model_validate(await _body(request)))

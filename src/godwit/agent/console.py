@@ -29,7 +29,10 @@ async def bridge(websocket: WebSocket, serial: Path) -> None:
         while data := await reader.read(4096):
             await websocket.send_bytes(data)
 
-    tasks = {asyncio.create_task(to_guest()), asyncio.create_task(from_guest())}
+    tasks = {
+        asyncio.create_task(to_guest(), name="console: to guest"),
+        asyncio.create_task(from_guest(), name="console: from guest"),
+    }
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

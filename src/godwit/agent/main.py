@@ -12,12 +12,13 @@ from pathlib import Path
 
 from godwit.agent.adopt import adopt_all
 from godwit.agent.app import Rooms, build
+from godwit.agent.arrivals import Arrivals
+from godwit.agent.departures import Departures
 from godwit.agent.desk import Desk
 from godwit.agent.facts import survey
 from godwit.agent.files import Files
 from godwit.agent.guardlink import GuardLink
 from godwit.agent.holds import LabHolds
-from godwit.agent.moves import Moves
 from godwit.agent.networks import Networks
 from godwit.agent.peering import Peers
 from godwit.agent.power import Power
@@ -72,22 +73,27 @@ async def run(config: AgentConfig) -> None:
         guard=GuardLink(config.paths.guard_socket, clock),
         holds=LabHolds(enabled=config.lab.enabled),
     )
-    moves = Moves(desk, Peers(identity))
+    departures = Departures(desk, Peers(identity))
+    arrivals = Arrivals(desk)
     power = Power(desk)
-    moves.ended = power.ended
-    app = build(Rooms(desk=desk, power=power, moves=moves, files=Files(desk)))
+    departures.ended = power.ended
+    rooms = Rooms(
+        desk=desk, power=power, departures=departures, arrivals=arrivals, files=Files(desk)
+    )
+    app = build(rooms)
     tls = ServerTls(identity, roles={HOST, MANAGER})
     server = WireServer(app, [Listener.tcp(config.agent.address, config.agent.port, tls=tls)])
     desk.background(desk.guard.serve(), "guard link")
     desk.background(_watchdog(clock), "watchdog")
     notify("READY=1")
-    await adopt_all(desk, moves)
+    await adopt_all(desk, departures, arrivals)
     desk.background(Networks(desk).serve(), "networks")
     desk.background(_be_seen(desk), "presence")
     try:
         await server.serve(ending)
     finally:
-        await moves.close()
+        arrivals.close()
+        await departures.close()
         await desk.close()
         await records.store.aclose()
 

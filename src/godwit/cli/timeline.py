@@ -61,7 +61,7 @@ def _headline(move: Migration) -> str:
 
 def _stage(stage: StageTime, end_s: float, width: int, *, dark: bool) -> str:
     scale = width / end_s
-    first = min(int(stage.start_s * scale), width - 1)
+    first = min(round(stage.start_s * scale), width - 1)
     last = round((stage.start_s + stage.duration_ms / 1000) * scale)
     length = max(1, min(last, width) - first)  # what was, is seen
     still = dark and stage.name.value in _STILL

@@ -69,6 +69,8 @@ class AgentLine:
                 await writer.drain()
         except (OSError, ValueError) as error:
             _log.warning("agent: %s", error)
+        except asyncio.CancelledError:
+            return  # the guard ends; the stream server would log it as a fault
         finally:
             writer.close()
             if self._current is writer:

@@ -30,6 +30,7 @@ class World:
     pin: Pinner
     worker: str
     settle_s: float = 15.0  # how long a lost answer may take to show in the records
+    look_s: float = 5.0  # how often a silent move is looked after
     lost_s: float = 60.0  # how long a move's source may be silent before nobody can tell
 
 

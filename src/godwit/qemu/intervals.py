@@ -21,7 +21,7 @@ LOG: Final = "qemu.log"
 TRACE_POINT: Final = "vm_state_notify"
 WITNESSED_EVENTS: Final = ("RESUME", "STOP", "SHUTDOWN", "SUSPEND", "WAKEUP", "RESET")
 
-_TRACE_LINE = re.compile(r"^(\d+)@(\d+\.\d+):vm_state_notify running ([01]) reason \d+ \((.+)\)")
+_TRACE_LINE = re.compile(r"^\d+@(\d+\.\d+):vm_state_notify running ([01]) reason ")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -68,42 +68,42 @@ def read_lines(state: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def read_trace(state: Path) -> list[tuple[float, int, bool]]:
-    """QEMU's own lines: (time, pid, vCPUs run from here on), as written."""
+def read_trace(state: Path) -> list[tuple[float, bool]]:
+    """QEMU's own lines: (time, vCPUs run from here on), as written.
+
+    The number before the time is that of the *thread* (the migration thread, at a switchover), so
+    whose line it is follows from the agent's lines: one QEMU of a VM at a time lives on a host.
+    """
     matches = (_TRACE_LINE.match(line) for line in _text(state / LOG).splitlines())
-    return [(float(m[2]), int(m[1]), m[3] == "1") for m in matches if m]
+    return [(float(m[1]), m[2] == "1") for m in matches if m]
 
 
 def running_spans(state: Path, *, until: float) -> list[Span]:
     """Every stretch in which vCPUs of this VM ran on this host; open ones end at ``until``.
 
-    ``state`` is the VM's state directory of that host. Process numbers are told apart by time: a
-    ``START`` line begins a new life of its number.
+    ``state`` is the VM's state directory of that host. A stretch ends with QEMU's own word, with
+    its EXIT, or at the latest with the START of the next one.
     """
-    marks: list[tuple[float, int, str]] = [
-        (at, pid, "run" if running else "halt") for at, pid, running in read_trace(state)
-    ]
     lines = read_lines(state)
-    marks += [
-        (float(line["at"]), int(line["pid"]), "end") for line in lines if line["event"] == "EXIT"
+    marks: list[tuple[float, str, int]] = [
+        (at, "run" if running else "halt", 0) for at, running in read_trace(state)
     ]
-    open_since: dict[int, float] = {}
+    marks += [
+        (float(line["at"]), str(line["event"]), int(line["pid"]))
+        for line in lines
+        if line["event"] in ("START", "EXIT")
+    ]
     spans: list[Span] = []
-
-    def close(pid: int, end: float) -> None:
-        start = open_since.pop(pid, None)
-        if start is not None:
-            host, epoch = _owner_of(lines, pid, start)
-            spans.append(Span(start, max(start, end), host, pid, epoch))
-
-    for at, pid, what in sorted(marks):
+    since: float | None = None
+    for at, what, pid in [*sorted(marks), (until, "halt", 0)]:
         if what == "run":
-            open_since.setdefault(pid, at)
-        else:
-            close(pid, at)
-    for pid in list(open_since):
-        close(pid, until)
-    return sorted(spans)
+            since = at if since is None else since
+        elif since is not None:
+            host, owner, epoch = _owner_of(lines, since)
+            if what != "EXIT" or pid == owner:
+                spans.append(Span(since, max(since, at), host, owner, epoch))
+                since = None
+    return spans
 
 
 def overlaps(spans: Iterable[Span], *, slack: float = 0.0) -> list[tuple[Span, Span]]:
@@ -121,13 +121,17 @@ def overlaps(spans: Iterable[Span], *, slack: float = 0.0) -> list[tuple[Span, S
     ]
 
 
-def _owner_of(lines: list[dict[str, Any]], pid: int, at: float) -> tuple[str, int]:
-    """Host and epoch that the agent last wrote down for a process before a moment."""
-    host, epoch = "", 0
-    for line in lines:
-        if int(line["pid"]) == pid and (float(line["at"]) <= at or not host):
-            host, epoch = str(line["host"]), int(line["epoch"])
-    return host, epoch
+def _owner_of(lines: list[dict[str, Any]], since: float) -> tuple[str, int, int]:
+    """Host, process and epoch of the QEMU whose vCPUs began to run at a moment."""
+    takers = [line for line in lines if line["event"] in ("START", "ADOPT")]
+    known = [line for line in takers if float(line["at"]) <= since] or takers[:1]
+    if not known:
+        return "", 0, 0
+    owner = max(known, key=lambda line: float(line["at"]))
+    # The epoch of a process may rise in its life; its next line, the RESUME, has the right one.
+    own = [line for line in lines if line["pid"] == owner["pid"]]
+    later = [line for line in own if float(line["at"]) >= since - 0.01]
+    return str(owner["host"]), int(owner["pid"]), int((later or own[-1:])[0]["epoch"])
 
 
 def _text(path: Path) -> str:

@@ -69,6 +69,8 @@ class Machine:
             asyncio.create_task(self._watch_exit(), name=f"qemu {self.vm}: exit"),
             asyncio.create_task(self._witness(self._events), name=f"qemu {self.vm}: events"),
         )
+        for task in self._tasks:
+            task.add_done_callback(_report)
 
     @classmethod
     async def adopt(cls, runtime: Runtime, *, deadline: float = ADOPT_DEADLINE) -> Self:
@@ -280,6 +282,11 @@ class Machine:
 
     def _write_down(self, event: Event) -> None:
         self.witness(event.name, at=event.timestamp, **_details(event.data))
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("%s failed: %r", task.get_name(), error)
 
 
 def _details(data: Mapping[str, Any]) -> dict[str, object]:

@@ -47,12 +47,6 @@ def parse_newc(archive: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
         fields = [int(archive[at + 6 + i * 8 : at + 14 + i * 8], 16) for i in range(13)]
         mode, size, name_size = fields[1], fields[6], fields[11]
         major, minor = fields[9:11]
-            fields[1],
-            fields[6],
-            fields[9],
-            fields[10],
-            fields[11],
-        )
         name = archive[at + 110 : at + 110 + name_size - 1].decode()
         start = (at + 110 + name_size + 3) // 4 * 4
         if name == "TRAILER!!!":

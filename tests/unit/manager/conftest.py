@@ -92,7 +92,8 @@ class Cluster:
             pin=pin,
             worker=f"m1/{self.lives}",
             settle_s=0.5,
-            lost_s=2.0,
+            look_s=0.2,
+            lost_s=1.0,
         )
         tokens = fakes.store_file(self.root / "tokens", f"# people\nadmin:{TOKEN}\n")
         self.manager = Manager(world, tokens=Tokens(tokens), state=self.root)

@@ -57,6 +57,7 @@ class FakeAgent:
         self.name = name
         self.records = records
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.news = asyncio.Event()
         self.free = 6 * GIB
         self.refuse: dict[str, GodwitError] = {}  # verb -> what it answers
         self.drop_after: set[str] = set()  # verbs that are done, but whose answer never comes
@@ -70,11 +71,23 @@ class FakeAgent:
         self.moves: set[asyncio.Task[None]] = set()
         self.app = self._make()
 
+    async def was_asked(self, verb: str) -> None:
+        """Return once the manager has asked for ``verb``."""
+        async with asyncio.timeout(5):
+            while not self.asked(verb):
+                self.news.clear()
+                await self.news.wait()
+
     def asked(self, verb: str) -> list[dict[str, Any]]:
         return [body for name, body in self.calls if name == verb]
 
     def _make(self) -> FastAPI:
         app = FastAPI(openapi_url=None)
+        self._add_host_routes(app)
+        self._add_vm_routes(app)
+        return app
+
+    def _add_host_routes(self, app: FastAPI) -> None:
 
         @app.exception_handler(GodwitError)
         async def problem(_request: Request, error: GodwitError) -> Response:
@@ -103,6 +116,7 @@ class FakeAgent:
             self.hold.set()
             return {}
 
+    def _add_vm_routes(self, app: FastAPI) -> None:
         @app.websocket("/v1/vms/{vm}/console")
         async def console(socket: WebSocket, vm: str) -> None:
             await socket.accept()
@@ -117,6 +131,7 @@ class FakeAgent:
         async def verb(vm: str, verb: str, request: Request) -> Response:
             body = await request.json()
             self.calls.append((verb, body))
+            self.news.set()
             if verb in self.refuse:
                 raise self.refuse[verb]
             if verb in self.drop_before:
@@ -125,8 +140,6 @@ class FakeAgent:
             if verb in self.drop_after:
                 await asyncio.Event().wait()
             return answer
-
-        return app
 
     async def _owner(self, vm: str, change: Any) -> Owner:
         found = await self.records.update(keys.vm_owner(vm), Owner, change)

@@ -88,13 +88,18 @@ async def test_same_host_and_unknown_host_are_refused(api: Any) -> None:
 async def test_failed_checks_are_told_all_and_leave_no_move(api: Any) -> None:
     await api.make_vm("web", start="host1")
     api.agents["host1"].checks = [
-        {"name": "memory", "result": "fail", "message": "host2 has 1 MiB free", "hint": "free some"},
+        {
+            "name": "memory",
+            "result": "fail",
+            "message": "host2 is full",
+            "hint": "free some",
+        },
         {"name": "cpu", "result": "fail", "message": "no such CPU", "hint": "take another"},
     ]
     task = await api.act("POST", "/v1/vms/web/actions/migrate", {"to": "host2"})
     assert task["state"] == "failed"
     assert task["error"]["code"] == "checks-failed"
-    assert task["reason"] == "web cannot move to host2: host2 has 1 MiB free (and 1 more)"
+    assert task["reason"] == "web cannot move to host2: host2 is full (and 1 more)"
     assert [c["name"] for c in task["error"]["context"]["checks"]] == ["memory", "cpu"]
     assert await api.api.get("/v1/migrations") == []
     assert api.agents["host1"].asked("migrate") == []
@@ -139,9 +144,7 @@ async def test_moves_that_share_a_host_go_one_after_the_other(api: Any) -> None:
         return found if found.state is TaskState.WAITING else None
 
     waiting = await eventually(api, waits)
-    assert waiting.reason == (
-        f"waits for {first.id} (web from host1 to host2), which uses host1"
-    )
+    assert waiting.reason == (f"waits for {first.id} (web from host1 to host2), which uses host1")
     await eventually(api, lambda s: move_in(MoveState.WAITING, "db")(s))
     assert api.agents["host2"].asked("migrate") == []
     api.agents["host1"].hold.set()
@@ -242,10 +245,7 @@ async def test_a_start_whose_answer_was_lost_is_read_off_the_record(api: Any) ->
     path = "/v1/vms/web/actions/start"
     posted = await api.api.post(path, {"host": "host1"})
 
-    def asked(_snapshot: Any) -> bool | None:
-        return True if api.agents["host1"].asked("start") else None
-
-    await eventually(api, asked)
+    await api.agents["host1"].was_asked("start")
     await api.lose("host1")
     task = await api.api.get(f"/v1/tasks/{posted['id']}", query={"wait": 10})
     assert task["state"] == "completed", task
@@ -256,7 +256,7 @@ async def test_a_start_that_nobody_can_confirm_is_unknown(api: Any) -> None:
     await api.make_vm("web")
     api.agents["host1"].drop_before.add("start")
     posted = await api.api.post("/v1/vms/web/actions/start", {"host": "host1"})
-    await eventually(api, lambda _: True if api.agents["host1"].asked("start") else None)
+    await api.agents["host1"].was_asked("start")
     await api.lose("host1")
     task = await api.api.get(f"/v1/tasks/{posted['id']}", query={"wait": 10})
     assert (task["state"], task["error"]["code"]) == ("unknown", "outcome-unknown")
@@ -271,9 +271,7 @@ async def test_a_create_is_adopted_and_makes_its_disks_anew(cluster: Any) -> Non
     async with cluster.serve():
         cluster.agents["host1"].drop_after.add("create-disks")
         posted = await cluster.api.post("/v1/vms", body)
-        await eventually(
-            cluster, lambda _: True if cluster.agents["host1"].asked("create-disks") else None
-        )
+        await cluster.agents["host1"].was_asked("create-disks")
         uuid = (await cluster.records.vm("web")).value.pins.uuid
     cluster.agents["host1"].drop_after.clear()
     async with cluster.serve():

@@ -9,7 +9,7 @@ import pytest
 from godwit.model.errors import OperationFailed
 from godwit.qemu import intervals
 from godwit.qemu.intervals import Span, append_line, overlaps, running_spans
-from godwit.qemu.launch import log_tail
+from godwit.qemu.launch import Binary, log_tail
 from godwit.qemu.layout import file_node, tap_name
 from godwit.qemu.runtime import (
     Runtime,
@@ -78,8 +78,8 @@ def test_started_note_only_rises(tmp_path: Path) -> None:
 
 def _trace(state: Path, *lines: tuple[int, float, int]) -> None:
     with (state / intervals.LOG).open("a") as log:
-        for pid, at, running in lines:
-            log.write(f"{pid}@{at:.6f}:vm_state_notify running {running} reason 9 (running)\n")
+        for thread, at, running in lines:
+            log.write(f"{thread}@{at:.6f}:vm_state_notify running {running} reason 9 (running)\n")
 
 
 def _line(state: Path, event: str, at: float, pid: int, epoch: int = 1, host: str = "h1") -> None:
@@ -88,7 +88,7 @@ def _line(state: Path, event: str, at: float, pid: int, epoch: int = 1, host: st
 
 def test_spans_come_from_qemu_itself(tmp_path: Path) -> None:
     _line(tmp_path, "START", 9.0, 100)
-    _trace(tmp_path, (100, 10.0, 1), (100, 12.0, 0), (100, 13.0, 1))
+    _trace(tmp_path, (100, 10.0, 1), (117, 12.0, 0), (100, 13.0, 1))
     with (tmp_path / intervals.LOG).open("a") as log:
         log.write("qemu: warning: something else\n")
     _line(tmp_path, "EXIT", 15.0, 100)
@@ -108,6 +108,19 @@ def test_a_killed_qemu_ends_with_its_exit_and_a_live_one_now(tmp_path: Path) -> 
     assert running_spans(tmp_path, until=50.0) == [
         Span(10.0, 11.0, "h1", 100, 1),
         Span(21.0, 50.0, "h1", 100, 2),
+    ]
+
+
+def test_an_end_nobody_saw_is_before_the_next_start(tmp_path: Path) -> None:
+    _line(tmp_path, "START", 9.0, 100)
+    _trace(tmp_path, (100, 10.0, 1))
+    _line(tmp_path, "START", 14.0, 200, epoch=2)
+    _line(tmp_path, "EXIT", 14.5, 100)
+    _trace(tmp_path, (200, 15.0, 1))
+    _line(tmp_path, "EXIT", 15.5, 100)
+    assert running_spans(tmp_path, until=16.0) == [
+        Span(10.0, 14.0, "h1", 100, 1),
+        Span(15.0, 16.0, "h1", 200, 2),
     ]
 
 
@@ -171,3 +184,16 @@ def test_trees_tell_every_difference() -> None:
     assert "disk0 (scsi-hd) is missing there" in said
     assert "disk1 (scsi-hd) is there but not here" in said
     assert "cpus is 1 here and 2 there" in said
+
+
+def test_a_missing_qemu_user_is_told_with_the_remedy() -> None:
+    with pytest.raises(OperationFailed, match="no user 'nobody-of-that-name'") as caught:
+        Binary.named("qemu-system-x86_64", user="nobody-of-that-name")
+    assert "useradd" in caught.value.hint
+
+
+def test_qemu_sees_nothing_of_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GODWIT_TOKEN", "secret")
+    binary = Binary(path="/opt/q/bin/qemu", library_path="/opt/q/lib")
+    assert "secret" not in str(binary.environment())
+    assert binary.environment()["LD_LIBRARY_PATH"] == "/opt/q/lib"

@@ -45,7 +45,6 @@ from godwit.store.records import CasFailed, encode
 
 _PLAN_S = 20.0
 _LAUNCH_S = 10.0
-_LOOK_S = 5.0
 _CANCEL_S = 60.0
 
 
@@ -291,7 +290,7 @@ async def _follow(world: World, move: Migration) -> Migration:
 
     began = seen = world.clock.monotonic()
     while True:
-        ended = await world.cache.until(final, timeout=_LOOK_S)
+        ended = await world.cache.until(final, timeout=world.look_s)
         if ended is not None:
             return ended
         snapshot, now = world.cache.snapshot, world.clock.monotonic()

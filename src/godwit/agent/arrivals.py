@@ -1,0 +1,218 @@
+"""VMs on their way in: the engine's destination side, and the world it runs in."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+
+from godwit.agent.desk import Desk
+from godwit.agent.facts import memory_free, usable_by
+from godwit.migration import plan
+from godwit.migration.destination import Incoming
+from godwit.migration.peer import (
+    CheckAnswer,
+    CheckAsk,
+    PeerState,
+    PrepareAsk,
+    Prepared,
+    Recovered,
+    TakenOver,
+)
+from godwit.migration.world import DestinationWorld
+from godwit.model.errors import ChecksFailed, Conflict, NotFound
+from godwit.qemu.machine import Machine
+from godwit.qemu.runtime import Runtime, forget_started, note_started, read_started
+from godwit.qemu.start import spawn
+from godwit.wire.identity import migration_dns
+
+_log = logging.getLogger("agent")
+
+
+class Arrivals:
+    """The moves that this host receives."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.incoming: dict[str, Incoming] = {}
+
+    async def check(self, ask: CheckAsk) -> CheckAnswer:
+        """What only this host can tell about taking the VM in."""
+        desk = self.desk
+        files = {disk.path: True for disk in ask.vm.disks}
+        files |= {path: False for path in (ask.vm.boot.kernel, ask.vm.boot.initrd) if path}
+        uid, gid = desk.equipment.binary.user or (0, 0)
+        free = memory_free(promised_bytes=desk.promised_bytes())
+        facts = plan.DestinationFacts(
+            info=desk.equipment.info.but(networks=_mtus(desk)),
+            memory_free_bytes=free,
+            volumes={},
+            files={
+                path: usable_by(Path(path), uid, gid, write=write) for path, write in files.items()
+            },
+            macs_in_use=tuple(
+                nic.mac
+                for slot in desk.slots.values()
+                if slot.vm.name != ask.vm.name
+                for nic in slot.vm.nics
+            ),
+            holds_vm=ask.vm.name in desk.slots,
+            tls_ready=not desk.config.migration.tls or desk.config.tls.migration_dir.is_dir(),
+        )
+        checks = plan.check_destination(ask.vm, facts, method=ask.method)
+        link = desk.equipment.info.migration_rate_bits / 8
+        return CheckAnswer(checks=tuple(checks), link_bytes_per_s=link or None)
+
+    async def prepare(self, ask: PrepareAsk) -> Prepared:
+        """Get ready to receive; ChecksFailed lists what is in the way."""
+        name = ask.vm.name
+        if name in self.desk.slots or any(
+            other.ask.vm.name == name and other.phase not in ("gone", "running")
+            for other in self.incoming.values()
+        ):
+            raise Conflict(f"{self.desk.host} has a QEMU of {name} already", hint="look there")
+        answer = await self.check(
+            CheckAsk(vm=ask.vm, source=ask.source, method=ask.method, postcopy=ask.postcopy)
+        )
+        if failed := [check for check in answer.checks if check.result == "fail"]:
+            raise ChecksFailed(
+                failed[0].message,
+                hint=failed[0].hint,
+                checks=[check.model_dump(mode="json") for check in failed],
+            )
+        self.desk.promised[name] = ask.vm.memory_bytes
+        incoming = Incoming(ask, self._destination_world(ask))
+        self.incoming[ask.migration] = incoming
+        return await incoming.prepare()
+
+    def adopt(self, ask: PrepareAsk, machine: Machine) -> None:
+        """After a restart: a copy that was on its way in; the record decides."""
+        incoming = Incoming(ask, self._destination_world(ask))
+        self.incoming[ask.migration] = incoming
+        self.desk.promised[ask.vm.name] = ask.vm.memory_bytes
+        incoming.adopt(machine)
+
+    async def ping(self, migration: str) -> PeerState:
+        incoming = self.incoming.get(migration)
+        if incoming is None:
+            return PeerState(phase="gone", reason=f"{self.desk.host} knows nothing of {migration}")
+        return await incoming.ping()
+
+    async def take_over(self, migration: str) -> TakenOver:
+        return await self._incoming(migration).take_over()
+
+    async def abort(self, migration: str, reason: str) -> None:
+        incoming = self.incoming.get(migration)
+        if incoming is not None:
+            await incoming.abort(reason)
+
+    async def recover(self, migration: str) -> Recovered:
+        with socket.socket() as probe:  # QEMU must be told a port: its main loop may stand still
+            probe.bind((self.desk.config.migration.address, 0))
+            port = int(probe.getsockname()[1])
+        return await self._incoming(migration).recover(port)
+
+    def _incoming(self, migration: str) -> Incoming:
+        found = self.incoming.get(migration)
+        if found is None:
+            raise NotFound(f"{self.desk.host} knows nothing of {migration}", hint="it was ended")
+        return found
+
+    def _destination_world(self, ask: PrepareAsk) -> DestinationWorld:
+        desk, name = self.desk, ask.vm.name
+        state = desk.config.paths.vm_state(name)
+
+        async def start(_postcopy: bool) -> Machine:
+            machine = await spawn(
+                ask.vm,
+                desk.place(name),
+                epoch=ask.epoch + 1,
+                incoming=True,
+                migration=ask.migration,
+            )
+            _save_ask(machine.runtime, ask)
+            await desk.guard.register(machine.runtime)
+            return machine
+
+        async def note(epoch: int, migration: str) -> None:
+            note_started(state, epoch=epoch, migration_id=migration)
+
+        async def unnote() -> None:
+            forget_started(state)
+
+        def noted() -> int:
+            found = read_started(state)
+            return found.epoch if found else 0
+
+        async def announced(machine: Machine) -> None:
+            machine.amend(role="started")
+            _ask_path(machine.runtime).unlink(missing_ok=True)
+            await desk.guard.disarm(name)
+            status = await machine.status()
+            gate = desk.gate(ask.vm, machine)
+            await desk.put(ask.vm, machine, gate, paused=not status.running)
+            self._spawn_forget(ask.migration)
+
+        async def gone(reason: str) -> None:
+            desk.promised.pop(name, None)
+            incoming = self.incoming.get(ask.migration)
+            if incoming is not None and incoming.machine is not None:
+                await desk.guard.forget(name)
+                if incoming.machine.exited.is_set():
+                    _ask_path(incoming.machine.runtime).unlink(missing_ok=True)
+                    await incoming.machine.discard()
+            _log.info("%s: incoming copy ended: %s", name, reason)
+            self._spawn_forget(ask.migration)
+
+        tls = desk.config.tls.migration_dir if desk.config.migration.tls else None
+        return DestinationWorld(
+            host=desk.host,
+            info=desk.equipment.info,
+            clock=desk.clock,
+            records=desk.records,
+            spawn=start,
+            gate=lambda machine: desk.gate(ask.vm, machine),
+            guard=desk.guard,
+            note_started=note,
+            forget_note=unnote,
+            noted_epoch=noted,
+            announced=announced,
+            gone=gone,
+            holds=desk.holds,
+            migration_address=desk.config.migration.address,
+            migration_tls_dir=tls,
+            tls_hostname=migration_dns(desk.host),
+        )
+
+    def _spawn_forget(self, migration: str) -> None:
+        self.desk.background(self._forget(migration), f"incoming {migration}: forget")
+
+    async def _forget(self, migration: str) -> None:
+        """Keep the answer for a source that asks again, then forget it."""
+        await self.desk.clock.sleep(60.0)
+        self.incoming.pop(migration, None)
+
+    def close(self) -> None:
+        """The agent ends; what is on its way in is left to the next one."""
+        for incoming in self.incoming.values():
+            incoming.close()
+
+
+def _mtus(desk: Desk) -> dict[str, int]:
+    return {name: port.mtu for name, port in desk.networks.items()}
+
+
+def _ask_path(runtime: Runtime) -> Path:
+    return runtime.run / "incoming.json"
+
+
+def _save_ask(runtime: Runtime, ask: PrepareAsk) -> None:
+    _ask_path(runtime).write_text(ask.model_dump_json())
+
+
+def load_ask(runtime: Runtime) -> PrepareAsk | None:
+    """What an incoming copy was prepared for; None when nothing readable says so."""
+    try:
+        return PrepareAsk.model_validate_json(_ask_path(runtime).read_text())
+    except (OSError, ValueError):
+        return None
