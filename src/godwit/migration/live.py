@@ -25,6 +25,7 @@ from godwit.migration.stream import (
 from godwit.migration.world import LEASE_MARGIN_S, PRE_SWITCHOVER_S
 from godwit.model.errors import GodwitError
 from godwit.model.migration import Progress, Stage
+from godwit.model.ownership import MovePhase
 from godwit.qmp import EventStream, MonitorError
 from godwit.store.errors import StoreError
 from godwit.store.records import CasFailed
@@ -109,9 +110,22 @@ class LiveWay:
     async def drain(self) -> None:
         """Post-copy: serve pages until the destination has them all."""
         if self.postcopy and self._events is not None:
-            await postcopy.drain(self.move, self.stream, self._events)
+            await postcopy.drain(self.move, self.link, self.stream, self._events)
         else:
             await final_bytes(self.stream, self.move)
+
+    async def adopt(self) -> bool:
+        """Find the stream of a move whose agent died; True when it is post-copy already."""
+        self._started = True
+        self._events = self.move.world.machine.monitor.events("MIGRATION")
+        status = (await self.stream.read()).status
+        owned = self.link.owner.migration
+        paged = owned is not None and owned.phase is MovePhase.PAGE_SOURCE
+        self.postcopy = paged or status.startswith("postcopy")
+        return self.postcopy
+
+    def undone(self) -> None:
+        """Nothing was made for the destination outside of QEMU."""
 
     # Copying.
 
@@ -187,6 +201,7 @@ class LiveWay:
         if status == "completed":
             self.postcopy = False  # nothing was left to be fetched
         elif status == "postcopy-active":
+            move.no_way_back = True  # QEMU cannot bring a source back from here
             await postcopy.loaded_there(move)
         else:
             now = await self.stream.read()

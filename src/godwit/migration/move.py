@@ -52,7 +52,7 @@ class Move:
         self.timeline = Timeline(accepted_at=order.accepted_at)
         self.record = order.but(state=MoveState.RUNNING)
         self.committed = False
-        self.swapped = False
+        self.no_way_back = False
         self._stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
         self._log: list[str] = list(order.log)
         self._percent = order.progress.percent
@@ -61,17 +61,22 @@ class Move:
 
     def stop(self, outcome: Outcome, reason: str) -> None:
         """Ask the move to end; the first reason wins, and none counts after the swap."""
-        if not self._stop.done() and not self.swapped:
+        if not self._stop.done() and not self.no_way_back:
             self._stop.set_result(Stop(outcome, reason))
 
     def cancel(self, by: str) -> None:
         """A person calls the move off. Refused once the owner has changed."""
-        if self.swapped:
+        if self.no_way_back:
             raise Refused(
                 f"too late to cancel: {self.vm.name} belongs to {self.order.destination}",
                 hint=f"move it back: godwit vm migrate {self.vm.name} --to {self.order.source}",
             )
         self.stop(Outcome.CANCELLED, f"cancelled by {by}")
+
+    def ignore_stops(self) -> None:
+        """Forget a stop that was asked for: the only way left is forward."""
+        if self._stop.done():
+            self._stop = asyncio.get_running_loop().create_future()
 
     @property
     def stopping(self) -> Stop | None:
@@ -109,7 +114,7 @@ class Move:
     async def hold(self, point: str) -> None:
         """A named hold point; a held move can still be stopped before its swap."""
         work = self.world.holds.reach(point, vm=self.vm.name, role="source")
-        if self.swapped:
+        if self.no_way_back:
             await work
         else:
             await self.until_stopped(work, what=f"held at {point}")

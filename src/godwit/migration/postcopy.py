@@ -11,6 +11,9 @@ itself, out-of-band, and picks it up again on a new port, until the deadline.
 
 from __future__ import annotations
 
+import contextlib
+
+from godwit.migration.handover import OwnerLink
 from godwit.migration.move import Move, fail
 from godwit.migration.peer import PeerSilent
 from godwit.migration.stream import ENDED, Stream, wait_status
@@ -20,6 +23,7 @@ from godwit.qmp import EventStream, MonitorError, MonitorLost
 STANDSTILL_S = 1.5
 RECOVER_DEADLINE_S = 120.0
 LOADED_S = 5.0
+LOOK_S = 0.2
 
 
 async def loaded_there(move: Move) -> None:
@@ -36,63 +40,86 @@ async def loaded_there(move: Move) -> None:
     raise fail(f"{move.order.destination} did not take the device state over")
 
 
-async def drain(move: Move, stream: Stream, events: EventStream) -> None:
+async def drain(move: Move, link: OwnerLink, stream: Stream, events: EventStream) -> None:
     """Serve pages until ``completed``; recover the stream as often as it breaks.
 
     Raises MoveStopped when the memory left here cannot reach the destination any more.
     """
-    clock = move.world.clock
-    broken_since: float | None = None
-    sent, sent_at = -1, clock.monotonic()
-    while True:
+    await Drain(move, link, stream, events).run()
+
+
+class Drain:
+    """The source as a page source: what was sent so far, and since when nothing moves."""
+
+    def __init__(self, move: Move, link: OwnerLink, stream: Stream, events: EventStream) -> None:
+        self._move = move
+        self._link = link
+        self._stream = stream
+        self._events = events
+        self._sent = -1
+        self._sent_at = move.world.clock.monotonic()
+        self._broken_since: float | None = None
+
+    async def run(self) -> None:
+        """Until everything is over there."""
+        while True:
+            status = await self._look()
+            if status == "completed":
+                return
+            if status in ENDED:
+                raise fail(f"post-copy ended as {status}: memory left on the source was not taken")
+            now = self._move.world.clock.monotonic()
+            paused = status == "postcopy-paused"
+            if paused or now - self._sent_at > STANDSTILL_S:
+                await self._mend(now, paused=paused)
+                continue
+            with contextlib.suppress(TimeoutError, MonitorLost):
+                await wait_status(self._events, ENDED | {"postcopy-paused"}, timeout=LOOK_S)
+
+    async def _look(self) -> str:
+        """The stream's status; notes whether bytes move. "silent" when QEMU does not answer."""
+        move = self._move
         try:
-            now = await stream.read(timeout=2.0)
-            status, transferred = now.status, now.transferred
+            now = await self._stream.read(timeout=2.0)
         except MonitorLost:
             raise fail("the source's QEMU died with pages the destination still needed") from None
         except MonitorError:
-            status, transferred = "silent", sent
-        if status == "completed":
-            move.record = move.record.but(
-                progress=move.record.progress.but(bytes_transferred=transferred)
-            )
-            return
-        if status in ENDED:
-            raise fail(f"post-copy ended as {status}: memory left on the source was not taken")
-        if transferred != sent:
-            sent, sent_at = transferred, clock.monotonic()
-            if status == "postcopy-active":
-                broken_since = None
-        paused = status == "postcopy-paused"
-        if paused or clock.monotonic() - sent_at > STANDSTILL_S:
-            broken_since = broken_since if broken_since is not None else clock.monotonic()
-            if clock.monotonic() - broken_since > RECOVER_DEADLINE_S:
-                raise fail(f"the broken stream could not be recovered in {RECOVER_DEADLINE_S:g} s")
-            await _recover(move, stream, events, paused=paused)
-            sent_at = clock.monotonic()
-            continue
+            return "silent"
+        if now.transferred != self._sent:
+            self._sent, self._sent_at = now.transferred, move.world.clock.monotonic()
+            if now.status == "postcopy-active":
+                self._broken_since = None
+        progress = move.record.progress.but(bytes_transferred=now.transferred)
+        move.record = move.record.but(progress=progress)
+        return now.status
+
+    async def _mend(self, now: float, *, paused: bool) -> None:
+        """The stream stands still: is it still wanted, and for how long is it broken?"""
+        self._broken_since = now if self._broken_since is None else self._broken_since
+        if now - self._broken_since > RECOVER_DEADLINE_S:
+            raise fail(f"the broken stream could not be recovered in {RECOVER_DEADLINE_S:g} s")
+        await self._link.settle()
+        intent = self._link.owner.migration
+        if intent is None or intent.id != self._move.order.id:
+            raise fail(f"{self._move.order.destination} ended the VM before all memory was there")
+        await self._reconnect(paused=paused)
+        self._sent_at = self._move.world.clock.monotonic()
+
+    async def _reconnect(self, *, paused: bool) -> None:
+        """One attempt to go on over a new connection; a failed attempt is tried again."""
+        move, stream, events = self._move, self._stream, self._events
+        move.say("the post-copy stream is broken: the guest waits for pages; reconnecting")
         try:
-            await wait_status(events, ENDED | {"postcopy-paused"}, timeout=0.2)
-        except TimeoutError:
-            continue
-        except MonitorLost:
-            continue
-
-
-async def _recover(move: Move, stream: Stream, events: EventStream, *, paused: bool) -> None:
-    """One attempt to pick the stream up on a new connection; a failed attempt is tried again."""
-    move.say("the post-copy stream is broken: the guest waits for pages; reconnecting")
-    try:
-        if not paused:
-            await stream.monitor.execute_oob("migrate-pause", timeout=2.0)
-            await wait_status(events, {"postcopy-paused"} | ENDED, timeout=5.0)
-        where = await move.world.peer.recover(move.order.id, timeout=5.0)
-        if where.tls_hostname:
-            await stream.set_parameters(tls_hostname=where.tls_hostname)
-        await stream.connect(f"tcp:{where.uri_host}:{where.uri_port}", resume=True)
-        await wait_status(events, {"postcopy-active", "postcopy-paused"} | ENDED, timeout=5.0)
-        move.say("the post-copy stream goes on")
-    except (TimeoutError, MonitorError, PeerSilent, GodwitError) as error:
-        move.say(f"reconnecting failed: {error}")
-        # The next attempt waits a little: the link itself gives no event when it is back.
-        await move.world.clock.sleep(0.3)
+            if not paused:
+                await stream.monitor.execute_oob("migrate-pause", timeout=2.0)
+                await wait_status(events, {"postcopy-paused"} | ENDED, timeout=5.0)
+            where = await move.world.peer.recover(move.order.id, timeout=5.0)
+            if where.tls_hostname:
+                await stream.set_parameters(tls_hostname=where.tls_hostname)
+            await stream.connect(f"tcp:{where.uri_host}:{where.uri_port}", resume=True)
+            await wait_status(events, {"postcopy-active", "postcopy-paused"} | ENDED, timeout=5.0)
+            move.say("the post-copy stream goes on")
+        except (TimeoutError, MonitorError, PeerSilent, GodwitError) as error:
+            move.say(f"reconnecting failed: {error}")
+            # The next attempt waits a little: the link itself gives no event when it is back.
+            await move.world.clock.sleep(0.3)

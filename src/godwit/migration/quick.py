@@ -211,8 +211,16 @@ class QuickWay:
             status = await end_stream(Stream(self.move.world.machine.monitor), self._events)
             if status in ("cancelled", "failed", "none"):
                 status = "completed"  # stopped by us: nobody but us lets it run again
-        discard(self._path)
         return status
+
+    async def adopt(self) -> bool:
+        """Find the save of a move whose agent died; there is always a way back."""
+        self._events = self.move.world.machine.monitor.events("MIGRATION")
+        return False
+
+    def undone(self) -> None:
+        """The VM stays here: its saved memory is void from now on."""
+        discard(self._path)
 
     async def drain(self) -> None:
         """The destination has read the file: it has served."""

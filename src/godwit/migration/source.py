@@ -65,6 +65,14 @@ class Way(Protocol):
         """After the swap: wait until the destination needs nothing from here any more."""
         ...
 
+    async def adopt(self) -> bool:
+        """After an agent's restart: find the transfer again; True when there is no way back."""
+        ...
+
+    def undone(self) -> None:
+        """The record says that the VM stays here: remove what was made for the destination."""
+        ...
+
     @property
     def postcopy(self) -> bool:
         """True once the destination runs on pages that are still here."""
@@ -110,10 +118,13 @@ class SourceMove:
         async with self.watchers:
             self._bound = True
             verdict = await self.link.adopt()
+            one_way = await self.way.adopt()
             if verdict is Verdict.DESTINATION:
-                self.move.swapped = True
+                self.move.no_way_back = True
                 return await self._conclude()
             self.move.committed = True  # not known, so the careful way back
+            if one_way:
+                return await self._go_on_forward()
             reason = "the agent of the source was restarted during the move"
             return await self._back_out(Stop(Outcome.FAILED, reason))
 
@@ -156,13 +167,20 @@ class SourceMove:
         await move.hold("completed")
         move.check()
         move.enter_quietly(Stage.HANDOVER)
-        move.swapped = True  # from here a cancel is refused; taken back if the swap fails
+        move.no_way_back = True  # from here a cancel is refused; taken back if the swap fails
         verdict = await self.link.swap(postcopy=self.way.postcopy, timeout=SWAP_S)
+        waited_since = world.clock.monotonic()
+        while verdict is Verdict.SOURCE and self.way.postcopy:
+            # There is nothing to go back to, and the destination's lease may return.
+            if world.clock.monotonic() - waited_since > DESTINATION_PATIENCE_S:
+                break
+            await world.clock.sleep(0.5)
+            verdict = await self.link.swap(postcopy=True, timeout=SWAP_S)
         if verdict is Verdict.SOURCE:
-            move.swapped = False
+            move.no_way_back = self.way.postcopy
             raise fail(f"the store refused the hand-over: {move.order.destination} has no lease")
         if verdict is Verdict.NEITHER:
-            move.swapped = False
+            move.no_way_back = False
             raise fail("the owner record was changed by somebody else during the move")
 
     async def _conclude(self) -> Migration:
@@ -227,6 +245,8 @@ class SourceMove:
         """End the move so that the VM runs here, if it can run anywhere."""
         move, world = self.move, self.move.world
         move.say(stop.reason)
+        if self.way.postcopy and move.no_way_back:
+            return await self._lost(stop.reason)
         status = await self.way.end()
         if move.committed and status in ("gone", "frozen") and await self._loaded_there(status):
             return await self._go_on_without_source()
@@ -237,7 +257,7 @@ class SourceMove:
         verdict = await self.link.roll_back()
         if verdict is Verdict.DESTINATION:
             move.say("the swap had succeeded after all")
-            move.swapped = True
+            move.no_way_back = True
             return await self._conclude()
         if verdict is Verdict.NEITHER:
             await world.machine.kill()
@@ -254,6 +274,7 @@ class SourceMove:
     async def _run_here(self, stop: Stop, *, status: str = "completed") -> Migration:
         world = self.move.world
         world.throttle(1.0)
+        self.way.undone()
         if status not in ("gone", "frozen"):
             try:
                 await self._cont_here()
@@ -292,6 +313,11 @@ class SourceMove:
 
     async def _go_on_without_source(self) -> Migration:
         self.move.say("the source's QEMU is gone, the destination holds the whole VM: going on")
+        return await self._go_on_forward()
+
+    async def _go_on_forward(self) -> Migration:
+        """Hand over although something broke: there is nothing here to go back to."""
+        self.move.ignore_stops()
         try:
             await self._handover()
         except MoveStopped as stopped:

@@ -122,7 +122,7 @@ class Watchers:
                 reason = state.reason or "its QEMU does not answer"
                 if state.phase == "gone":
                     silent = SILENT_PINGS
-            if silent >= SILENT_PINGS and not move.swapped:
+            if silent >= SILENT_PINGS and not move.no_way_back:
                 move.stop(Outcome.FAILED, f"{move.order.destination} is lost: {reason}")
 
     async def _measure_clock(self) -> None:

@@ -252,4 +252,4 @@ async def test_start_is_quick(make_vm: MakeVm, make_place: MakePlace) -> None:
         await machine.quit()
         await machine.discard()
     print(f"spawn to ready: {sorted(round(t * 1000) for t in took)} ms")
-    assert min(took) < 0.5
+    assert min(took) < 2, "40-60 ms on a quiet machine"

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from godwit.qemu.machine import Machine
 from godwit.qemu.pins import choose_pins
 from godwit.qemu.start import Place
 from godwit.qemu.tls import ensure_dh_params
+from godwit.qmp import Monitor
 
 pytestmark = pytest.mark.system
 
@@ -83,10 +85,19 @@ async def test_trees_are_equal_and_the_move_loads(
     assert here.memory_bytes == 64 << 20
 
     await source.stop()
+    asked: list[str] = []
+    execute = Monitor.execute
+
+    async def counted(self: Monitor, command: str, *rest: Any, **more: Any) -> Any:
+        asked.append(command)
+        return await execute(self, command, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Monitor, "execute", counted)
+        await target.device_tree()
     tree = await _quickest(target.device_tree)
-    trip = await _quickest(target.status)
-    print(f"device tree: {tree * 1000:.1f} ms, one command: {trip * 1000:.2f} ms")
-    assert tree < max(0.03, 40 * trip), "on a busy machine every round trip takes long"
+    print(f"device tree: {tree * 1000:.1f} ms for {len(asked)} questions")
+    assert len(asked) <= 18, "each is a round trip in the middle of a move"
     await source.cont()
 
     assert await _move(source, target) == "completed"
@@ -204,14 +215,12 @@ async def test_credentials_cost_no_time(make_vm: MakeVm, start: StartOne, root: 
     for path in folder.iterdir():
         os.chown(path, 65534, 65534)
     machine = await start(make_vm(), incoming=True)
-    took = []
-    for _ in range(5):
-        began = time.perf_counter()
-        assert await machine.add_tls("server", folder) == "migration-tls-server"
-        took.append(time.perf_counter() - began)
-    print(f"server credentials: {sorted(round(t * 1000, 1) for t in took)} ms")
-    assert min(took) < 0.04, "QEMU makes Diffie-Hellman parameters of its own"
+    assert await machine.add_tls("server", folder) == "migration-tls-server"
     assert await machine.add_tls("client", folder) == "migration-tls-client"
+    server = await _quickest(lambda: machine.add_tls("server", folder))
+    client = await _quickest(lambda: machine.add_tls("client", folder))
+    print(f"credentials: server {server * 1000:.1f} ms, client {client * 1000:.1f} ms")
+    assert server < 3 * client + 0.02, "QEMU makes Diffie-Hellman parameters of its own"
 
 
 async def _certificates(folder: Path) -> None:

@@ -1,0 +1,147 @@
+"""The configuration files and units of a lab's daemons, as text; pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from godwit.lab.layout import AGENT_PORT, CONTROL_NUMBER, LAN, MGMT, MIG, STORE_PORT, Layout
+
+ETC: Final = Path("/etc/godwit")
+TLS: Final = ETC / "tls"
+STORE_TLS: Final = ETC / "store-tls"
+MIGRATION_TLS: Final = ETC / "migration-tls"  # QEMU's user must reach it; `tls` is root's alone
+STATE: Final = Path("/var/lib/godwit")
+LOGS: Final = Path("/var/log/godwit")
+RUN: Final = Path("/run/godwit")
+STORE_SOCKET: Final = RUN / "store.sock"
+BRIDGE: Final = "br-lan"
+API: Final = "api"  # the manager's listening socket, made on the real machine
+
+WATCHDOG_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A daemon that a supervisor keeps running; the fields are those of its units file."""
+
+    name: str
+    argv: tuple[str, ...]
+    log: str
+    env: dict[str, str] = field(default_factory=dict)
+    sockets: tuple[str, ...] = ()
+    notify: bool = True
+    watchdog_s: float | None = WATCHDOG_S
+    start_s: float = 60.0
+    stop_s: float = 5.0
+
+
+def toml(tables: Mapping[str, Any]) -> str:
+    """Plain values and (nested) tables as TOML."""
+    lines: list[str] = []
+    _table("", tables, lines)
+    return "\n".join(lines) + "\n"
+
+
+def _table(path: str, table: Mapping[str, Any], lines: list[str]) -> None:
+    for key, value in table.items():
+        if not isinstance(value, Mapping):
+            # JSON's texts, numbers, booleans and lists are TOML's too.
+            lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}")
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            inner = f"{path}.{key}" if path else key
+            lines.append(f"[{inner}]")
+            _table(inner, value, lines)
+
+
+def agent_config(
+    layout: Layout, host: str, *, qemu: Mapping[str, str | bool] | None = None
+) -> dict[str, Any]:
+    """What a host's agent and guard are told; ``qemu`` goes into its section as it is."""
+    migration: dict[str, Any] = {
+        "address": layout.address(host, MIG),
+        "subnet": MIG.subnet,
+        "tls": True,
+    }
+    if layout.rate:
+        migration["rate"] = layout.rate
+    return {
+        "host": host,
+        "paths": {
+            "run": str(RUN),
+            "state": str(STATE),
+            "volumes": "/clusterstorage",
+            "images": str(STATE / "images"),
+        },
+        "store": {"endpoints": [layout.store_url]},
+        "tls": {"dir": str(TLS), "migration_dir": str(MIGRATION_TLS)},
+        "agent": {"address": layout.address(host, MGMT), "port": AGENT_PORT},
+        "migration": migration,
+        "networks": {LAN.name: {"bridge": BRIDGE, "uplink": LAN.port, "mtu": 1500}},
+        **({"qemu": dict(qemu)} if qemu else {}),
+        "lab": {"enabled": True},
+        "cgroup": {"root": f"godwit/{host}"},
+    }
+
+
+def store_config() -> dict[str, Any]:
+    """The store daemon; the unix socket is for whoever is root on the control node."""
+    listen = [f"tcp:{MGMT.address(CONTROL_NUMBER)}:{STORE_PORT}", f"unix:{STORE_SOCKET}"]
+    return {
+        "store": {"data": str(STATE / "store"), "listen": listen},
+        "tls": {"dir": str(STORE_TLS)},
+    }
+
+
+def manager_config(layout: Layout) -> dict[str, Any]:
+    """The manager; it serves the socket it inherits."""
+    return {
+        "store": {"endpoints": [layout.store_url]},
+        "tls": {"dir": str(TLS)},
+        "api": {"tokens_file": str(ETC / "tokens")},
+        "paths": {"state": str(STATE)},
+        "lab": {"enabled": True},
+    }
+
+
+def daemon(
+    name: str, module: str, *, python: str, config: str, sockets: tuple[str, ...] = ()
+) -> Unit:
+    """A Godwit daemon as a unit."""
+    return Unit(
+        name=name,
+        argv=(python, "-I", "-m", module, "--config", str(ETC / config)),
+        log=str(LOGS / f"{name}.log"),
+        sockets=sockets,
+    )
+
+
+def host_units(python: str) -> tuple[Unit, ...]:
+    """What runs on a host; the guard first, for the agent looks for it."""
+    return (
+        daemon("guard", "godwit.guard.main", python=python, config="host.toml"),
+        daemon("agent", "godwit.agent.main", python=python, config="host.toml"),
+    )
+
+
+def control_units(python: str) -> tuple[Unit, ...]:
+    """What runs on the control node."""
+    return (
+        daemon("store", "godwit.store.daemon.main", python=python, config="store.toml"),
+        daemon(
+            "manager",
+            "godwit.manager.main",
+            python=python,
+            config="manager.toml",
+            sockets=(API,),
+        ),
+    )
+
+
+def units_file(units: tuple[Unit, ...]) -> str:
+    """The units as the supervisor reads them."""
+    return json.dumps({"units": [asdict(unit) for unit in units]}, indent=1) + "\n"

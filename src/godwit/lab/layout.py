@@ -1,0 +1,255 @@
+"""Where everything of a lab lies and what it is called; pure.
+
+    real machine                                    the lab's own
+    /run/gw/<lab>/<node>.sock   control sockets     namespaces gw-<lab>-switch, -client, -control,
+    <state>/<lab>/              everything else       -host1 .. -hostN
+      lab.json  token  pki/  volumes/  images/      control groups godwit/<lab>-<node>
+      logs/<node>/  nodes/<node>/{root,etc,state}
+
+Each network is a bridge in the switch namespace; a node has one cable (a veth pair) to each
+network it is on, called like the network with a 0 behind it on the node's side (``mig0``) and
+``<node>-<network>`` on the switch's side. Because all of it is inside namespaces, labs of
+different names use the same addresses side by side.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from godwit.model.errors import InvalidRequest
+
+DEFAULT_NAME: Final = "lab"
+MAX_HOSTS: Final = 32
+MAX_NAME: Final = 20
+RUN_ROOT: Final = Path("/run/gw")
+CONTROL: Final = "control"
+CLIENT: Final = "client"
+SWITCH: Final = "switch"
+VM_NETWORK: Final = "lan"
+STORE_PORT: Final = 7379
+AGENT_PORT: Final = 7101
+QEMU_USER: Final = "godwit-qemu"
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Net:
+    """One network of a lab."""
+
+    name: str
+    subnet: str
+
+    @property
+    def bridge(self) -> str:
+        """Its bridge in the switch namespace."""
+        return f"br-{self.name}"
+
+    @property
+    def port(self) -> str:
+        """The name of a node's own end of its cable."""
+        return f"{self.name}0"
+
+    def address(self, number: int) -> str:
+        """The address with this number in the subnet."""
+        return str(ipaddress.ip_network(self.subnet)[number])
+
+    def cidr(self, number: int) -> str:
+        """The address with this number, with the length of the subnet's prefix."""
+        return f"{self.address(number)}/{ipaddress.ip_network(self.subnet).prefixlen}"
+
+
+LAN: Final = Net(VM_NETWORK, "10.91.0.0/22")
+MGMT: Final = Net("mgmt", "10.92.0.0/24")
+MIG: Final = Net("mig", "10.93.0.0/24")
+STOR: Final = Net("stor", "10.94.0.0/24")
+NETS: Final = (LAN, MGMT, MIG, STOR)
+CLIENT_NUMBER: Final = 1
+CONTROL_NUMBER: Final = 1
+FIRST_HOST_NUMBER: Final = 11
+
+
+@dataclass(frozen=True, slots=True)
+class Cable:
+    """A veth pair between a node and a network's bridge; ``cidr`` is empty on a bridge's port."""
+
+    node: str
+    net: Net
+    cidr: str = ""
+
+    @property
+    def switch_port(self) -> str:
+        """The end in the switch namespace."""
+        return f"{self.node}-{self.net.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A lab of ``hosts`` hosts called ``name``. ``rate`` is like ``1gbit``, empty for no limit."""
+
+    name: str
+    hosts: int
+    rate: str = "1gbit"
+    state_root: Path = Path("/var/lib/godwit-lab")
+    run_root: Path = RUN_ROOT
+
+    # Names
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        """host1 .. hostN."""
+        return tuple(f"host{number}" for number in range(1, self.hosts + 1))
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """What has a supervisor: the control node and the hosts."""
+        return (CONTROL, *self.host_names)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Every WHERE of ``lab exec``."""
+        return (*self.nodes, CLIENT, SWITCH)
+
+    @property
+    def prefix(self) -> str:
+        """The start of the names of this lab's namespaces."""
+        return f"gw-{self.name}-"
+
+    def netns(self, place: str) -> str:
+        """The network namespace of a place."""
+        return self.prefix + place
+
+    def cgroup(self, node: str) -> str:
+        """The control group that holds all of a node."""
+        return f"godwit/{self.name}-{node}"
+
+    # Files
+
+    @property
+    def state(self) -> Path:
+        """Everything this lab keeps on the disk."""
+        return self.state_root / self.name
+
+    @property
+    def run(self) -> Path:
+        """Its sockets; a short path."""
+        return self.run_root / self.name
+
+    @property
+    def record(self) -> Path:
+        """What was made so far, for ``lab down``."""
+        return self.state / "lab.json"
+
+    @property
+    def token(self) -> Path:
+        """The bearer token of the API."""
+        return self.state / "token"
+
+    @property
+    def pki(self) -> Path:
+        """The cluster's CA, and the identity the lab itself uses towards agents."""
+        return self.state / "pki"
+
+    @property
+    def volume(self) -> Path:
+        """The directory that every host sees as the volume ``shared``."""
+        return self.state / "volumes" / "shared"
+
+    @property
+    def images(self) -> Path:
+        """Guest images, as hosts see them."""
+        return self.state / "images"
+
+    def node_dir(self, node: str) -> Path:
+        """A node's own directories: ``root`` (empty, built on), ``etc`` and ``state``."""
+        return self.state / "nodes" / node
+
+    def logs(self, node: str) -> Path:
+        """A node's logs, one file per unit."""
+        return self.state / "logs" / node
+
+    def control_socket(self, node: str) -> Path:
+        """Where a node's supervisor is talked to from the real machine."""
+        return self.run / f"{node}.sock"
+
+    # Network
+
+    def cables(self, node: str) -> tuple[Cable, ...]:
+        """The cables of a node or of the client."""
+        if node == CLIENT:
+            return (Cable(node, LAN, LAN.cidr(CLIENT_NUMBER)),)
+        if node == CONTROL:
+            return (Cable(node, MGMT, MGMT.cidr(CONTROL_NUMBER)),)
+        number = FIRST_HOST_NUMBER - 1 + host_number(node)
+        # On the VM network the host is a switch, not a station.
+        return (Cable(node, LAN), *(Cable(node, net, net.cidr(number)) for net in NETS[1:]))
+
+    def all_cables(self) -> tuple[Cable, ...]:
+        """Every cable of the lab."""
+        return tuple(c for node in (CLIENT, *self.nodes) for c in self.cables(node))
+
+    def address(self, host: str, net: Net) -> str:
+        """A host's address on one of the networks."""
+        return net.address(FIRST_HOST_NUMBER - 1 + host_number(host))
+
+    @property
+    def store_url(self) -> str:
+        """The store, as hosts reach it."""
+        return f"https://{MGMT.address(CONTROL_NUMBER)}:{STORE_PORT}"
+
+    def agent_url(self, host: str) -> str:
+        """A host's agent, as others reach it."""
+        return f"https://{self.address(host, MGMT)}:{AGENT_PORT}"
+
+
+def host_number(host: str) -> int:
+    """2 for host2; InvalidRequest when it is no host's name."""
+    digits = host.removeprefix("host")
+    if not host.startswith("host") or not digits.isdigit() or digits.startswith("0"):
+        raise InvalidRequest(f"{host!r} is not a host", hint="write host1, host2, ...")
+    return int(digits)
+
+
+def net_named(name: str) -> Net:
+    """A network by its name; InvalidRequest names those there are."""
+    found = next((net for net in NETS if net.name == name), None)
+    if found is None:
+        known = ", ".join(net.name for net in NETS)
+        raise InvalidRequest(f"there is no network {name!r}", hint=f"networks: {known}")
+    return found
+
+
+def checked_name(name: str) -> str:
+    """The name of a lab itself; InvalidRequest when namespaces or sockets could not bear it."""
+    if len(name) > MAX_NAME or not _NAME.fullmatch(name):
+        raise InvalidRequest(
+            f"{name!r} cannot name a lab",
+            hint=f"lower-case letters, digits and -, at most {MAX_NAME}",
+        )
+    return name
+
+
+def checked_hosts(count: int) -> int:
+    """The number of hosts itself; InvalidRequest when a lab cannot have as many."""
+    if not 1 <= count <= MAX_HOSTS:
+        raise InvalidRequest(f"a lab of {count} hosts", hint=f"1 to {MAX_HOSTS} are possible")
+    return count
+
+
+def group_owner(group: str) -> tuple[str, str] | None:
+    """(lab, node) of a control group's last name, None when it is no lab's."""
+    lab, _, node = group.rpartition("-")
+    if lab and (node == CONTROL or re.fullmatch(r"host[1-9][0-9]*", node)):
+        return lab, node
+    return None
+
+
+def state_root(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where labs keep their state: ``${GODWIT_LAB_DIR:-/var/lib/godwit-lab}``."""
+    return Path(environ.get("GODWIT_LAB_DIR") or "/var/lib/godwit-lab")
