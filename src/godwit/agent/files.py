@@ -72,11 +72,10 @@ class Files:
             ) from None
         answer = {"append": str(manifest.get("append", ""))}
         for kind in ("kernel", "initrd"):
-            entry = manifest[kind]
-            target = self._boot / entry["sha256"]
+            sha256 = str(manifest[f"{kind}_sha256"])
+            target = self._boot / sha256
             if not target.exists():
-                source = folder / entry["file"]
-                await self.put_boot_file(entry["sha256"], _chunks(source))
+                await self.put_boot_file(sha256, _chunks(folder / manifest[kind]))
             answer[kind] = str(target)
         return answer
 

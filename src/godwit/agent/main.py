@@ -30,6 +30,7 @@ from godwit.model import keys
 from godwit.model.errors import GodwitError
 from godwit.model.host import HostInfo
 from godwit.model.world import Clock
+from godwit.qemu.tls import ensure_dh_params
 from godwit.store.client import StoreClient
 from godwit.store.errors import LeaseNotFound, StoreError
 from godwit.store.records import Records, encode
@@ -61,6 +62,8 @@ async def run(config: AgentConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     clock = RealClock()
     identity = Identity.load(config.tls.dir)
+    if config.migration.tls:
+        ensure_dh_params(config.tls.migration_dir)
     equipment = await survey(config, now=clock.realtime())
     for warning in equipment.warnings:
         _log.warning("%s", warning)

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from godwit.model.errors import InvalidRequest, Unauthenticated
+from godwit.model.errors import InvalidRequest, OutcomeUnknown, Unauthenticated, Unavailable
 from godwit.wire.errors import PeerRefused
 from godwit.wire.http import PeerClient
 from godwit.wire.sse import SseEvent, SseParser
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from godwit.client.settings import Target
 
 DEADLINE_S = 30.0
+_IDLE_S = 45.0  # servers send comments more often than that
 
 Query = Mapping[str, str | int | float | bool | None]
 
@@ -106,17 +107,41 @@ class Link:
                 async for event in stream:
                     yield event
 
+    async def news(self, *, query: Query | None = None) -> AsyncGenerator[SseEvent | None, None]:
+        """Follow the event stream for ever; None says that it has just (again) been connected,
+        the moment to read the present state without missing anything after it."""
+        pause_s = 0.05
+        while True:
+            with contextlib.suppress(Unavailable, OutcomeUnknown), self._plain_errors():
+                async with contextlib.AsyncExitStack() as stack:
+                    chunks = await self._event_chunks(stack, query=query)
+                    parser, connected = SseParser(), False
+                    async for chunk in chunks:
+                        if not connected:
+                            connected, pause_s = True, 0.05
+                            yield None
+                        for event in parser.feed(chunk):
+                            yield event
+            # Nothing tells us when the server is back: try, ever less often.
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 2.0)
+
+    async def _event_chunks(
+        self, stack: contextlib.AsyncExitStack, *, query: Query | None, since: str | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        headers = {"accept": "text/event-stream"} | ({"last-event-id": since} if since else {})
+        opened = self._open().stream("GET", "/v1/events", query=query, headers=headers)
+        answer = await stack.enter_async_context(opened)
+        return await stack.enter_async_context(contextlib.aclosing(answer.chunks(idle_s=_IDLE_S)))
+
     async def events_so_far(
         self, *, query: Query | None = None, since: str | None = None, quiet_s: float = 1.0
     ) -> AsyncGenerator[SseEvent, None]:
         """The events that the server has: until the stream ends or is quiet for ``quiet_s``."""
-        headers = {"accept": "text/event-stream"} | ({"last-event-id": since} if since else {})
         loop, parser = asyncio.get_running_loop(), SseParser()
         with self._plain_errors():
             async with contextlib.AsyncExitStack() as stack:
-                opened = self._open().stream("GET", "/v1/events", query=query, headers=headers)
-                answer = await stack.enter_async_context(opened)
-                chunks = await stack.enter_async_context(contextlib.aclosing(answer.chunks()))
+                chunks = await self._event_chunks(stack, query=query, since=since)
                 until = loop.time() + quiet_s
                 while True:
                     try:

@@ -47,7 +47,7 @@ async def wait(
         return task
     if on_progress is None:
         return await _until_final(link, task.id, give_up_s)
-    teller = asyncio.create_task(_tell(link, task.subject, on_progress), name=f"tell {task.id}")
+    teller = asyncio.create_task(_tell(link, task, on_progress), name=f"tell {task.id}")
     try:
         return await _until_final(link, task.id, give_up_s)
     finally:
@@ -91,16 +91,27 @@ def _lost(task_id: str, give_up_s: float) -> OutcomeUnknown:
     )
 
 
-async def _tell(link: Link, subject: str, on_progress: OnProgress) -> None:
-    """Hand every news of the subject's tasks and moves to ``on_progress`` until cancelled."""
+async def _tell(link: Link, task: Task, on_progress: OnProgress) -> None:
+    """Hand every news of the task and its move to ``on_progress`` until cancelled."""
     # Only for the eye: whatever breaks here must not end the wait.
     with contextlib.suppress(GodwitError):
-        stream = link.events(query={"subject": subject})
+        stream = link.news(query={"subject": task.subject})
         async with contextlib.aclosing(stream):
             async for event in stream:
-                seen = _news(event.data)
+                seen = await _present(link, task.id) if event is None else _news(event.data)
                 if seen is not None:
                     on_progress(seen)
+
+
+async def _present(link: Link, task_id: str) -> Task | Migration:
+    from godwit.model.migration import Migration
+    from godwit.model.task import Task
+
+    task = Task.model_validate(await link.get(f"/v1/tasks/{task_id}"))
+    move_id = migration_id(task)
+    if move_id is None:
+        return task
+    return Migration.model_validate(await link.get(f"/v1/migrations/{move_id}"))
 
 
 def _news(data: str) -> Task | Migration | None:

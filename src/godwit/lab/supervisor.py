@@ -78,6 +78,8 @@ class Unit:
         self.beat_at = 0.0
         self.start_at: float | None = 0.0  # when it is to be started, None: not by itself
         self.kill_at: float | None = None
+        self.dying = False  # killed, and its end not heard of yet
+        self.restarting = False
 
     def deadline(self) -> float | None:
         """When something is to be done about this unit, if nothing happens before."""
@@ -85,10 +87,10 @@ class Unit:
         if not self.pid:
             if self.start_at is not None and not self.held:
                 due.append(self.start_at)
-        else:
+        elif not self.dying:
             if self.kill_at is not None:
                 due.append(self.kill_at)
-            if not self.held:
+            elif not self.held:
                 if not self.ready:
                     due.append(self.started_at + self.start_s)
                 elif self.watchdog_s is not None:
@@ -97,9 +99,10 @@ class Unit:
 
     def died(self, status: int, now: float) -> None:
         """Note the end and plan the next start."""
+        quick = now - self.started_at < QUICK_DEATH_S and not self.restarting
         self.pid, self.ready, self.kill_at = 0, False, None
+        self.dying = self.restarting = False
         self.last_exit = status
-        quick = now - self.started_at < QUICK_DEATH_S
         self.quick_deaths = self.quick_deaths + 1 if quick else 0
         self.start_at = now + restart_pause(self.quick_deaths)
 
@@ -211,9 +214,7 @@ class Supervisor:
             unit.watchdog_kills += unit.ready
             what = "missed its watchdog" if unit.ready else "did not become ready"
             say(f"{unit.name} (pid {unit.pid}) {what}: killed")
-        unit.kill_at = None
-        unit.beat_at = now + 60.0  # its end comes as an event; do not kill it every turn
-        unit.started_at = max(unit.started_at, now - unit.start_s + 60.0)
+        unit.dying = True
         os.kill(unit.pid, signal.SIGKILL)
 
     def _start(self, unit: Unit, now: float) -> None:
@@ -230,7 +231,7 @@ class Supervisor:
         say(f"{unit.name} started, pid {unit.pid}")
 
     def _spawn(self, unit: Unit) -> int:
-        """Fork and exec. LISTEN_PID must be the child's own number, so no ready-made way will do."""
+        """Fork and exec; ready-made ways cannot give the child its own number as LISTEN_PID."""
         environment = {**os.environ, **unit.env, "NOTIFY_SOCKET": self.notify_path}
         log = os.open(unit.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         try:
@@ -375,7 +376,7 @@ class Supervisor:
             unit.held, unit.quick_deaths = False, 0
             if unit.pid:
                 unit.ready = False  # so that the wait is for the next one
-                unit.started_at, unit.kill_at = now, now + unit.stop_s
+                unit.restarting, unit.kill_at = True, now + unit.stop_s
                 os.kill(unit.pid, signal.SIGTERM)
                 os.kill(unit.pid, signal.SIGCONT)
             else:

@@ -39,6 +39,7 @@ from godwit.wire.tls import ClientTls, Expect
 
 _LOG = logging.getLogger("godwit.manager")
 _BEAT_S = 0.5
+_READY_S = 1.5
 _GRACE_S = 2.0
 
 
@@ -125,6 +126,10 @@ async def serve(config: ManagerConfig) -> int:
     server = WireServer(manager.app, _listeners(config, api_tls))
     manager.start()
     await server.start()
+    # Ready is when lists can be answered; a store that is away must not hold us up for ever.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_READY_S):
+            await world.cache.ready.wait()
     _LOG.info("serving on port %s", ", ".join(map(str, server.ports)))
     try:
         await _beat_until(stop, manager.broken)

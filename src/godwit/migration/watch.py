@@ -128,6 +128,12 @@ class Watchers:
     async def _measure_clock(self) -> None:
         """The offset of the peer's wall clock; without an answer the error stays unknown."""
         peer, clock = self.move.world.peer, self.move.world.clock
+        # Side by side, so that two connections stand open from now on: the question at
+        # pre-switchover must not wait for a handshake while a heartbeat holds the other one.
+        with contextlib.suppress(PeerSilent, GodwitError):
+            await asyncio.gather(
+                peer.ping(self.move.order.id, timeout=PING_S), peer.clock(timeout=PING_S)
+            )
         with contextlib.suppress(PeerSilent, GodwitError, ValueError):
             offset = await measure_offset(
                 lambda: peer.clock(timeout=1.0), exchanges=CLOCK_EXCHANGES, now=clock.realtime

@@ -34,7 +34,7 @@ ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
 def ensure_dh_params(directory: Path) -> None:
     """Put the parameters beside the certificates, once; readable by all: they are public."""
     path = directory / DH_PARAMS_FILE
-    if False:
+    if not path.exists():
         write_durable(path, FFDHE2048.encode(), mode=0o644)
 
 
