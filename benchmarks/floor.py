@@ -95,6 +95,10 @@ class Tuning:
     """Another accelerator string for the destination."""
     nice: int = 0
     """Scheduling priority the destination is started with."""
+    notsent_lowat: int = 0
+    """Connect the stream ourselves with this TCP_NOTSENT_LOWAT and hand it over as `fd:`."""
+    sysctl: str = ""
+    """`name=value name=value` set in the source's network namespace before the span."""
     quit_delay_ms: float = 0.0
     """Time between RESUME and quitting the source: its exit costs CPU time."""
 
@@ -172,6 +176,10 @@ class Qmp:
                 return event
             if event.get("data", {}).get("status") in {"failed", "cancelled"}:
                 raise RuntimeError(f"the move ended: {self.run('query-migrate')}")
+
+    def pass_fd(self, fd: int, fdname: str) -> None:
+        socket.send_fds(self._socket, [b" "], [fd])
+        self.run("getfd", fdname=fdname)
 
     def close(self) -> None:
         self._lines.close()
@@ -260,6 +268,8 @@ def move(source: Vm, guest: Guest, to: Place, *, role: str, tuning: Tuning) -> t
     mark("greeting")
     try:
         uri = _prepare(source.qmp, target.qmp, to, tuning)
+        if tuning.notsent_lowat:
+            uri = hand_over_stream(source, uri, notsent_lowat=tuning.notsent_lowat)
         mark("prepared")
         source.qmp.events.clear()
         source.qmp.run("migrate", uri=uri)
@@ -299,6 +309,30 @@ def move(source: Vm, guest: Guest, to: Place, *, role: str, tuning: Tuning) -> t
         stopped=stop - to_wall, resumed=resume - to_wall, steps=steps,
     )  # fmt: skip
     return target, result
+
+
+def hand_over_stream(source: Vm, uri: str, *, notsent_lowat: int) -> str:
+    """Connect to `uri` from the source's network and give QEMU the socket; returns its URI."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        line = [sys.executable, str(Path(__file__).resolve()), "connect", uri]
+        line += [str(notsent_lowat), str(theirs.fileno())]
+        subprocess.run([*source.place.enter, *line], check=True, pass_fds=[theirs.fileno()])
+        _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+    source.qmp.pass_fd(fds[0], "stream")
+    os.close(fds[0])
+    return "fd:stream"
+
+
+def connect(uri: str, notsent_lowat: int, channel: int) -> None:
+    """The helper behind `hand_over_stream`, inside the source's network."""
+    _, host, port = uri.split(":")
+    with (
+        socket.create_connection((host, int(port))) as stream,
+        socket.socket(fileno=channel) as out,
+    ):
+        stream.setsockopt(socket.IPPROTO_TCP, 25, notsent_lowat)  # TCP_NOTSENT_LOWAT
+        socket.send_fds(out, [b" "], [stream.fileno()])
 
 
 def _cont(qmp: Qmp) -> None:
@@ -433,6 +467,8 @@ class Track:
 
     def go(self, tuning: Tuning, *, settle: float = 0.3) -> Move:
         """One move to the other place, probed."""
+        if tuning.sysctl:
+            run(*self.places[self.at].enter, "sysctl", "-qw", *tuning.sysctl.split())
         probe = Probe(self.client, self.address, kind=self.probe_kind)
         time.sleep(settle)
         try:
@@ -565,6 +601,9 @@ def certificates(root: Path, folder: Path, address: str) -> Path:
             "-addext", f"subjectAltName=IP:{address}", "-addext", "basicConstraints=CA:FALSE",
             "-addext", f"extendedKeyUsage={role}Auth",
             "-addext", "keyUsage=critical,digitalSignature,keyEncipherment")  # fmt: skip
+    # Without this file QEMU looks for a fresh prime at every start: 0.1 to 0.7 s.
+    run("openssl", "genpkey", "-genparam", "-algorithm", "DH", "-pkeyopt", "group:ffdhe2048",
+        "-out", str(folder / "dh-params.pem"))  # fmt: skip
     (folder / "ca-cert.pem").write_bytes(ca.read_bytes())
     return folder
 
@@ -593,6 +632,7 @@ def parse_case(text: str) -> tuple[str, Tuning]:
     values: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):
         key, _, value = item.partition("=")
+        value = value.replace("~", "=")
         if kinds[key] == "str":
             values[key] = value.replace("+", ",")
         elif kinds[key] == "tuple[str, ...]":
@@ -606,7 +646,7 @@ def parse_case(text: str) -> tuple[str, Tuning]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=["sweep", "compare", "probe"])
+    parser.add_argument("what", choices=["sweep", "compare", "probe", "connect"])
     parser.add_argument("cases", nargs="*")
     parser.add_argument("--kernel", type=Path)
     parser.add_argument("--initrd", type=Path)
@@ -623,6 +663,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "probe":
         probe_loop(options.cases[0], options.cases[1])
+        return
+    if options.what == "connect":
+        connect(options.cases[0], int(options.cases[1]), int(options.cases[2]))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     cases = dict(parse_case(text) for text in options.cases)

@@ -75,12 +75,10 @@ async def _print(console: Console, heard: asyncio.Event) -> None:
 
 
 async def _silence(heard: asyncio.Event, printing: asyncio.Task[None], linger_s: float) -> None:
-    while not printing.done():
+    while True:
         heard.clear()
-        try:
-            async with asyncio.timeout(linger_s):
-                await heard.wait()
-        except TimeoutError:
+        ended, _ = await asyncio.wait({printing}, timeout=linger_s)
+        if ended or not heard.is_set():
             return
 
 

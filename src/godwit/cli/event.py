@@ -38,7 +38,9 @@ event.add_command(
     Command(
         "follow",
         params=[
-            click.Option(["--since"], metavar="ID", help="Begin after this point of the stream."),
+            click.Option(
+                ["--since"], metavar="ID", help="Begin after this position; 0: all known."
+            ),
             click.Option(["--subject"], metavar="KIND/NAME", help="Only about this, like vm/web."),
         ],
         callback=_follow,

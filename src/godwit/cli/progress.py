@@ -96,12 +96,12 @@ class Teller(Protocol):
 
 
 class PlainTeller:
-    """One line for each stage that a move enters."""
+    """One line for each stage that a move enters, also for those that passed between two news."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._ratchet = Ratchet()
-        self._shown: set[tuple[str, str]] = set()
+        self._shown: dict[str, int] = {}  # how many stages of each move
 
     def __enter__(self) -> Self:
         return self
@@ -115,14 +115,19 @@ class PlainTeller:
         return None
 
     def tell(self, news: Task | Migration) -> None:
-        """Print a line when the stage is a new one."""
+        """Print a line for each stage that is new."""
+        from godwit.model.migration import STAGES
+
         move = _move(news)
         seen = self._ratchet.take(move) if move is not None else None
-        if move is None or seen is None or (move.id, seen.stage) in self._shown:
+        if move is None or seen is None:
             return
-        self._shown.add((move.id, seen.stage))
-        said = f": {seen.sentence}" if seen.sentence else ""
-        self._out.write(f"{seen.vm} {seen.route}: {seen.stage}{said}\n")
+        shown = self._shown.get(move.id, 0)
+        for number in range(shown, seen.stage_number + 1):
+            now = number == seen.stage_number and seen.sentence
+            said = f": {seen.sentence}" if now else ""
+            self._out.write(f"{seen.vm} {seen.route}: {STAGES[number].value}{said}\n")
+        self._shown[move.id] = max(shown, seen.stage_number + 1)
         self._out.flush()
 
 

@@ -3,7 +3,7 @@
     real machine                                    the lab's own
     /run/gw/<lab>/<node>.sock   control sockets     namespaces gw-<lab>-switch, -client, -control,
     <state>/<lab>/              everything else       -host1 .. -hostN
-      lab.json  token  pki/  volumes/  images/      control groups godwit/<lab>-<node>
+      lab.json  token  pki/  volumes/  images/      control groups godwit-lab/<lab>/<node>
       logs/<node>/  nodes/<node>/{root,etc,state}
 
 Each network is a bridge in the switch namespace; a node has one cable (a veth pair) to each
@@ -28,6 +28,7 @@ DEFAULT_NAME: Final = "lab"
 MAX_HOSTS: Final = 32
 MAX_NAME: Final = 20
 RUN_ROOT: Final = Path("/run/gw")
+GROUPS: Final = "godwit-lab"  # not `godwit`: there lie the VMs of a real host
 CONTROL: Final = "control"
 CLIENT: Final = "client"
 SWITCH: Final = "switch"
@@ -127,7 +128,7 @@ class Layout:
 
     def cgroup(self, node: str) -> str:
         """The control group that holds all of a node."""
-        return f"godwit/{self.name}-{node}"
+        return f"{GROUPS}/{self.name}/{node}"
 
     # Files
 
@@ -240,14 +241,6 @@ def checked_hosts(count: int) -> int:
     if not 1 <= count <= MAX_HOSTS:
         raise InvalidRequest(f"a lab of {count} hosts", hint=f"1 to {MAX_HOSTS} are possible")
     return count
-
-
-def group_owner(group: str) -> tuple[str, str] | None:
-    """(lab, node) of a control group's last name, None when it is no lab's."""
-    lab, _, node = group.rpartition("-")
-    if lab and (node == CONTROL or re.fullmatch(r"host[1-9][0-9]*", node)):
-        return lab, node
-    return None
 
 
 def state_root(environ: Mapping[str, str] = os.environ) -> Path:

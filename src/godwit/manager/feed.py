@@ -40,7 +40,7 @@ class Item:
 
     def encode(self) -> bytes:
         """The item as server-sent event."""
-        resume_at = str(self.revision)
+        resume_at = str(self.revision) if self.ends else ""
         return SseEvent(data=self.data, event=self.kind, id=resume_at).encode()
 
 

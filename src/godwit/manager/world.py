@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from godwit.manager.agents import Agents
 from godwit.manager.cache import Cache
@@ -32,6 +34,11 @@ class World:
     settle_s: float = 15.0  # how long a lost answer may take to show in the records
     look_s: float = 5.0  # how often a silent move is looked after
     lost_s: float = 60.0  # how long a move's source may be silent before nobody can tell
+    locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+
+    def lock(self, name: str) -> asyncio.Lock:
+        """One lock per name, as long as somebody holds on to it."""
+        return self.locks.setdefault(name, asyncio.Lock())
 
 
 def new_id(prefix: str, now: float) -> str:

@@ -37,7 +37,7 @@ from godwit.model import keys, ownership
 from godwit.model.errors import GodwitError, OperationFailed, Refused
 from godwit.model.ownership import Owner
 from godwit.qemu.machine import Machine
-from godwit.qmp import MonitorError
+from godwit.qmp import MonitorError, MonitorLost, MonitorTimeout, QmpError
 from godwit.store.errors import StoreError
 from godwit.store.records import CasFailed, Versioned
 
@@ -60,7 +60,8 @@ class Incoming:
         self._done: asyncio.Future[TakenOver] = asyncio.get_running_loop().create_future()
         self._done.add_done_callback(_seen)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ran = False
+        self._ran = False  # its vCPUs ran, or may have: then it is never given back
+        self._watching: set[asyncio.Task[None]] = set()
         self._starting = asyncio.Lock()
 
     # What the source asks for.
@@ -97,7 +98,10 @@ class Incoming:
                 tls_hostname=world.tls_hostname if ask.tls else "",
                 devices=devices,
             )
+        if self.phase != "preparing":
+            raise Refused(f"{ask.migration} was called off: {self.reason}", hint="ask again")
         self.phase = "ready"
+        self._look.set()
         await world.holds.reach("prepared", vm=ask.vm.name, role="destination")
         return prepared
 
@@ -169,6 +173,7 @@ class Incoming:
     def adopt(self, machine: Machine) -> None:
         """After an agent's restart: take the waiting copy that was found; the record decides."""
         self.phase = "loaded"
+        self._ran = self.world.noted_epoch() > self.ask.epoch  # another life may have let it run
         self._use(machine)
         self._look.set()
 
@@ -181,14 +186,15 @@ class Incoming:
         self.machine = machine
         self._gate = self.world.gate(machine)
         self._gate.close()
-        self._spawn(self._follow_record(), "record")
+        self._watching.add(self._spawn(self._follow_record(), "record"))
+        self._watching.add(self._spawn(self._watch_exit(machine), "exit"))
         self._spawn(self._obey_record(), "look")
-        self._spawn(self._watch_exit(machine), "exit")
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=f"incoming {self.ask.vm.name}: {name}")
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -201,12 +207,10 @@ class Incoming:
         while True:
             try:
                 async with self.world.records.store.watch(key) as watch:
-                    async for batch in watch:
-                        if batch.events:
-                            self._look.set()
+                    async for _batch in watch:  # the first one says that the watch stands
+                        self._look.set()
             except StoreError:
                 await self.world.clock.sleep(_RETRY_S)
-            self._look.set()
 
     async def _obey_record(self) -> None:
         while self.phase != "gone" and not self._done.done():
@@ -220,7 +224,7 @@ class Incoming:
 
     async def _watch_exit(self, machine: Machine) -> None:
         await machine.exited.wait()
-        if self._ran or self.phase in ("running", "gone"):
+        if self.phase in ("running", "gone"):
             return
         self.reason = f"QEMU on {self.world.host} died"
         found = await self._read()
@@ -262,17 +266,30 @@ class Incoming:
             world, started_at = self.world, self.world.clock.realtime()
             await world.holds.reach("take-over", vm=self.ask.vm.name, role="destination")
             try:
-                await self._lease_holds()
-                resumed_at = await self._run(found.value)
+                if await self._runs_already():
+                    resumed_at = None
+                else:
+                    await self._lease_holds()
+                    resumed_at = await self._run(found.value)
             except (MonitorError, OSError, ValueError, TimeoutError, GodwitError) as error:
                 await self._give_back(found, f"it could not start on {world.host}: {error}")
                 await self._end(str(error))
                 return
             self.phase = "running"
+            for task in self._watching:
+                task.cancel()
             self._done.set_result(
                 TakenOver(epoch=found.value.epoch, resumed_at=resumed_at, started_at=started_at)
             )
             await world.announced(self._machine())
+
+    async def _runs_already(self) -> bool:
+        """Another life of this agent let it run and died before it could say so."""
+        if not self._ran or not (await self._machine().status()).running:
+            return False
+        with contextlib.suppress(OSError):
+            self._open_gate()
+        return True
 
     async def _run(self, owner: Owner) -> float | None:
         world, machine = self.world, self._machine()
@@ -287,10 +304,22 @@ class Incoming:
         if owner.paused:
             return None
         gate.announce()
-        resumed_at = await machine.cont(timeout=CONT_S)
-        self._ran = True
+        resumed_at = await self._cont(machine)
         self._spawn(self._announce(machine), "announce")
         return resumed_at
+
+    async def _cont(self, machine: Machine) -> float:
+        """Let the vCPUs run. Only a refusal, or a ``cont`` never sent, proves that they did not."""
+        before, self._ran = self._ran, True
+        try:
+            return await machine.cont(timeout=CONT_S)
+        except (QmpError, Refused):
+            self._ran = before
+            raise
+        except (MonitorTimeout, MonitorLost) as error:
+            if error.command == "query-status":  # asked before
+                self._ran = before
+            raise
 
     async def _announce(self, machine: Machine) -> None:
         with contextlib.suppress(MonitorError):
@@ -311,19 +340,26 @@ class Incoming:
             await clock.sleep(_RETRY_S)
 
     async def _give_back(self, found: Versioned[Owner], reason: str) -> None:
-        """Return the VM to its source; only this live agent may say that it never ran here."""
-        if self._ran:
-            return
+        """Return the VM to its source; only this live agent may say that it never ran here.
+
+        A copy that may have run has written to its disks and makes the source's memory void:
+        it is ended and recorded as stopped here, at the epoch it had.
+        """
         machine = self._machine()
         await machine.kill()
-        await self.world.forget_note()
+        if not self._ran:
+            await self.world.forget_note()
         self.reason = reason
         current: Versioned[Owner] | None = found
         while current is not None and self._mine(current.value):
-            gift = ownership.gift_back(current.value, self.ask.migration)
-            key = keys.vm_owner(self.ask.vm.name)
+            owner, key = current.value, keys.vm_owner(self.ask.vm.name)
+            after = (
+                ownership.stopped(owner)
+                if self._ran
+                else ownership.gift_back(owner, self.ask.migration)
+            )
             try:
-                await self.world.records.cas(key, gift, current.revision)
+                await self.world.records.cas(key, after, current.revision)
                 break
             except (CasFailed, StoreError):
                 current = await self._read()

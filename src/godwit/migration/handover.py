@@ -20,7 +20,7 @@ from godwit.model.errors import Conflict, GodwitError, Unavailable
 from godwit.model.ownership import MoveIntent, Owner
 from godwit.model.world import Clock
 from godwit.store.api import Compare, Op, delete, exists, put
-from godwit.store.errors import StoreError
+from godwit.store.errors import StoreError, StoreOutcomeUnknown
 from godwit.store.records import CasFailed, Records, encode
 
 _RETRY_S = 0.1
@@ -63,6 +63,9 @@ class OwnerLink:
         self.owner = Owner()
         self.revision = 0
         self.epoch = 0
+        self.verdict = Verdict.SOURCE  # of the last reading
+        self.bound = False  # our intent is, or may be, in the record
+        self._begin_unknown = False
 
     async def begin(self, *, memory_bytes: int, timeout: float) -> Owner:
         """Write the intent and reserve memory on the destination, in one transaction.
@@ -84,19 +87,23 @@ class OwnerLink:
             raise Conflict(
                 f"{self._vm} was changed by somebody else at this moment", hint="ask again"
             ) from None
+        except StoreOutcomeUnknown as error:
+            self.bound = self._begin_unknown = True
+            raise Unavailable(
+                f"the store did not answer in time: {error}", hint="the move is called off"
+            ) from error
         except StoreError as error:
             raise _away(error) from error
+        self.bound = True
         return found.value
 
     async def adopt(self) -> Verdict:
-        """After an agent's restart: take the record as it stands for this move's."""
-        found = await self._records.owner(self._vm)
-        if found is None:
-            return Verdict.NEITHER
-        self.owner, self.revision = found.value, found.revision
-        swapped = found.value.host == self.intent.destination
-        self.epoch = found.value.epoch - (1 if swapped else 0)
-        return judge(found.value, self.intent, epoch=self.epoch)
+        """After an agent's restart: take the record as it stands; waits for the store."""
+        self.bound = True
+        await self.settle()
+        swapped = self.owner.host == self.intent.destination
+        self.epoch = self.owner.epoch - (1 if swapped else 0)
+        return await self.settle()
 
     async def commit(self, *, timeout: float) -> None:
         """Record COMMITTING: also the linearizable proof that the record is still ours.
@@ -130,7 +137,8 @@ class OwnerLink:
                 continue
             if found is not None:
                 self.owner, self.revision = found.value, found.revision
-            return judge(found.value if found else None, self.intent, epoch=self.epoch)
+            self.verdict = judge(found.value if found else None, self.intent, epoch=self.epoch)
+            return self.verdict
 
     async def roll_back(self) -> Verdict:
         """Take the intent out of the record, so that a late swap fails; waits for the store.
@@ -139,15 +147,17 @@ class OwnerLink:
         """
         while True:
             verdict = await self.settle()
-            if verdict is not Verdict.SOURCE or self.owner.migration is None:
+            if verdict is not Verdict.SOURCE:
                 return verdict
-            if self.owner.migration.id != self.intent.id:
+            move = self.owner.migration
+            if move is not None and move.id != self.intent.id:
                 return verdict  # a later move of the same owner; ours is long gone
+            if move is None and not self._begin_unknown:
+                return verdict
+            # An intent lost on its way may still arrive: any write here makes it fail.
+            free = ownership.rolled_back(self.owner, self.intent.id) if move else self.owner
             try:
-                await self._write(
-                    ownership.rolled_back(self.owner, self.intent.id),
-                    also=[delete(self._reservation)],
-                )
+                await self._write(free, also=[delete(self._reservation)])
             except (CasFailed, StoreError):
                 await self._clock.sleep(_RETRY_S)
                 continue

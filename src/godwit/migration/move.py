@@ -50,6 +50,7 @@ class Move:
         self.vm = vm
         self.world = world
         self.timeline = Timeline(accepted_at=order.accepted_at)
+        self.timeline.restore(order.stages)
         self.record = order.but(state=MoveState.RUNNING)
         self.committed = False
         self.no_way_back = False

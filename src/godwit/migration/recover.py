@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from godwit.model.ownership import MovePhase, Owner
+from godwit.model.ownership import MovePhase, Owner, OwnerState
 
 
 class Action(StrEnum):
@@ -49,12 +49,14 @@ def judge(owner: Owner | None, found: Found, *, host: str) -> Verdict:
     move = owner.migration
     if owner.host == host and owner.epoch == found.epoch:
         if move is None or move.destination == host:
-            if found.role == "incoming" and found.qemu_status != "running":
+            if found.role == "incoming" and (move is not None or found.qemu_status != "running"):
                 return Verdict(
                     Action.GO_ON_AS_DESTINATION, f"the record gives it to us at epoch {owner.epoch}"
                 )
             return Verdict(Action.ADOPT, f"it runs for its owner at epoch {owner.epoch}")
         return _source(found)
+    if _given_back(owner, found, host=host):
+        return Verdict(Action.ADOPT, f"it was given back to us as epoch {owner.epoch}")
     if move is not None and move.source == host and owner.host == move.destination:
         pages = " and still needs pages from here" if move.phase is MovePhase.PAGE_SOURCE else ""
         return Verdict(Action.GO_ON_AS_SOURCE, f"{owner.host} owns it{pages}")
@@ -67,6 +69,21 @@ def judge(owner: Owner | None, found: Found, *, host: str) -> Verdict:
         Action.END,
         f"the record names {owner.host or 'nobody'} at epoch {owner.epoch}, "
         f"this process is of epoch {found.epoch}",
+    )
+
+
+def _given_back(owner: Owner, found: Found, *, host: str) -> bool:
+    """The destination returned the VM while our agent was away: this is still the copy of before.
+
+    A start here would also have raised the epoch, but not to ``running`` without a new process.
+    """
+    return (
+        owner.host == host
+        and owner.epoch == found.epoch + 2
+        and owner.migration is None
+        and owner.state is OwnerState.RUNNING
+        and found.role == "started"
+        and found.qemu_status != "running"
     )
 
 

@@ -27,17 +27,30 @@ from godwit.migration.world import SourceWorld
 from godwit.model import keys
 from godwit.model.errors import GodwitError
 from godwit.model.migration import Migration, Outcome, Stage
-from godwit.model.ownership import MoveIntent
+from godwit.model.ownership import MoveIntent, OwnerState
 from godwit.model.vm import Vm
 from godwit.qemu.tree import DeviceTree
 from godwit.qmp import MonitorError, MonitorLost
 from godwit.store.api import put
 from godwit.store.errors import StoreError
-from godwit.store.records import encode
+from godwit.store.records import CasFailed, encode
 
 PREPARE_S = 30.0
 SWAP_S = 2.0
 TAKE_OVER_S = 5.0
+_FAILURES = (
+    MonitorError,
+    PeerSilent,
+    GodwitError,
+    StoreError,
+    CasFailed,
+    TimeoutError,
+    OSError,
+    ValueError,
+)
+"""What a step may fail with; anything else is a fault of ours."""
+_ENDED_BY_GUEST = frozenset({"shutdown", "guest-panicked", "internal-error"})
+"""Run states that no ``cont`` leaves: the VM's owner ends such a QEMU."""
 DESTINATION_PATIENCE_S = 120.0
 """Seconds a source keeps its copy for a destination that owns the VM but does not answer."""
 
@@ -108,7 +121,7 @@ class SourceMove:
                 await self._handover()
             except MoveStopped as stopped:
                 return await self._back_out(stopped.stop)
-            except (MonitorError, PeerSilent, GodwitError, StoreError, TimeoutError) as error:
+            except _FAILURES as error:
                 reason = await self._explain(error)
                 return await self._back_out(Stop(Outcome.FAILED, reason))
             return await self._conclude()
@@ -117,6 +130,9 @@ class SourceMove:
         """Take over a move whose agent died: see ``recover`` for what is left to decide."""
         async with self.watchers:
             self._bound = True
+            move = self.move
+            move.enter_quietly(Stage.SETUP)
+            await move.world.guard.arm(move.vm.name, move.order.id, "source")
             verdict = await self.link.adopt()
             one_way = await self.way.adopt()
             if verdict is Verdict.DESTINATION:
@@ -133,8 +149,12 @@ class SourceMove:
     async def _setup(self) -> Prepared:
         move, world = self.move, self.move.world
         await move.enter(Stage.SETUP, f"{world.host} asks {move.order.destination} to prepare")
-        owner = await self.link.begin(memory_bytes=move.vm.memory_bytes, timeout=5.0)
-        self._bound = True
+        try:
+            owner = await self.link.begin(memory_bytes=move.vm.memory_bytes, timeout=5.0)
+        finally:
+            self._bound = self.link.bound
+        # A VM that stands paused shows no STOP; it does not run here by itself either.
+        self.watchers.resumed_since_stop = not owner.paused
         await world.guard.arm(move.vm.name, move.order.id, "source")
         await move.hold("setup")
         ask = self.way.ask().but(epoch=owner.epoch, paused=owner.paused)
@@ -189,7 +209,7 @@ class SourceMove:
         move.enter_quietly(Stage.RESUME)
         taken = await self._taken_over()
         if isinstance(taken, Stop):
-            return await self._run_here(taken)
+            return await self._not_taken_over(taken)
         if taken.resumed_at is not None:
             move.timeline.resumed_at = taken.resumed_at - self.watchers.clock_offset_s
             move.timeline.clock_error_s = self.watchers.clock_error_s
@@ -200,7 +220,7 @@ class SourceMove:
         except MoveStopped as stopped:
             return await self._lost(stopped.stop.reason)
         transferred = move.record.progress.bytes_transferred
-        await world.machine.quit()
+        await self._end_copy()
         await world.guard.disarm(move.vm.name)
         reason = f"{move.vm.name} runs on {move.order.destination} at epoch {self.link.epoch + 1}"
         move.say(reason)
@@ -226,6 +246,10 @@ class SourceMove:
                 return Stop(Outcome.FAILED, f"{move.order.destination} gave the VM back: {reason}")
             if verdict is Verdict.NEITHER:
                 return Stop(Outcome.UNKNOWN, "the owner record was changed by a third hand")
+            if self.link.owner.state is OwnerState.STOPPED:
+                return Stop(
+                    Outcome.FAILED, f"{move.vm.name} ended on {move.order.destination}: {reason}"
+                )
             if self.link.owner.migration is None:
                 return TakenOver(epoch=self.link.owner.epoch, resumed_at=None, started_at=move.now)
             waited = world.clock.monotonic() - waited_since
@@ -239,11 +263,31 @@ class SourceMove:
             move.say(f"waiting for {move.order.destination}: {reason}")
             await world.clock.sleep(0.2)
 
+    async def _not_taken_over(self, stop: Stop) -> Migration:
+        """After the swap the VM does not run on the destination: whose is it now?
+
+        Only a record that names the source again lets it run here.
+        """
+        if self.link.verdict is Verdict.SOURCE:
+            return await self._run_here(stop)
+        self.move.say(stop.reason)
+        ended = self.link.owner.state is OwnerState.STOPPED
+        if ended or self.link.verdict is Verdict.NEITHER:
+            await self._end_copy()  # void: the VM's disks may have been written by others
+        return await self._give_report(stop)
+
+    async def _end_copy(self) -> None:
+        """End this host's QEMU, whose vCPUs run no more; one that does not die is only told of."""
+        try:
+            await self.move.world.machine.quit()
+        except (GodwitError, MonitorError) as error:
+            self.move.say(f"the copy on {self.move.world.host} does not end: {error}")
+
     # Back.
 
     async def _back_out(self, stop: Stop) -> Migration:
         """End the move so that the VM runs here, if it can run anywhere."""
-        move, world = self.move, self.move.world
+        move = self.move
         move.say(stop.reason)
         if self.way.postcopy and move.no_way_back:
             return await self._lost(stop.reason)
@@ -260,7 +304,7 @@ class SourceMove:
             move.no_way_back = True
             return await self._conclude()
         if verdict is Verdict.NEITHER:
-            await world.machine.kill()
+            await self._end_copy()
             await self._tell_peer("the owner record names neither of us")
             return await self._give_report(
                 Stop(
@@ -278,17 +322,24 @@ class SourceMove:
         if status not in ("gone", "frozen"):
             try:
                 await self._cont_here()
-            except (MonitorError, TimeoutError) as error:
-                stop = Stop(stop.outcome, f"{stop.reason}; then QEMU did not go on here: {error}")
+            except (MonitorError, TimeoutError, OSError, GodwitError) as error:
+                reason = f"{stop.reason}; then QEMU did not go on here: {error}"
+                stop = Stop(Outcome.FAILED, reason)
         elif status == "frozen":
-            stop = Stop(stop.outcome, f"{stop.reason}; this host's QEMU answers nothing: frozen")
+            reason = f"{stop.reason}; this host's QEMU answers nothing: frozen"
+            stop = Stop(Outcome.FAILED, reason)
         await self._tell_peer(stop.reason)
         return await self._give_report(stop)
 
     async def _cont_here(self) -> None:
         move, world = self.move, self.move.world
-        world.gate.open()
+        if self._bound and world.machine.epoch != self.link.owner.epoch:
+            world.machine.amend(epoch=self.link.owner.epoch)  # a gift came with a new epoch
         now = await world.machine.status()
+        if now.status in _ENDED_BY_GUEST:
+            move.say(f"the guest ended by itself: QEMU says {now.status}")
+            return
+        world.gate.open()
         if not now.running and not self.link.owner.paused:
             await world.machine.cont()
         world.gate.announce()
@@ -318,6 +369,7 @@ class SourceMove:
     async def _go_on_forward(self) -> Migration:
         """Hand over although something broke: there is nothing here to go back to."""
         self.move.ignore_stops()
+        self.move.no_way_back = True
         try:
             await self._handover()
         except MoveStopped as stopped:
@@ -329,7 +381,7 @@ class SourceMove:
     async def _lost(self, reason: str) -> Migration:
         """Post-copy could not be finished: the VM is lost with the link."""
         move = self.move
-        await move.world.machine.quit()
+        await self._end_copy()
         await move.world.guard.disarm(move.vm.name)
         report = move.report(Outcome.FAILED, reason)
         await self.link.finish(also=(put(keys.migration(report.id), encode(report)),))

@@ -26,6 +26,10 @@ class Timeline:
     resumed_at: float | None = None
     clock_error_s: float = 0.0
 
+    def restore(self, stages: Sequence[StageTime]) -> None:
+        """Go on with the stages of a record: its driver died and another one took over."""
+        self._entered = [(stage.name, self.accepted_at + stage.start_s) for stage in stages]
+
     def enter(self, stage: Stage, at: float) -> bool:
         """Note that ``stage`` began; False when it (or a later one) had begun before."""
         if self._entered and STAGES.index(stage) <= STAGES.index(self._entered[-1][0]):
@@ -49,6 +53,10 @@ class Timeline:
 
     def stages(self, now: float) -> tuple[StageTime, ...]:
         """The stages so far; the last one lasts until the end, or until ``now``."""
+        if not self._entered:
+            return ()
+        if not self._entered:
+            return ()
         until = self.ended_at if self.ended_at is not None else now
         bounds = [at for _, at in self._entered[1:]] + [until]
         return tuple(

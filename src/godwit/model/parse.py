@@ -157,7 +157,7 @@ def _ansible(text: str) -> dict[str, Any]:
     url, method = _URL.search(text), _METHOD.search(text)
     if not url or not method:
         raise _unreadable("ansible")
-    block = text.partition("        body:\n")[2].partition("\n      no_log")[0]
+    block = text.partition("        body:\n")[2].partition("\n        headers:")[0]
     body = {key: _json(value) for key, value in _BODY_LINE.findall(block)}
     return _from_call(method[1], url[1], body)
 

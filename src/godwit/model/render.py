@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Form = Literal["cli", "curl", "python", "ansible"]
 FORMS: tuple[Form, ...] = ("cli", "curl", "python", "ansible")
-WAIT_S = 600  # how long the forms that cannot resume ask the server to hold its answer
+WAIT_S = 60  # how long a form asks the server to hold its answer; more it does not grant
 
 
 def render(request: Request, form: Form, *, wait: bool = True, dry_run: bool = False) -> str:
@@ -159,7 +159,15 @@ def _quoted(value: Any) -> str:
 
 # --- Ansible
 
-_ANSIBLE = """\
+_ASKED = """\
+        headers:
+          Authorization: "Bearer {{ lookup('ansible.builtin.file', \
+lookup('ansible.builtin.env', 'GODWIT_TOKEN_FILE')) | trim }}"
+        ca_path: "{{ lookup('ansible.builtin.env', 'GODWIT_CA_FILE') | default(omit, true) }}"
+        timeout: 90
+        return_content: true
+"""
+_SENT = """\
 - name: {doing}
   hosts: localhost
   gather_facts: false
@@ -168,47 +176,53 @@ _ANSIBLE = """\
       ansible.builtin.uri:
         url: "{{{{ lookup('ansible.builtin.env', 'GODWIT_URL') }}}}{path}"
         method: {method}
-        headers:
-          Authorization: "Bearer {{{{ lookup('ansible.builtin.file', \
-lookup('ansible.builtin.env', 'GODWIT_TOKEN_FILE')) | trim }}}}"
-        ca_path: "{{{{ lookup('ansible.builtin.env', 'GODWIT_CA_FILE') | default(omit, true) }}}}"
-        timeout: {timeout}
-        return_content: true
-{body}\
+{body}{asked}\
       no_log: true  # the request carries the token
       register: answer
       failed_when: false
+"""
+_FOLLOWED = """\
+    - name: Wait for its end
+      ansible.builtin.uri:
+        url: "{{ lookup('ansible.builtin.env', 'GODWIT_URL') }}/v1/tasks/\
+{{ answer.json.id }}?wait=60"
+{asked}\
+      no_log: true
+      register: done
+      until: done.json.state | default('running') not in ['waiting', 'running']
+      retries: 600
+      delay: 1
+      when: answer.status == 202
+"""
+_JUDGED = """\
     - name: Tell how it went
       ansible.builtin.assert:
         that: {that}
-        success_msg: "{{{{ answer.json.reason | default('done', true) }}}}"
-        fail_msg: "{{{{ answer.json.detail | default(answer.json.reason) | \
+        success_msg: "{{{{ done.json.reason | default('done', true) }}}}"
+        fail_msg: "{{{{ done.json.reason | default(answer.json.detail) | \
 default(answer.msg) }}}}"
 """
+_DONE = "done.json.state | default('') == 'completed'"
+_ACCEPTED = "answer.status == 202"
+_PLAN_IS_GOOD = (
+    "answer.status == 200 and "
+    "answer.json.checks | selectattr('result', 'equalto', 'fail') | length == 0"
+)
 
 
 def _ansible(request: Request, wait: bool, dry_run: bool) -> str:
-    action = ACTIONS[request.kind]
-    method, path, body = _call(request, wait, dry_run)
-    doing = action.doing.format(said_fields(request)[action.subject])
+    method, path, body = _call(request, wait=False, dry_run=dry_run)
+    doing = ACTIONS[request.kind].doing.format(said_fields(request)[ACTIONS[request.kind].subject])
     lines = ""
     if body is not None:
         lines = "        body_format: json\n"
         lines += "        body:\n" if body else "        body: {}\n"
         lines += "".join(f"          {key}: {_yaml(value)}\n" for key, value in body.items())
+    text = _SENT.format(doing=json.dumps(doing), path=path, method=method, body=lines, asked=_ASKED)
     if wait:
-        that = "answer.status in [200, 202] and answer.json.state == 'completed'"
-    elif dry_run:
-        that = (
-            "answer.status == 200 and "
-            "answer.json.checks | selectattr('result', 'equalto', 'fail') | length == 0"
-        )
-    else:
-        that = "answer.status in [200, 202]"
-    timeout = WAIT_S + 30 if wait else 30
-    return _ANSIBLE.format(
-        doing=json.dumps(doing), path=path, method=method, timeout=timeout, body=lines, that=that
-    )
+        text += _FOLLOWED.replace("{asked}", _ASKED)
+    that = _PLAN_IS_GOOD if dry_run else _DONE if wait else _ACCEPTED
+    return text + _JUDGED.format(that=that)
 
 
 def _yaml(value: Any) -> str:

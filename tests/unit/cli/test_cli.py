@@ -344,7 +344,7 @@ def complete(api: Any, words: str, **environment: str) -> list[str]:
         PROGRAM, env=os.environ | extra | environment, capture_output=True, text=True, check=False
     )
     assert done.stderr == ""
-    return [line.partition(",")[2] for line in done.stdout.splitlines()]
+    return [line.partition(",")[2] for line in done.stdout.split()]
 
 
 def test_completion(api: Any) -> None:

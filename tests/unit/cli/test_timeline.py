@@ -144,5 +144,7 @@ def test_without_a_terminal_each_stage_is_one_line() -> None:
         "web host1 → host2: setup",
         "web host1 → host2: precopy",
         "web host1 → host2: switchover",
+        "web host1 → host2: handover",
+        "web host1 → host2: resume",
         "web host1 → host2: announce",
     ]

@@ -37,6 +37,8 @@ def test_the_environment_beats_the_file_and_arguments_beat_both(environ: dict[st
 def test_a_context_keeps_its_token_from_other_addresses(environ: dict[str, str]) -> None:
     stranger = resolve(url="https://evil:1", environ=environ)
     assert stranger.token_file is None
+    both = resolve(url="https://evil:1", context="lab", environ=environ)
+    assert (both.url, both.token_file) == ("https://evil:1", None)
     known = resolve(url="https://127.0.0.1:2/", environ=environ)
     assert known.token_file is not None
     assert known.token_file.name == "other.token"

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, WebSocket
 from starlette.responses import Response
 
 from godwit.model import keys, ownership
-from godwit.model.errors import GodwitError, Refused
+from godwit.model.errors import GodwitError, NotFound, Refused
 from godwit.model.host import HostInfo, QemuFacts
 from godwit.model.migration import (
     Forecast,
@@ -65,6 +65,8 @@ class FakeAgent:
         self.checks: list[dict[str, str]] = []
         self.hold = asyncio.Event()  # moves stand in precopy until this is set
         self.hold.set()
+        self.slow_start = asyncio.Event()  # accepted, but the record does not say so yet
+        self.slow_start.set()
         self.cancelled: set[str] = set()
         self.files: dict[str, bytes] = {}
         self.disks: set[str] = set()
@@ -112,7 +114,10 @@ class FakeAgent:
 
         @app.post("/v1/migrations/{id}/cancel")
         async def cancel(id: str) -> dict[str, Any]:  # noqa: A002
+            if id not in {task.get_name() for task in self.moves}:
+                raise NotFound(f"no move {id} runs here", hint="look: godwit migration list")
             self.cancelled.add(id)
+            self.slow_start.set()
             self.hold.set()
             return {}
 
@@ -203,6 +208,8 @@ class FakeAgent:
         )
         await self._owner(vm, lambda o: ownership.begin_move(o, intent))
         key = keys.migration(move.id)
+
+        await self.slow_start.wait()
 
         async def write(**changes: Any) -> None:
             await self.records.update(key, Migration, lambda now: now.but(**changes))

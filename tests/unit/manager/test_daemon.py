@@ -107,7 +107,9 @@ class Processes:
 
     def store(self) -> StoreClient:
         tls = ClientTls.for_daemon(Identity.load(self.root / "m1"), Expect(STORE))
-        return StoreClient([f"https://127.0.0.1:{self.port('store')}"], ssl_context=tls.context)
+        return StoreClient(
+            [f"https://127.0.0.1:{self.port('store')}"], ssl_context=tls.context, timeout=60
+        )
 
     def close(self) -> None:
         for process in self.running:

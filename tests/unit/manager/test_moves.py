@@ -9,7 +9,9 @@ import pytest
 from manager_fakes import GIB, refused
 
 from godwit.model import keys
+from godwit.model.errors import Conflict
 from godwit.model.migration import Migration, MoveState
+from godwit.model.requests import MigrateVm
 from godwit.model.task import Task, TaskState
 from godwit.wire.errors import PeerRefused
 
@@ -74,6 +76,20 @@ async def test_a_second_move_is_a_conflict_at_once(api: Any) -> None:
     api.agents["host1"].hold.set()
     await eventually(api, move_in(MoveState.COMPLETED))
     assert len(await api.api.get("/v1/migrations")) == 1
+
+
+async def test_admission_sees_what_was_admitted_before(api: Any) -> None:
+    await api.make_vm("web", start="host1")
+    api.agents["host1"].hold.clear()
+    tasks, cache = api.manager.tasks, api.manager.world.cache
+    answers = await asyncio.gather(
+        *(tasks.submit(MigrateVm(name="web", to="host2"), by="me") for _ in range(3)),
+        return_exceptions=True,
+    )
+    admitted = [answer for answer in answers if isinstance(answer, Task)]
+    assert len(admitted) == 1
+    assert sum(isinstance(answer, Conflict) for answer in answers) == 2
+    assert admitted[0].id in cache.snapshot.tasks, "whoever gets the task can read it"
 
 
 async def test_same_host_and_unknown_host_are_refused(api: Any) -> None:
@@ -176,6 +192,20 @@ async def test_cancel_a_waiting_and_a_running_move(api: Any) -> None:
     task = await api.act("POST", f"/v1/migrations/{running.id}/actions/cancel")
     assert task["error"]["code"] == "refused"
     assert "has ended already: cancelled" in task["reason"]
+
+
+async def test_cancel_between_acceptance_and_the_first_record(api: Any) -> None:
+    """The record still says waiting, but the agent has the move: closing it would be a lie."""
+    await api.make_vm("web", start="host1")
+    api.agents["host1"].slow_start.clear()
+    posted = await api.api.post("/v1/vms/web/actions/migrate", {"to": "host2"})
+    await api.agents["host1"].was_asked("migrate")
+    move = await eventually(api, move_in(MoveState.WAITING))
+    task = await api.act("POST", f"/v1/migrations/{move.id}/actions/cancel")
+    assert task["state"] == "completed", task
+    assert move.id in api.agents["host1"].cancelled
+    ended = await api.api.get(f"/v1/tasks/{posted['id']}", query={"wait": 5})
+    assert (ended["state"], ended["reason"]) == ("cancelled", "called off")
 
 
 async def test_a_refused_launch_closes_the_record(api: Any) -> None:

@@ -102,6 +102,15 @@ def test_the_record_rules_and_the_status_only_refines(
         assert (state is VmState.PAUSED) == owner.paused
 
 
+@quietly
+@given(status=statuses.filter(bool), paused=st.booleans())
+def test_the_status_of_another_epoch_or_host_says_nothing(status: VmStatus, paused: bool) -> None:
+    owner = Owner(host="host1", epoch=2, state=OwnerState.RUNNING, paused=paused)
+    state, reason = vm_state(owner, status, leased=True)
+    if (status.host, status.epoch) != ("host1", 2):
+        assert (state, reason) == (VmState.PAUSED if paused else VmState.RUNNING, "")
+
+
 def test_a_vm_that_never_ran_is_stopped() -> None:
     assert vm_state(None, None, leased=False) == (VmState.STOPPED, "")
 

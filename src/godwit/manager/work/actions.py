@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from godwit.manager.work import define_acts, moves, vms
+from godwit.manager.work import cancel, define_acts, moves, vms
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.world import World
 from godwit.model import requests as ask
@@ -30,6 +30,6 @@ async def act(world: World, run: TaskRun) -> Done:
         case ask.MigrateVm() as request:
             return await moves.migrate(world, run, request)
         case ask.CancelMigration() as request:
-            return await moves.cancel(world, run, request.id)
+            return await cancel.cancel(world, run, request.id)
         case ask.CancelTask() as request:
-            return await moves.cancel_task(world, run, request)
+            return await cancel.cancel_task(world, run, request)

@@ -12,6 +12,7 @@ from godwit.manager.agents import free_memory
 from godwit.manager.placement import Decision, candidates, choose, rooms_of
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.work.admit import check_action, host_that_is_up, known, need_of
+from godwit.manager.work.cancel import close_waiting, final_move
 from godwit.manager.work.queueing import waits_for
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.work.vms import fresh_owner, host_of
@@ -38,14 +39,13 @@ from godwit.model.migration import (
     Outcome,
 )
 from godwit.model.ownership import Owner
-from godwit.model.requests import CancelTask, MigrateVm
-from godwit.model.task import Task, TaskState
+from godwit.model.requests import MigrateVm
+from godwit.model.task import TaskState
 from godwit.store.api import absent, put
-from godwit.store.records import CasFailed, encode
+from godwit.store.records import encode
 
 _PLAN_S = 20.0
 _LAUNCH_S = 10.0
-_CANCEL_S = 60.0
 
 
 async def migrate(world: World, run: TaskRun, request: MigrateVm) -> Done:
@@ -237,57 +237,37 @@ async def _say_waiting(world: World, run: TaskRun, move_id: str, why: str) -> No
 
 async def _launch(world: World, run: TaskRun, move_id: str) -> Migration:
     """Hand the move to the source's agent; a refusal closes the record."""
-    found = await world.records.migration(move_id)
-    if found is None:
-        raise OperationFailed(f"the record of {move_id} is gone", hint="ask again")
-    move = found.value
-    if move.state is not MoveState.WAITING:
-        return move
-    try:
-        snapshot = world.cache.snapshot
-        source = known(snapshot.hosts.get(move.source), "host", move.source)
-        peer = host_that_is_up(snapshot, move.destination)
-        await world.agents.call(
-            source,
-            "POST",
-            f"/v1/vms/{move.vm}/migrate",
-            {"migration": move.model_dump(mode="json"), "peer_url": peer.agent_url},
-            deadline_s=_LAUNCH_S,
-        )
-    except OutcomeUnknown:
-        return move  # the record will tell
-    except GodwitError as error:
-        await _close(world, move_id, Outcome.FAILED, error.message)
-        raise
-    return move
-
-
-async def _close(world: World, move_id: str, outcome: Outcome, reason: str) -> bool:
-    """End a move that no agent has taken up; False when one has, or it has ended already."""
-
-    def change(move: Migration) -> Migration:
+    # A cancel either comes before (the record is closed) or after (the agent knows the move).
+    async with world.lock(move_id):
+        found = await world.records.migration(move_id)
+        if found is None:
+            raise OperationFailed(f"the record of {move_id} is gone", hint="ask again")
+        move = found.value
         if move.state is not MoveState.WAITING:
-            raise CasFailed(move_id)
-        return move.but(
-            state=MoveState(outcome.value),
-            outcome=outcome,
-            reason=reason,
-            ended_at=world.clock.realtime(),
-        )
-
-    try:
-        return await world.records.update(keys.migration(move_id), Migration, change) is not None
-    except CasFailed:
-        return False
+            return move
+        try:
+            snapshot = world.cache.snapshot
+            source = known(snapshot.hosts.get(move.source), "host", move.source)
+            peer = host_that_is_up(snapshot, move.destination)
+            await world.agents.call(
+                source,
+                "POST",
+                f"/v1/vms/{move.vm}/migrate",
+                {"migration": move.model_dump(mode="json"), "peer_url": peer.agent_url},
+                deadline_s=_LAUNCH_S,
+            )
+        except OutcomeUnknown:
+            return move  # the record will tell
+        except GodwitError as error:
+            await close_waiting(world, move_id, Outcome.FAILED, error.message)
+            raise
+        return move
 
 
 async def _follow(world: World, move: Migration) -> Migration:
     """The record once it is final. OutcomeUnknown when its source has been silent too long."""
 
-    def final(snapshot: Snapshot) -> Migration | None:
-        found = snapshot.migrations.get(move.id)
-        return found if found is not None and found.state.final else None
-
+    final = partial(final_move, move_id=move.id)
     began = seen = world.clock.monotonic()
     while True:
         ended = await world.cache.until(final, timeout=world.look_s)
@@ -297,7 +277,7 @@ async def _follow(world: World, move: Migration) -> Migration:
         current = snapshot.migrations.get(move.id, move)
         if current.state is MoveState.WAITING and now - began > world.settle_s:
             reason = f"the agent of {move.source} did not take the move up"
-            if await _close(world, move.id, Outcome.FAILED, reason):
+            if await close_waiting(world, move.id, Outcome.FAILED, reason):
                 raise Unavailable(reason, hint=f"look with: godwit host show {move.source}")
         if move.source in snapshot.leases:
             seen = now
@@ -323,60 +303,3 @@ def conclude(move: Migration) -> Done:
             raise OperationFailed(reason, hint=hint, migration=move.id)
         case _:
             raise OutcomeUnknown(reason, hint=hint, migration=move.id)
-
-
-async def cancel(world: World, run: TaskRun, move_id: str) -> Done:
-    """Call a move off. One that waits ends here; one that runs is its source's to stop."""
-    reason = f"cancelled by {run.task.by or 'request'} before it began"
-    if await _close(world, move_id, Outcome.CANCELLED, reason):
-        return Done(f"{move_id} cancelled before it began", {"migration": move_id})
-    found = await world.records.migration(move_id)
-    if found is None:
-        raise Refused(f"the record of {move_id} is gone", hint="see: godwit migration list")
-    move = found.value
-    if move.state.final:
-        if run.adopted and move.state is MoveState.CANCELLED:
-            return Done(f"{move_id} is cancelled", {"migration": move_id})
-        raise Refused(
-            f"{move_id} has ended already: {move.state.value}",
-            hint=f"see: godwit migration show {move_id}",
-        )
-    source = known(world.cache.snapshot.hosts.get(move.source), "host", move.source)
-    await run.say(f"asking {move.source} to call {move_id} off")
-    await world.agents.call(
-        source, "POST", f"/v1/migrations/{move_id}/cancel", {"by": run.task.by or "request"}
-    )
-
-    def final(snapshot: Snapshot) -> Migration | None:
-        entry = snapshot.migrations.get(move_id)
-        return entry if entry is not None and entry.state.final else None
-
-    ended = await world.cache.until(final, timeout=_CANCEL_S)
-    if ended is None:
-        raise OutcomeUnknown(
-            f"{move_id} was told to stop and has not ended", hint="see: godwit migration list"
-        )
-    if ended.state is not MoveState.CANCELLED:
-        raise Refused(
-            f"{move_id} was not cancelled: it ended {ended.state.value}: {ended.reason}",
-            hint=f"see: godwit migration show {move_id}",
-        )
-    return Done(f"{move_id} cancelled, {move.vm} runs on {move.source}", {"migration": move_id})
-
-
-async def cancel_task(world: World, run: TaskRun, request: CancelTask) -> Done:
-    """Stop a task that can be stopped: a move, until its owner swap."""
-    found = await world.records.task(request.id)
-    task: Task = known(found.value if found else None, "task", request.id)
-    if task.state.final:
-        raise Refused(
-            f"task {task.id} has ended already: {task.state.value}",
-            hint=f"see: godwit task show {task.id}",
-        )
-    move_id = task.progress.get("migration")
-    if task.request.get("kind") != "vm.migrate" or not move_id:
-        raise Refused(
-            f"{task.request.get('kind')} cannot be stopped half-way",
-            hint=f"wait for it: godwit task wait {task.id}",
-        )
-    return await cancel(world, run, str(move_id))

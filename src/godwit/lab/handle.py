@@ -1,0 +1,270 @@
+"""A lab that is there: where its processes are, how to ask them, how to run things inside.
+
+Used by the lab's commands and by tests. A ``Lab`` reads its record once; load it anew after a
+node was powered off and on by somebody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from godwit.host.files import load_json
+from godwit.host.namespaces import enter, enter_attached
+from godwit.host.netns import in_netns, opened_netns
+from godwit.host.process import Process, identify, spawn
+from godwit.host.run import run, with_netns
+from godwit.lab import control, record
+from godwit.lab.configs import RUN, STORE_SOCKET
+from godwit.lab.layout import CLIENT, CLIENT_NUMBER, CONTROL, LAN, SWITCH, Layout, state_root
+from godwit.lab.pki import OPERATOR
+from godwit.lab.record import LabRecord
+from godwit.model.errors import InvalidRequest, NotFound, OperationFailed, Unavailable
+
+UNITS = {CONTROL: ("manager", "store")}
+HOST_UNITS = ("agent", "guard")
+_QEMU = "qemu:"
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """One lab by its record."""
+
+    record: LabRecord
+    layout: Layout
+
+    @classmethod
+    def load(cls, name: str = "lab", *, root: Path | None = None) -> Lab:
+        """The lab of that name; NotFound."""
+        folder = root or state_root()
+        found = record.load(name, root=folder)
+        return cls(found, found.layout(folder))
+
+    def reload(self) -> Lab:
+        """The same lab as it is now."""
+        return Lab.load(self.record.name, root=self.layout.state_root)
+
+    # Places and processes
+
+    def node(self, name: str) -> str:
+        """A node's name itself; NotFound names those there are."""
+        if name not in self.layout.nodes:
+            known = ", ".join(self.layout.nodes)
+            raise NotFound(f"lab {self.record.name} has no {name}", hint=f"there are: {known}")
+        return name
+
+    def host(self, name: str) -> str:
+        """A host's name itself; NotFound names those there are."""
+        if name not in self.layout.host_names:
+            known = ", ".join(self.layout.host_names)
+            raise NotFound(f"lab {self.record.name} has no host {name}", hint=f"hosts: {known}")
+        return name
+
+    def init(self, node: str) -> Process:
+        """The first process of a node; Unavailable when the node is off."""
+        found = self.record.node(self.node(node))
+        if found is None:
+            raise Unavailable(f"{node} is off", hint=f"godwit lab fault power-on {node}")
+        return found
+
+    def tell(self, node: str, op: str, **more: Any) -> dict[str, Any]:
+        """Ask a node's supervisor (see ``supervisor``); its refusals are raised."""
+        return control.tell(self.layout.control_socket(self.node(node)), op, **more)
+
+    def root_of(self, node: str) -> Path:
+        """A node's root as the real machine reaches it."""
+        return Path(f"/proc/{self.init(node).pid}/root")
+
+    def units(self, node: str) -> tuple[str, ...]:
+        """The daemons of a node."""
+        return UNITS.get(node, HOST_UNITS)
+
+    def process(self, where: str, what: str) -> Process:
+        """A process of a node as the real machine counts it.
+
+        ``what`` is a unit (agent, guard, manager, store) or ``qemu:VM``. NotFound when it is not
+        there, or not running at this moment.
+        """
+        init = self.init(where)
+        if what.startswith(_QEMU):
+            inner = self._qemu(where, what.removeprefix(_QEMU))
+        elif what in self.units(where):
+            inner = int(self.tell(where, "pids").get(what, 0))
+        else:
+            known = ", ".join((*self.units(where), *(() if where == CONTROL else ("qemu:VM",))))
+            raise NotFound(f"{where} has no process {what}", hint=f"there are: {known}")
+        found = outer(init.pid, inner) if inner else None
+        if found is None:
+            raise NotFound(f"{what} does not run on {where}", hint=f"godwit lab status; {where}")
+        return found
+
+    def _qemu(self, where: str, vm: str) -> int:
+        path = self.root_of(self.host(where)) / str(RUN)[1:] / "vms" / vm / "runtime.json"
+        found = load_json(path)
+        return int(found["pid"]) if isinstance(found, dict) else 0
+
+    # Running things
+
+    def run(
+        self, where: str, argv: Sequence[str], *, timeout: float = 30.0, stdin: bytes | None = None
+    ) -> bytes:
+        """Run a program there to its end; its standard output. Errors as ``godwit.host.run``."""
+        if where in (CLIENT, SWITCH):
+            return run(argv, timeout=timeout, input=stdin, netns=self.layout.netns(where))
+        return enter(self.init(where), argv, timeout=timeout, stdin=stdin)
+
+    def run_attached(self, where: str, argv: Sequence[str]) -> int:
+        """Run a program there on our own terminal; its exit status (128 + signal when killed)."""
+        if where in (CLIENT, SWITCH):
+            status = _attached(with_netns(argv, self.layout.netns(where)))
+        else:
+            status = enter_attached(self.init(where), argv)
+        return 128 - status if status < 0 else status
+
+    def agent(
+        self,
+        host: str,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        query: dict[str, str] | None = None,
+        deadline_s: float = 10.0,
+    ) -> Any:
+        """Ask a host's agent as the lab's manager; from inside, so that no cut matters."""
+        self.init(self.host(host))
+
+        async def call() -> Any:
+            return await self._call(host, method, path, body, query, deadline_s)
+
+        with opened_netns(self.layout.netns(host)) as descriptor:
+            return in_netns(descriptor, lambda: asyncio.run(call()))
+
+    async def _call(
+        self,
+        host: str,
+        method: str,
+        path: str,
+        body: Any,
+        query: dict[str, str] | None,
+        deadline_s: float,
+    ) -> Any:
+        from godwit.wire.errors import PeerOutcomeUnknown, PeerRefused, PeerUnreachable
+        from godwit.wire.http import PeerClient
+        from godwit.wire.identity import HOST, Identity
+        from godwit.wire.tls import ClientTls, Expect
+
+        identity = Identity.load(self.layout.pki / OPERATOR)
+        tls = ClientTls.for_daemon(identity, Expect(HOST, host))
+        async with PeerClient(self.layout.agent_url(host), tls=tls) as client:
+            try:
+                answer = await client.request(
+                    method, path, json=body, query=query, deadline_s=deadline_s
+                )
+            except PeerRefused as error:
+                raise error.error from error
+            except (PeerUnreachable, PeerOutcomeUnknown) as error:
+                raise Unavailable(
+                    f"the agent of {host}: {error.message}", hint=f"godwit lab logs {host} agent"
+                ) from error
+            return answer.json()
+
+    @property
+    def store_url(self) -> str:
+        """The store's unix socket, for ``StoreClient`` of a root on the real machine."""
+        return f"unix:{self.root_of(CONTROL)}{STORE_SOCKET}"
+
+    # For people
+
+    def status(self) -> dict[str, Any]:
+        """What ``lab status -o json`` prints."""
+        from godwit.lab.network import plugged
+
+        try:
+            wires = plugged(self.layout)
+        except OperationFailed:
+            wires = {}
+        nodes = {node: self._node_view(node, wires.get(node, {})) for node in self.layout.nodes}
+        return {
+            "name": self.record.name,
+            "store": self.record.store,
+            "complete": self.record.complete,
+            "migration_rate": self.record.rate,
+            "hosts": [nodes[host] for host in self.layout.host_names],
+            "networks": [
+                {
+                    "name": LAN.name,
+                    "subnet": LAN.subnet,
+                    "client_address": LAN.address(CLIENT_NUMBER),
+                }
+            ],
+            "manager_url": self.record.url,
+            "control": nodes[CONTROL],
+            "directory": str(self.layout.state),
+            "token_file": str(self.layout.token),
+            "ca_file": str(self.layout.state / "ca.pem"),
+        }
+
+    def _node_view(self, node: str, wires: dict[str, str]) -> dict[str, Any]:
+        first = self.record.node(node)
+        view: dict[str, Any] = {"name": node, "state": "off" if first is None else "on"}
+        addresses = {c.net.name: c.cidr.partition("/")[0] for c in self.layout.cables(node)}
+        view["addresses"] = {name: address for name, address in addresses.items() if address}
+        view["networks"] = wires
+        view["pid"] = first.pid if first else None
+        view["units"] = {}
+        if first is not None:
+            try:
+                view["units"] = self.tell(node, "status")["units"]
+            except Unavailable:
+                view["state"] = "unresponsive"
+        return view
+
+
+def place(layout: Layout, where: str) -> str:
+    """A WHERE itself; InvalidRequest names those there are."""
+    if where not in layout.places:
+        known = ", ".join(layout.places)
+        raise InvalidRequest(f"there is no {where!r} in this lab", hint=f"WHERE is one of: {known}")
+    return where
+
+
+def outer(init: int, inner: int) -> Process | None:
+    """The process that has number ``inner`` in the PID namespace of ``init``; None when none."""
+    try:
+        ours = os.readlink(f"/proc/{init}/ns/pid")  # noqa: PTH115
+    except OSError:
+        return None
+    for entry in os.listdir("/proc"):  # noqa: PTH208
+        if not entry.isdigit():
+            continue
+        try:
+            if os.readlink(f"/proc/{entry}/ns/pid") != ours:  # noqa: PTH115
+                continue
+            numbers = _inner_numbers(Path(f"/proc/{entry}/status").read_text())
+        except OSError:
+            continue
+        if numbers and numbers[-1] == inner:
+            return identify(int(entry))
+    return None
+
+
+def _inner_numbers(status: str) -> list[int]:
+    for line in status.splitlines():
+        if line.startswith("NSpid:"):
+            return [int(word) for word in line.split()[1:]]
+    return []
+
+
+def _attached(argv: Sequence[str]) -> int:
+    process = spawn(argv, stdin=0, stdout=1, stderr=2, new_session=False, env=os.environ)
+    while True:
+        try:
+            _, raw = os.waitpid(process.pid, 0)
+        except KeyboardInterrupt:
+            continue  # it got the same signal, and decides
+        return os.waitstatus_to_exitcode(raw)

@@ -1,0 +1,109 @@
+"""Starts and ends the nodes of a lab: each a private root, PID, mount and network namespace."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from godwit.host.namespaces import HostPlan, Step, launch, observe_layout, python_paths, root_steps
+from godwit.host.process import Process, kill, open_pidfd
+from godwit.host.sockets import bind_unix
+from godwit.lab import groups
+from godwit.lab.configs import API, ETC, LOGS, STATE
+from godwit.lab.layout import CONTROL, Layout
+from godwit.model.errors import OperationFailed
+
+_SUPERVISOR = Path(__file__).with_name("supervisor.py")
+# Beside what every host sees: for QEMU, which runs as a user of its own.
+_DEVICES = {"kvm": "0666", "userfaultfd": "0666", "vhost-net": "0666"}
+_END_S = 10.0
+
+
+def listener(port: int = 0) -> socket.socket:
+    """The API's socket, on the real machine's loopback; port 0 is any free one."""
+    return socket.create_server(("127.0.0.1", port), backlog=128)
+
+
+def plan(layout: Layout, node: str, *, control_fd: int, fds: Mapping[str, int]) -> HostPlan:
+    """How a node is launched: what its root holds, and its supervisor. Makes its group."""
+    group = layout.cgroup(node)
+    entries = groups.create(group)
+    folder = layout.node_dir(node)
+    writable = {str(STATE): str(folder / "state"), str(LOGS): str(layout.logs(node))}
+    shown: list[Step] = [{"op": "bind", "src": str(folder / "etc"), "dst": str(ETC), "ro": True}]
+    if node != CONTROL:
+        writable["/clusterstorage/shared"] = str(layout.volume)
+        images = str(STATE / "images")
+        shown.append({"op": "bind", "src": str(layout.images), "dst": images, "ro": True})
+    steps = root_steps(
+        observe_layout(cgroup=group, devices=tuple(_DEVICES)),
+        read_only=python_paths(),
+        writable=writable,
+        device_modes=_DEVICES,
+    )
+    given = [word for name, number in fds.items() for word in ("--fd", f"{name}={number}")]
+    return HostPlan(
+        argv=(
+            *(sys.executable, "-I", "-S", str(_SUPERVISOR), str(ETC / "units.json")),
+            *("--control-fd", str(control_fd), *given, "--node", f"{layout.name}/{node}"),
+        ),
+        hostname=node,
+        root=str(folder / "root"),
+        steps=(*steps, *shown),
+        netns=layout.netns(node),
+        env={"LANG": "C.UTF-8"},
+        cgroup_procs=entries,
+    )
+
+
+def start(layout: Layout, node: str, *, api: socket.socket | None = None) -> Process:
+    """Launch a node whose directories, wires and files are there; its first process."""
+    path = layout.control_socket(node)
+    path.unlink(missing_ok=True)
+    with bind_unix(path) as control:
+        fds = {API: api.fileno()} if api is not None else {}
+        wanted = plan(layout, node, control_fd=control.fileno(), fds=fds)
+        return launch(
+            wanted,
+            stdout=layout.logs(node) / "supervisor.log",
+            stderr=layout.logs(node) / "supervisor.log",
+            pass_fds=(control.fileno(), *fds.values()),
+        )
+
+
+def make_directories(layout: Layout, node: str) -> None:
+    """The directories that a node is launched on; fine when they are there."""
+    folder = layout.node_dir(node)
+    for path in (folder / "root", folder / "etc", folder / "state", layout.logs(node)):
+        path.mkdir(parents=True, exist_ok=True)
+    (folder / "etc").chmod(0o755)
+
+
+def end(layout: Layout, node: str, first: Process | None) -> None:
+    """Kill a node with everything inside, at once, as if its power were cut."""
+    groups.thaw(layout.cgroup(node))
+    if first is not None:
+        kill(first)
+        _await_end(first)
+    groups.clear(layout.cgroup(node))
+    layout.control_socket(node).unlink(missing_ok=True)
+
+
+def _await_end(process: Process) -> None:
+    try:
+        descriptor = open_pidfd(process)
+    except OperationFailed:
+        return
+    try:
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        if not poller.poll(_END_S * 1000):
+            raise OperationFailed(
+                f"process {process.pid} does not end", hint="look: cat /proc/PID/stack"
+            )
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,61 @@
+"""The lab's certificates: one CA, and for each daemon an identity that only its node sees."""
+
+from __future__ import annotations
+
+import grp
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from godwit.lab.configs import ETC, MIGRATION_TLS, STORE_TLS, TLS
+from godwit.lab.layout import CONTROL, CONTROL_NUMBER, MGMT, MIG, QEMU_USER, Layout
+from godwit.qemu.tls import ensure_dh_params
+from godwit.wire.ca import ClusterCa, issue, write_identity, write_qemu_credentials
+from godwit.wire.identity import HOST, MANAGER, STORE
+
+OPERATOR = "operator"
+
+
+def make(layout: Layout) -> None:
+    """The CA, the lab's own identity, the API's token, and every node's identities."""
+    layout.pki.mkdir(parents=True, exist_ok=True, mode=0o700)
+    ca = ClusterCa.create(cluster=layout.name)
+    ca.save(layout.pki)
+    write_identity(layout.pki / OPERATOR, issue(ca, role=MANAGER, name=f"lab-{layout.name}"))
+    address = MGMT.address(CONTROL_NUMBER)
+    etc = layout.node_dir(CONTROL) / "etc"
+    store = issue(ca, role=STORE, name="store", dns=["localhost"], ips=[address])
+    write_identity(inside(etc, STORE_TLS), store)
+    manager = issue(ca, role=MANAGER, name="manager", dns=["localhost"], ips=["127.0.0.1", address])
+    write_identity(inside(etc, TLS), manager)
+    gid = grp.getgrnam(QEMU_USER).gr_gid
+    for host in layout.host_names:
+        etc = layout.node_dir(host) / "etc"
+        addresses = [layout.address(host, MGMT), layout.address(host, MIG)]
+        write_identity(inside(etc, TLS), issue(ca, role=HOST, name=host, ips=addresses))
+        credentials = inside(etc, MIGRATION_TLS)
+        write_qemu_credentials(credentials, ca, host=host, gid=gid)
+        ensure_dh_params(credentials)
+    _write_token(layout)
+
+
+def _write_token(layout: Layout) -> None:
+    token = secrets.token_urlsafe(32)
+    write_secret(layout.token, f"{token}\n")
+    write_secret(layout.node_dir(CONTROL) / "etc" / "tokens", f"lab:{token}\n")
+    # For people who call the API with other tools; the key of the CA stays where it is.
+    shutil.copyfile(layout.pki / "ca.pem", layout.state / "ca.pem")
+
+
+def write_secret(path: Path, text: str) -> None:
+    """A file only its owner may read, from its first moment."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(text)
+
+
+def inside(etc: Path, path: Path) -> Path:
+    """Where a path below a node's /etc/godwit lies on the real machine."""
+    return etc / path.relative_to(ETC)

@@ -1,0 +1,173 @@
+"""The cache against a store that is silent, away or has forgotten; and the leader's duties."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from godwit.manager.cache import Cache
+from godwit.manager.keyspace import MEMBERS
+from godwit.manager.leadership import prune
+from godwit.model import keys
+from godwit.model.errors import Unavailable
+from godwit.model.event import Event
+from godwit.model.network import Network
+from godwit.store.api import WatchBatch
+from godwit.store.errors import Compacted
+from godwit.store.memory import MemoryStore
+from godwit.store.records import encode
+
+
+class Hard(MemoryStore):
+    """A store whose watch says nothing, or breaks with ``broken``."""
+
+    silent = False
+    broken: Exception | None = None
+
+    def watch(self, prefix: str, *, start_revision: int | None = None) -> Any:
+        inner = super().watch(prefix, start_revision=start_revision)
+        outer = self
+
+        class Bad:
+            async def __aenter__(self) -> Bad:
+                return self
+
+            async def __aexit__(self, *_: object) -> None:
+                await inner.aclose()
+
+            async def __anext__(self) -> WatchBatch:
+                if outer.broken is not None:
+                    error, outer.broken = outer.broken, None
+                    raise error
+                if outer.silent:
+                    await asyncio.Event().wait()
+                return await anext(inner)
+
+        return Bad()
+
+
+def network(name: str) -> bytes:
+    return encode(Network(name=name, bridge=f"br-{name}"))
+
+
+@contextlib.asynccontextmanager
+async def following(store: MemoryStore, **options: Any) -> AsyncIterator[Cache]:
+    cache = Cache(store, **options)
+    task = asyncio.create_task(cache.run())
+    try:
+        async with asyncio.timeout(5):
+            await cache.ready.wait()
+        yield cache
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await store.aclose()
+
+
+def has(*names: str) -> Any:
+    return lambda snapshot: True if set(snapshot.networks) == set(names) else None
+
+
+async def test_a_silent_watch_is_found_out_by_looking() -> None:
+    store = Hard()
+    store.silent = True
+    await store.put(keys.network("gone"), network("gone"))
+    async with following(store, resync_s=0.05) as cache:
+        seen: list[tuple[str, bool]] = []
+        cache.listen(lambda changes: seen.extend((c.key, c.new is None) for c in changes))
+        await store.put(keys.network("a"), network("a"))
+        await store.delete(keys.network("gone"))
+        assert await cache.until(has("a"), timeout=5)
+    assert seen == [(keys.network("a"), False), (keys.network("gone"), True)]
+
+
+async def test_without_resync_a_silent_watch_would_be_missed() -> None:
+    store = Hard()
+    store.silent = True
+    async with following(store, resync_s=60) as cache:
+        await store.put(keys.network("a"), network("a"))
+        assert await cache.until(has("a"), timeout=0.2) is None
+
+
+async def test_a_history_that_is_gone_is_listed_anew() -> None:
+    store = Hard()
+    async with following(store) as cache:
+        store.broken = Compacted("too old")
+        await store.put(keys.network("a"), network("a"))
+        await store.put(keys.network("b"), network("b"))
+        assert await cache.until(has("a", "b"), timeout=5)
+        assert cache.problem == ""
+
+
+async def test_a_record_that_makes_no_sense_hides_nothing_else() -> None:
+    store = MemoryStore()
+    await store.put(keys.network("bad"), b"{")
+    await store.put(keys.network("a"), network("a"))
+    async with following(store) as cache:
+        assert set(cache.snapshot.networks) == {"a"}
+
+
+async def test_a_revision_that_never_comes_is_said_so() -> None:
+    async with following(MemoryStore()) as cache:
+        with pytest.raises(Unavailable):
+            await cache.reached(10_000, timeout=0.05)
+
+
+async def test_a_snapshot_does_not_change() -> None:
+    store = MemoryStore()
+    async with following(store) as cache:
+        before = cache.snapshot
+        await store.put(keys.network("a"), network("a"))
+        assert await cache.until(has("a"), timeout=5)
+        assert before.networks == {}
+        assert cache.snapshot is cache.snapshot
+
+
+async def test_the_leader_notes_what_happens_to_hosts(api: Any) -> None:
+    async def noted(kind: str) -> Event:
+        async with asyncio.timeout(5):
+            while True:
+                for kv in (await api.store.range(keys.EVENTS)).kvs:
+                    event = Event.model_validate_json(kv.value)
+                    if event.kind == kind:
+                        return event
+                await asyncio.sleep(0.02)
+
+    async with asyncio.timeout(5):
+        while not (await api.api.get("/v1/health"))["leads"]:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.02)
+    await asyncio.sleep(0.05)  # its first look at the hosts is no news
+    await api.store.delete(keys.host_agent("host2"))
+    event = await noted("host.unmanaged")
+    assert event.subject == "host/host2"
+    await api.store.delete(keys.host_lease("host2"))
+    assert (await noted("host.down")).level == "warning"
+    members = (await api.store.range(MEMBERS)).kvs
+    assert [kv.key for kv in members] == [f"{MEMBERS}m1.1"]
+    assert all(kv.lease for kv in members)
+
+
+async def test_a_manager_that_ends_gives_the_lead_away_at_once(cluster: Any) -> None:
+    async with cluster.serve():
+        async with asyncio.timeout(5):
+            while await cluster.store.get(keys.LEADER) is None:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.02)
+    assert await cluster.store.get(keys.LEADER) is None
+    assert (await cluster.store.range(MEMBERS)).kvs == ()
+
+
+async def test_old_history_is_pruned(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("godwit.manager.leadership.KEPT_EVENTS", 2)
+    monkeypatch.setattr("godwit.manager.leadership.KEPT_TASKS", 1)
+    for name in ("a", "b", "c"):
+        await api.make_vm(name)
+    newest = (await api.api.get("/v1/tasks"))[-1]["id"]
+    world = api.manager.world
+    assert await prune(world, world.cache) == 3
+    tasks = (await api.store.range(keys.TASKS)).kvs
+    assert [kv.key for kv in tasks] == [keys.task(newest)]
+    assert len((await api.store.range(keys.EVENTS)).kvs) == 2
