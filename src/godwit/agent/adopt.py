@@ -15,6 +15,7 @@ from godwit.agent.desk import Desk
 from godwit.host.errors import ProcessGone
 from godwit.host.process import is_alive, kill, wait_exit
 from godwit.migration import recover
+from godwit.migration.destination import give_back
 from godwit.migration.recover import Action, Found
 from godwit.model import keys, ownership
 from godwit.model.errors import OperationFailed
@@ -22,7 +23,7 @@ from godwit.model.migration import Migration, MoveState
 from godwit.model.ownership import Owner
 from godwit.model.vm import VmState, VmStatus
 from godwit.qemu.machine import Machine, discard_traces
-from godwit.qemu.runtime import Runtime, scan
+from godwit.qemu.runtime import Runtime, read_started, scan
 from godwit.qemu.start import end_unfinished
 from godwit.qmp import MonitorError
 from godwit.store.errors import StoreError
@@ -159,6 +160,11 @@ async def _stale_records(desk: Desk) -> None:
             continue
         if (desk.config.paths.vm_run(name) / "runtime.json").exists():
             continue
+        if owner.migration is not None and _never_started(desk, name, owner):
+            await give_back(
+                desk.records, desk.clock, vm=name, migration=owner.migration.id, host=desk.host
+            )
+            continue
         try:
             await desk.records.cas(key, ownership.stopped(owner), found.revision)
         except CasFailed:
@@ -171,6 +177,14 @@ async def _stale_records(desk: Desk) -> None:
         await desk.event("vm.failed", name, reason, level="error")
         if owner.migration is not None:
             await _close_move(desk, owner.migration.id, reason)
+
+
+def _never_started(desk: Desk, vm: str, owner: Owner) -> bool:
+    """The swap named this host, whose copy had died: the source still holds the VM whole."""
+    if owner.migration is None or owner.migration.destination != desk.host:
+        return False
+    note = read_started(desk.config.paths.vm_state(vm))
+    return note is None or note.epoch < owner.epoch
 
 
 async def _close_move(desk: Desk, migration: str, reason: str) -> None:

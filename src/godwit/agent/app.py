@@ -233,7 +233,8 @@ def _peer_routes(rooms: Rooms) -> list[Route]:
         return await moves.ping(await _id(request))
 
     async def take_over(request: Request) -> Record:
-        return await moves.take_over(await _id(request))
+        body = await _body(request)
+        return await moves.take_over(str(body.get("migration", "")), str(body.get("vm", "")))
 
     async def abort(request: Request) -> None:
         body = await _body(request)

@@ -9,7 +9,7 @@ from pathlib import Path
 from godwit.agent.desk import Desk
 from godwit.agent.facts import memory_free, usable_by
 from godwit.migration import plan
-from godwit.migration.destination import Incoming
+from godwit.migration.destination import Incoming, give_back
 from godwit.migration.peer import (
     CheckAnswer,
     CheckAsk,
@@ -22,7 +22,13 @@ from godwit.migration.peer import (
 from godwit.migration.world import DestinationWorld
 from godwit.model.errors import ChecksFailed, Conflict, NotFound
 from godwit.qemu.machine import Machine
-from godwit.qemu.runtime import Runtime, forget_started, note_started, read_started
+from godwit.qemu.runtime import (
+    Runtime,
+    forget_started,
+    load_runtime,
+    note_started,
+    read_started,
+)
 from godwit.qemu.start import spawn
 from godwit.wire.identity import migration_dns
 
@@ -98,8 +104,24 @@ class Arrivals:
             return PeerState(phase="gone", reason=f"{self.desk.host} knows nothing of {migration}")
         return await incoming.ping()
 
-    async def take_over(self, migration: str) -> TakenOver:
+    async def take_over(self, migration: str, vm: str) -> TakenOver:
+        if migration not in self.incoming:
+            await self._never_started(migration, vm)
         return await self._incoming(migration).take_over()
+
+    async def _never_started(self, migration: str, vm: str) -> None:
+        """Asked to take over what this agent knows nothing of: it died before the swap.
+
+        No QEMU of it here and no durable note of the epoch prove that it never ran here, so it
+        is given back to the source, which still holds it whole.
+        """
+        desk = self.desk
+        found = await desk.records.owner(vm)
+        if found is None or vm in desk.slots or load_runtime(desk.config.paths.vm_run(vm)):
+            return
+        note = read_started(desk.config.paths.vm_state(vm))
+        if note is None or note.epoch < found.value.epoch:
+            await give_back(desk.records, desk.clock, vm=vm, migration=migration, host=desk.host)
 
     async def abort(self, migration: str, reason: str) -> None:
         incoming = self.incoming.get(migration)

@@ -62,11 +62,12 @@ class HttpPeer:
     async def ping(self, migration: str, *, timeout: float) -> PeerState:
         return await self._call("ping", {"migration": migration}, PeerState, timeout)
 
-    async def take_over(self, migration: str, *, timeout: float) -> TakenOver:
-        return await self._call("take-over", {"migration": migration}, TakenOver, timeout)
+    async def take_over(self, migration: str, vm: str, *, timeout: float) -> TakenOver:
+        body = {"migration": migration, "vm": vm}
+        return await self._call("take-over", body, TakenOver, timeout)
 
     async def abort(self, migration: str, reason: str, *, timeout: float) -> None:
-        async with _silence():
+        async with _silence(timeout):
             body = {"migration": migration, "reason": reason}
             await self._client.post("/v1/peer/abort", body, deadline_s=timeout)
 
@@ -74,22 +75,24 @@ class HttpPeer:
         return await self._call("recover", {"migration": migration}, Recovered, timeout)
 
     async def clock(self, *, timeout: float) -> float:
-        async with _silence():
+        async with _silence(timeout):
             answer = await self._client.get("/v1/clock", deadline_s=timeout)
             return float(answer["realtime"])
 
     async def _call(self, verb: str, body: dict[str, Any], kind: type[T], timeout: float) -> T:
-        async with _silence():
+        async with _silence(timeout):
             answer = await self._client.post(f"/v1/peer/{verb}", body, deadline_s=timeout)
             return kind.model_validate(answer)
 
 
 @contextlib.asynccontextmanager
-async def _silence() -> AsyncIterator[None]:
+async def _silence(timeout: float) -> AsyncIterator[None]:
     """No answer is ``PeerSilent``; a refusal is the peer's own error."""
     try:
         yield
     except PeerRefused as error:
         raise error.error from error
-    except (PeerUnreachable, PeerOutcomeUnknown) as error:
-        raise PeerSilent(error.message) from error
+    except PeerUnreachable as error:
+        raise PeerSilent(f"its agent cannot be reached ({error.message})") from error
+    except PeerOutcomeUnknown as error:
+        raise PeerSilent(f"no answer within {timeout:g} s") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -11,27 +10,12 @@ from godwit.lab.image import DemoImage
 
 
 def publish_image(image: DemoImage, images: Path) -> Path:
-    """Make ``images/<name>`` with the manifest that agents read; returns the directory.
-
-    ``image.json``: ``{append, min_memory_bytes, kernel: {file, sha256}, initrd: {...}}``.
-    """
+    """Make ``images/<name>`` with the image's files and its description; returns the directory."""
     folder = images / image.name
     folder.mkdir(parents=True)
-    for source in (image.kernel_path, image.initrd_path):
-        _link_or_copy(source, folder / source.name)
-    manifest = {
-        "name": image.name,
-        "append": image.append,
-        "min_memory_bytes": image.min_memory_bytes,
-        "kernel": {"file": image.kernel, "sha256": image.kernel_sha256},
-        "initrd": {"file": image.initrd, "sha256": image.initrd_sha256},
-    }
-    (folder / "image.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    for source in (image.kernel_path, image.initrd_path, image.directory / "image.json"):
+        try:
+            os.link(source, folder / source.name)
+        except OSError:  # the cache lies on another file system
+            shutil.copyfile(source, folder / source.name)
     return folder
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -36,10 +36,11 @@ from godwit.migration.world import LEASE_MARGIN_S, DestinationWorld, Gate
 from godwit.model import keys, ownership
 from godwit.model.errors import GodwitError, OperationFailed, Refused
 from godwit.model.ownership import Owner
+from godwit.model.world import Clock
 from godwit.qemu.machine import Machine
 from godwit.qmp import MonitorError, MonitorLost, MonitorTimeout, QmpError
 from godwit.store.errors import StoreError
-from godwit.store.records import CasFailed, Versioned
+from godwit.store.records import CasFailed, Records, Versioned
 
 _RETRY_S = 0.1
 LEASE_PATIENCE_S = 5.0
@@ -139,6 +140,15 @@ class Incoming:
     async def take_over(self) -> TakenOver:
         """Look at the record now, and answer once the VM runs here (or why it never will)."""
         self._look.set()
+        if self.phase == "gone" and not self._ran:
+            # The copy died before the swap, so the record names a host with nothing to start.
+            await give_back(
+                self.world.records,
+                self.world.clock,
+                vm=self.ask.vm.name,
+                migration=self.ask.migration,
+                host=self.world.host,
+            )
         return await asyncio.shield(self._done)
 
     async def abort(self, reason: str) -> None:
@@ -384,6 +394,28 @@ class Incoming:
         if self.machine is None:
             raise OperationFailed("no copy of the VM here", hint="ask again")
         return self.machine
+
+
+async def give_back(records: Records, clock: Clock, *, vm: str, migration: str, host: str) -> bool:
+    """Return a VM that never ran here to the source of ``migration``; waits for the store.
+
+    The caller is the live agent of ``host`` and knows that no QEMU of the record's epoch ever had
+    running vCPUs here. False when the record does not (or no longer) give the VM to this host.
+    """
+    while True:
+        try:
+            found = await records.owner(vm)
+            if found is None or found.value.host != host:
+                return False
+            move = found.value.migration
+            if move is None or move.id != migration:
+                return False
+            gift = ownership.gift_back(found.value, migration)
+            await records.cas(keys.vm_owner(vm), gift, found.revision)
+        except (CasFailed, StoreError):
+            await clock.sleep(_RETRY_S)
+            continue
+        return True
 
 
 def _seen(future: asyncio.Future[TakenOver]) -> None:

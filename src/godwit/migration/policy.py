@@ -9,9 +9,9 @@ passes stop shrinking does the policy act, in this order and only as far as the 
 3. finish by post-copy;
 4. give up, and say why. A stall never lasts longer than ``STALL_LIMIT_S``.
 
-A stall is: what remains was not below the best seen by ``MARGIN`` within ``WINDOW_S``. The
-remaining bytes saw-tooth within a pass, so only the value at the start of a pass (its largest)
-and the smallest one within the pass are compared with their own kind.
+A stall is: a pass did not begin with less than ``MARGIN`` of what the best one began with, and
+``WINDOW_S`` have gone since that one. What remains saw-tooths within a pass, and a pass may take
+minutes, so only the largest values of passes are compared.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ WINDOW_S = 1.5
 MARGIN = 0.9
 STALL_LIMIT_S = 20.0
 """Seconds without any allowed means having helped before the move is given up."""
+LONGEST_STALL_S = 55.0
+"""The same when one pass takes longer than that: then what was done last is not waited for."""
 FREEZE_S = 5.0
 """Seconds without a single byte moving before link or peer count as frozen."""
 MIN_QUOTA = 0.02
@@ -73,9 +75,12 @@ class Progressing:
     """What the policy remembers between samples."""
 
     knobs: Knobs
-    best_remaining: float = float("inf")
+    pass_number: int = 0
+    peak: float = 0.0  # the most that remained in the current pass
+    best_peak: float = float("inf")
+    best_pass: int = 0
     best_at: float = 0.0
-    first_stall_at: float | None = None
+    stalled_since: float | None = None
     moved_at: float = 0.0
     moved_bytes: int = -1
     last_action_pass: int = 0
@@ -83,7 +88,8 @@ class Progressing:
 
 def largest_limit_ms(limits: MoveLimits, *, overhead_ms: float) -> float:
     """The part of the blackout budget that memory may use; the rest is device state and us."""
-    return max(FIRST_LIMIT_MS / 2, limits.max_blackout_ms - overhead_ms)
+    rest = max(FIRST_LIMIT_MS / 2, limits.max_blackout_ms - overhead_ms)
+    return min(limits.max_blackout_ms, rest)
 
 
 def start(limits: MoveLimits, *, overhead_ms: float, now: float) -> Progressing:
@@ -105,11 +111,21 @@ def decide(
         )
     if state.knobs.postcopy or sample.pass_number < 2:
         return state, NOTHING
-    if sample.at - state.best_at < WINDOW_S or sample.pass_number <= state.last_action_pass:
+    if sample.at - state.best_at < WINDOW_S:
         return state, NOTHING
-    first = state.first_stall_at if state.first_stall_at is not None else sample.at
-    state = _replace(state, first_stall_at=first)
-    return _act(state, sample, limits, largest_limit_ms(limits, overhead_ms=overhead_ms))
+    since = state.stalled_since if state.stalled_since is not None else sample.at
+    state = _replace(state, stalled_since=since)
+    largest = largest_limit_ms(limits, overhead_ms=overhead_ms)
+    if sample.pass_number > state.last_action_pass:
+        return _act(state, sample, limits, largest)
+    if sample.at - since >= LONGEST_STALL_S and not _means_left(state.knobs, limits, largest):
+        return state, _give_up(sample, limits)
+    return state, NOTHING
+
+
+def _means_left(knobs: Knobs, limits: MoveLimits, largest: float) -> bool:
+    throttle = limits.allow_throttle and knobs.quota > MIN_QUOTA
+    return knobs.limit_ms < largest or throttle or limits.allow_postcopy
 
 
 def _note(state: Progressing, sample: Sample) -> Progressing:
@@ -117,23 +133,27 @@ def _note(state: Progressing, sample: Sample) -> Progressing:
         state = _replace(state, moved_at=sample.at, moved_bytes=sample.transferred)
     if sample.pass_number < 2:
         return _replace(state, best_at=sample.at)
-    if sample.remaining < state.best_remaining * MARGIN:
-        return _replace(state, best_remaining=float(sample.remaining), best_at=sample.at)
+    began = sample.pass_number != state.pass_number
+    peak = float(sample.remaining) if began else max(state.peak, float(sample.remaining))
+    state = _replace(state, pass_number=sample.pass_number, peak=peak)
+    if began and peak < state.best_peak * MARGIN:
+        state = _replace(state, best_peak=peak, best_pass=sample.pass_number, stalled_since=None)
+    if sample.pass_number == state.best_pass:
+        state = _replace(state, best_at=sample.at)
     return state
 
 
 def _act(
     state: Progressing, sample: Sample, limits: MoveLimits, largest: float
 ) -> tuple[Progressing, Decision]:
-    knobs = state.knobs
-    stalled = (
-        f"the guest writes {format_size(sample.dirty_bytes_per_s)}/s, "
-        f"the link carries {format_size(sample.link_bytes_per_s)}/s"
-    )
+    knobs, stalled = state.knobs, _rates(sample)
+    stalled_for = sample.at - (state.stalled_since or sample.at)
     if knobs.limit_ms < largest:
         # Doubling is for a guest that nearly fits; one that outruns the link gets all at once.
-        outrun = sample.dirty_bytes_per_s >= sample.link_bytes_per_s
-        limit = largest if outrun else min(largest, knobs.limit_ms * 2)
+        outrun = sample.dirty_bytes_per_s >= sample.link_bytes_per_s > 0
+        limit = (
+            largest if outrun or stalled_for > STALL_LIMIT_S else min(largest, knobs.limit_ms * 2)
+        )
         state = _acted(state, sample, Knobs(limit, knobs.quota))
         words = f"{stalled}: the pause may now take {format_duration(limit / 1000)} for memory"
         return state, Decision(limit_ms=limit, sentence=words)
@@ -144,9 +164,19 @@ def _act(
     if limits.allow_postcopy:
         state = _acted(state, sample, Knobs(knobs.limit_ms, knobs.quota, postcopy=True))
         return state, Decision(postcopy=True, sentence=f"{stalled}: finishing by post-copy")
-    stalled_for = sample.at - (state.first_stall_at or sample.at)
     if stalled_for < STALL_LIMIT_S:
         return state, NOTHING
+    return state, _give_up(sample, limits)
+
+
+def _rates(sample: Sample) -> str:
+    return (
+        f"the guest writes {format_size(sample.dirty_bytes_per_s)}/s, "
+        f"the link carries {format_size(sample.link_bytes_per_s)}/s"
+    )
+
+
+def _give_up(sample: Sample, limits: MoveLimits) -> Decision:
     means = [
         word
         for word, allowed in (
@@ -156,10 +186,10 @@ def _act(
         if not allowed
     ]
     advice = f"; allow it with {' or '.join(means)}" if means else ""
-    return state, Decision(
+    return Decision(
         abort=True,
         sentence=f"it does not converge within the budget of {limits.max_blackout_ms:.0f} ms: "
-        f"{stalled}{advice}",
+        f"{_rates(sample)}{advice}",
     )
 
 
@@ -176,9 +206,8 @@ def _acted(state: Progressing, sample: Sample, knobs: Knobs) -> Progressing:
         state,
         knobs=knobs,
         best_at=sample.at,
-        best_remaining=float(sample.remaining),
+        best_peak=min(state.best_peak, state.peak),
         last_action_pass=sample.pass_number,
-        first_stall_at=None,
     )
 
 

@@ -236,7 +236,7 @@ class SourceMove:
         reason = ""
         while True:
             try:
-                return await world.peer.take_over(move.order.id, timeout=TAKE_OVER_S)
+                return await world.peer.take_over(move.order.id, move.vm.name, timeout=TAKE_OVER_S)
             except PeerSilent as error:
                 reason = f"{move.order.destination} does not answer: {error}"
             except GodwitError as error:

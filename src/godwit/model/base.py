@@ -30,7 +30,7 @@ class Record(Value):
 
 def check_name(name: str, *, what: str = "name") -> str:
     """The name itself, or InvalidRequest: lower-case letters, digits and ``-``, at most 63."""
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise InvalidRequest(
             f"{name!r} is not a usable {what}",
             hint="use lower-case letters, digits and '-', at most 63, not '-' at either end",
@@ -39,7 +39,7 @@ def check_name(name: str, *, what: str = "name") -> str:
 
 
 def _name_for_pydantic(name: str) -> str:
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise ValueError("use lower-case letters, digits and '-', at most 63, no '-' at the ends")
     return name
 
