@@ -37,6 +37,8 @@ from pathlib import Path
 from typing import Any
 
 SWEEP_LIMITS_MS = (5, 10, 15, 20, 30, 40, 50)
+TCP_NOTSENT_LOWAT = 25
+"""From linux/tcp.h; Python's socket module names it only from 3.12 on."""
 CAPABILITIES = (
     "auto-converge", "events", "multifd", "pause-before-switchover", "postcopy-ram",
     "return-path", "switchover-ack", "validate-uuid", "xbzrle",
@@ -97,6 +99,8 @@ class Tuning:
     """Scheduling priority the destination is started with."""
     notsent_lowat: int = 0
     """Connect the stream ourselves with this TCP_NOTSENT_LOWAT and hand it over as `fd:`."""
+    lowat_late: bool = False
+    """Set it only when the second pass begins: the first one keeps its deep buffer."""
     sysctl: str = ""
     """`name=value name=value` set in the source's network namespace before the span."""
     quit_delay_ms: float = 0.0
@@ -268,11 +272,22 @@ def move(source: Vm, guest: Guest, to: Place, *, role: str, tuning: Tuning) -> t
     mark("greeting")
     try:
         uri = _prepare(source.qmp, target.qmp, to, tuning)
+        stream: socket.socket | None = None
         if tuning.notsent_lowat:
-            uri = hand_over_stream(source, uri, notsent_lowat=tuning.notsent_lowat)
+            stream = connect_stream(source, uri)
+            source.qmp.pass_fd(stream.fileno(), "stream")
+            uri = "fd:stream"
+            if not tuning.lowat_late:
+                stream.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, tuning.notsent_lowat)
         mark("prepared")
         source.qmp.events.clear()
         source.qmp.run("migrate", uri=uri)
+        if stream is not None:
+            if tuning.lowat_late:
+                while source.qmp.wait("MIGRATION_PASS")["data"]["pass"] < 2:
+                    pass
+                stream.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, tuning.notsent_lowat)
+            stream.close()
         stop = _stamp(source.qmp.wait("STOP"))
         if tuning.pause_before_switchover:
             source.qmp.wait("MIGRATION", status="pre-switchover")
@@ -311,27 +326,24 @@ def move(source: Vm, guest: Guest, to: Place, *, role: str, tuning: Tuning) -> t
     return target, result
 
 
-def hand_over_stream(source: Vm, uri: str, *, notsent_lowat: int) -> str:
-    """Connect to `uri` from the source's network and give QEMU the socket; returns its URI."""
+def connect_stream(source: Vm, uri: str) -> socket.socket:
+    """A socket connected to `uri` from the source's network."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        line = [sys.executable, str(Path(__file__).resolve()), "connect", uri]
-        line += [str(notsent_lowat), str(theirs.fileno())]
+        line = [sys.executable, "-I", str(Path(__file__).resolve()), "connect", uri]
+        line.append(str(theirs.fileno()))
         subprocess.run([*source.place.enter, *line], check=True, pass_fds=[theirs.fileno()])
         _, fds, _, _ = socket.recv_fds(ours, 1, 1)
-    source.qmp.pass_fd(fds[0], "stream")
-    os.close(fds[0])
-    return "fd:stream"
+    return socket.socket(fileno=fds[0])
 
 
-def connect(uri: str, notsent_lowat: int, channel: int) -> None:
-    """The helper behind `hand_over_stream`, inside the source's network."""
+def connect(uri: str, channel: int) -> None:
+    """The helper behind `connect_stream`, inside the source's network."""
     _, host, port = uri.split(":")
     with (
         socket.create_connection((host, int(port))) as stream,
         socket.socket(fileno=channel) as out,
     ):
-        stream.setsockopt(socket.IPPROTO_TCP, 25, notsent_lowat)  # TCP_NOTSENT_LOWAT
         socket.send_fds(out, [b" "], [stream.fileno()])
 
 
@@ -665,7 +677,7 @@ def main() -> None:
         probe_loop(options.cases[0], options.cases[1])
         return
     if options.what == "connect":
-        connect(options.cases[0], int(options.cases[1]), int(options.cases[2]))
+        connect(options.cases[0], int(options.cases[1]))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     cases = dict(parse_case(text) for text in options.cases)

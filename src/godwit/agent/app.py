@@ -26,11 +26,18 @@ from godwit.agent.files import Files
 from godwit.agent.power import Power
 from godwit.migration.peer import CheckAsk, PrepareAsk
 from godwit.model.base import Record, check_name
-from godwit.model.errors import GodwitError, InvalidRequest, NotAllowed, OperationFailed
+from godwit.model.errors import (
+    GodwitError,
+    InvalidRequest,
+    NotAllowed,
+    OperationFailed,
+    OutcomeUnknown,
+    Unavailable,
+)
 from godwit.model.migration import Migration
 from godwit.model.requests import MigrateVm, explain
 from godwit.model.vm import Disk
-from godwit.store.errors import StoreError
+from godwit.store.errors import StoreError, StoreOutcomeUnknown
 from godwit.wire.identity import HOST, MANAGER
 from godwit.wire.problem import Problem, problem_response
 from godwit.wire.server import peer_of
@@ -74,8 +81,11 @@ def _route(path: str, method: str, handler: Handler, *, roles: tuple[str, ...]) 
         except ValidationError as error:
             return problem_response(Problem.from_error(explain(error)))
         except StoreError as error:
-            failed = OperationFailed(f"the store: {error.message}", hint=error.hint)
-            return problem_response(Problem.from_error(failed))
+            unknown = isinstance(error, StoreOutcomeUnknown)
+            kind = OutcomeUnknown if unknown else Unavailable
+            return problem_response(
+                Problem.from_error(kind(f"the store: {error.message}", hint=error.hint))
+            )
         if isinstance(answer, Record):
             return Response(answer.model_dump_json(), media_type="application/json")
         return JSONResponse(answer if answer is not None else {})

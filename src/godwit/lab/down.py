@@ -52,18 +52,20 @@ def remove(
     except GodwitError:
         known = None  # damaged: names are enough
     layout = known.layout(root) if known else Layout(name, 0, state_root=root)
-    killed = _end_nodes(layout, known)
+    ended = _end_nodes(layout, known)
+    if ended:
+        say(f"ended {', '.join(ended)}")
     spaces = namespaces(layout)
-    killed += _end_visitors(spaces)
-    if killed:
-        say(f"ended {killed} processes")
+    visitors = _end_visitors(spaces)
+    if visitors:
+        say(f"ended {visitors} visiting processes")
     for space in spaces:
         netns.delete(space)
     if spaces:
         say(f"removed {len(spaces)} network namespaces")
     _forget_context(name, known)
     logs = _keep_logs(layout) if keep_logs else None
-    found = bool(killed or spaces or known)
+    found = bool(ended or spaces or known)
     for path in (layout.run, layout.state):
         if path.exists():
             found = True
@@ -89,7 +91,7 @@ def namespaces(layout: Layout) -> list[str]:
     return found
 
 
-def _end_nodes(layout: Layout, known: LabRecord | None) -> int:
+def _end_nodes(layout: Layout, known: LabRecord | None) -> list[str]:
     """The first process of a node takes all the others along; groups hold even what it lost."""
     present = groups.of_lab(layout.name)
     for group in present:
@@ -98,9 +100,10 @@ def _end_nodes(layout: Layout, known: LabRecord | None) -> int:
         first = known.node(node) if known else None
         if first is not None:
             kill(first)
-    killed = sum(len(groups.clear(group)) for group in present)
+    for group in present:
+        groups.clear(group)
     groups.remove_parents(layout.name)
-    return killed
+    return [group.rpartition("/")[2] for group in present]
 
 
 def _end_visitors(spaces: list[str]) -> int:

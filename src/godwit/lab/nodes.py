@@ -13,7 +13,7 @@ from godwit.host.namespaces import HostPlan, Step, launch, observe_layout, pytho
 from godwit.host.process import Process, kill, open_pidfd
 from godwit.host.sockets import bind_unix
 from godwit.lab import groups
-from godwit.lab.configs import API, ETC, LOGS, STATE
+from godwit.lab.configs import API, ETC, LOGS, RUN, STATE
 from godwit.lab.layout import CONTROL, Layout
 from godwit.model.errors import OperationFailed
 
@@ -34,7 +34,10 @@ def plan(layout: Layout, node: str, *, control_fd: int, fds: Mapping[str, int]) 
     entries = groups.create(group)
     folder = layout.node_dir(node)
     writable = {str(STATE): str(folder / "state"), str(LOGS): str(layout.logs(node))}
-    shown: list[Step] = [{"op": "bind", "src": str(folder / "etc"), "dst": str(ETC), "ro": True}]
+    shown: list[Step] = [
+        {"op": "directory", "dst": str(RUN)},
+        {"op": "bind", "src": str(folder / "etc"), "dst": str(ETC), "ro": True},
+    ]
     if node != CONTROL:
         writable["/clusterstorage/shared"] = str(layout.volume)
         images = str(STATE / "images")

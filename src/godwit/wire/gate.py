@@ -90,7 +90,8 @@ class Gate:
             if started:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             else:
-                await send_problem(send, _STOPPING, close=True)
+                harmless = scope.get("method") in ("GET", "HEAD", "OPTIONS")
+                await send_problem(send, _STOPPING if harmless else _CUT_SHORT, close=True)
         finally:
             self._streams.discard(task)
 
@@ -106,6 +107,12 @@ class Gate:
 
 _STOPPING = Problem(
     503, "unavailable", "The daemon is stopping; the request was cut short.", "Try again."
+)
+_CUT_SHORT = Problem(
+    504,
+    "outcome-unknown",
+    "The daemon is stopping; the request was cut short and may have been carried out.",
+    "Look at the object's state before trying again.",
 )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from virtual_time import VirtualClock
 
 from godwit.migration import recover
-from godwit.migration.destination import Incoming
+from godwit.migration.destination import Incoming, give_back
 from godwit.migration.peer import (
     CheckAnswer,
     CheckAsk,
@@ -459,8 +459,15 @@ class DirectPeer:
         found: PeerState = await self._call("ping", work, timeout)
         return found
 
-    async def take_over(self, migration: str, *, timeout: float) -> TakenOver:
+    async def take_over(self, migration: str, vm: str, *, timeout: float) -> TakenOver:
         async def work() -> TakenOver:
+            agent = self.agent
+            if migration not in agent.incoming and agent.qemu is not None and agent.qemu.dead:
+                owner = await agent.rig.owner()
+                if agent.note < owner.epoch:
+                    await give_back(
+                        agent.rig.records, agent.rig.clock, vm=vm, migration=migration, host="host2"
+                    )
             return await self._incoming(migration).take_over()
 
         found: TakenOver = await self._call("take_over", work, timeout)

@@ -210,6 +210,28 @@ def test_once_cont_was_sent_nothing_is_given_back(tmp_path: Path, how: str) -> N
     scenario()
 
 
+@pytest.mark.parametrize("agent", ["alive", "restarted"])
+def test_a_swap_to_a_host_whose_copy_had_died_is_given_back(tmp_path: Path, agent: str) -> None:
+    @virtual
+    async def scenario() -> None:
+        async with Rig(tmp_path) as rig:
+
+            async def die() -> None:
+                assert rig.agent.qemu is not None
+                await rig.agent.qemu.die()
+                if agent == "restarted":
+                    await rig.agent.die()
+                    assert await rig.agent.restart() == "nothing"
+                await asyncio.sleep(0)
+
+            rig.at("source", "completed", die)
+            report = await rig.play()
+            assert report.outcome is Outcome.FAILED
+            assert (await rig.judge("host1")).epoch == EPOCH_AT_START + 2
+
+    scenario()
+
+
 # The destination's agent and the way to it.
 
 
