@@ -29,6 +29,8 @@ class GuardedVm:
     monitor_path: Path
     epoch: int
     monitor: Monitor | None = None
+    status: str = ""  # of its last or present move, and since when; known before it is armed
+    status_since: float = 0.0
     armed: Watch | None = None
     migration: str = ""
     task: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -64,7 +66,10 @@ class Vms:
         """A move of this VM began; KeyError when it is not registered."""
         entry = self.vms[vm]
         if entry.migration != migration or entry.armed is None:
-            entry.armed = Watch(role=role, status="", status_since=self._now())
+            # A guard that was restarted in the middle of a move is told late what it sees already.
+            entry.armed = Watch(
+                role=role, status=entry.status, status_since=entry.status_since or self._now()
+            )
             entry.migration = migration
 
     def disarm(self, vm: str) -> None:
@@ -152,6 +157,8 @@ class Vms:
                 self._saw(entry, str(event.data.get("status", "")))
 
     def _saw(self, entry: GuardedVm, status: str) -> None:
+        if entry.status != status:
+            entry.status, entry.status_since = status, self._now()
         if entry.armed is not None and entry.armed.status != status:
             entry.armed = Watch(role=entry.armed.role, status=status, status_since=self._now())
             self._changed()

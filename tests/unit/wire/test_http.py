@@ -296,7 +296,7 @@ async def test_stop_cuts_what_does_not_finish(app: App, pki: Pki) -> None:
             await server.stop(grace_s=0.2)
         with pytest.raises(PeerRefused, match="stopping") as caught:
             await request
-        assert caught.value.status == 503
+        assert caught.value.status == 504  # a POST may have been carried out
         assert await ws.recv() == "host/host2"
         assert await ws.wait_closed() is None
     assert not server._state.tasks
