@@ -21,8 +21,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
-import selectors
 import signal
 import socket
 import statistics
@@ -36,25 +34,17 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from link import Place, own_link, run
+from probe import Probe
+
 SWEEP_LIMITS_MS = (5, 10, 15, 20, 30, 40, 50)
 TCP_NOTSENT_LOWAT = 25
-"""From linux/tcp.h; Python's socket module names it only from 3.12 on."""
+SO_MAX_PACING_RATE = 47
+"""From linux/tcp.h and asm/socket.h; Python does not name them everywhere."""
 CAPABILITIES = (
     "auto-converge", "events", "multifd", "pause-before-switchover", "postcopy-ram",
     "return-path", "switchover-ack", "validate-uuid", "xbzrle",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Place:
-    """A host to run QEMU in. `enter` is the argv prefix that gets there (and execs)."""
-
-    name: str
-    enter: tuple[str, ...]
-    migration_address: str
-    run_dir: Path
-    bridge: str = "br-lan"
-    tls_dir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +89,8 @@ class Tuning:
     """Scheduling priority the destination is started with."""
     notsent_lowat: int = 0
     """Connect the stream ourselves with this TCP_NOTSENT_LOWAT and hand it over as `fd:`."""
+    pacing: int = 0
+    """SO_MAX_PACING_RATE of that stream: keeps the queue on the link short."""
     lowat_late: bool = False
     """Set it only when the second pass begins: the first one keeps its deep buffer."""
     sysctl: str = ""
@@ -272,22 +264,15 @@ def move(source: Vm, guest: Guest, to: Place, *, role: str, tuning: Tuning) -> t
     mark("greeting")
     try:
         uri = _prepare(source.qmp, target.qmp, to, tuning)
-        stream: socket.socket | None = None
-        if tuning.notsent_lowat:
-            stream = connect_stream(source, uri)
+        stream = connect_stream(source, uri, tuning=tuning) if tuning.notsent_lowat else None
+        if stream is not None:
             source.qmp.pass_fd(stream.fileno(), "stream")
             uri = "fd:stream"
-            if not tuning.lowat_late:
-                stream.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, tuning.notsent_lowat)
         mark("prepared")
         source.qmp.events.clear()
         source.qmp.run("migrate", uri=uri)
         if stream is not None:
-            if tuning.lowat_late:
-                while source.qmp.wait("MIGRATION_PASS")["data"]["pass"] < 2:
-                    pass
-                stream.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, tuning.notsent_lowat)
-            stream.close()
+            limit_backlog(stream, source.qmp, tuning)
         stop = _stamp(source.qmp.wait("STOP"))
         if tuning.pause_before_switchover:
             source.qmp.wait("MIGRATION", status="pre-switchover")
@@ -326,7 +311,15 @@ def move(source: Vm, guest: Guest, to: Place, *, role: str, tuning: Tuning) -> t
     return target, result
 
 
-def connect_stream(source: Vm, uri: str) -> socket.socket:
+def limit_backlog(stream: socket.socket, source: Qmp, tuning: Tuning) -> None:
+    if tuning.lowat_late:
+        while source.wait("MIGRATION_PASS")["data"]["pass"] < 2:
+            pass
+        stream.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, tuning.notsent_lowat)
+    stream.close()
+
+
+def connect_stream(source: Vm, uri: str, *, tuning: Tuning) -> socket.socket:
     """A socket connected to `uri` from the source's network."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -334,7 +327,12 @@ def connect_stream(source: Vm, uri: str) -> socket.socket:
         line.append(str(theirs.fileno()))
         subprocess.run([*source.place.enter, *line], check=True, pass_fds=[theirs.fileno()])
         _, fds, _, _ = socket.recv_fds(ours, 1, 1)
-    return socket.socket(fileno=fds[0])
+    stream = socket.socket(fileno=fds[0])
+    if tuning.pacing:
+        stream.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, struct.pack("=Q", tuning.pacing))
+    if not tuning.lowat_late:
+        stream.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, tuning.notsent_lowat)
+    return stream
 
 
 def connect(uri: str, channel: int) -> None:
@@ -387,20 +385,6 @@ def _stamp(event: dict[str, Any]) -> float:
     return float(stamp["seconds"] + stamp["microseconds"] / 1e6)
 
 
-class Probe:
-    """A 1 kHz echo probe in a process of its own; reads its answers' times on `stop`."""
-
-    def __init__(self, enter: tuple[str, ...], target: str, *, kind: str = "udp") -> None:
-        line = [*enter, sys.executable, str(Path(__file__).resolve()), "probe", target, kind]
-        self._process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def stop(self) -> tuple[list[float], list[float]]:
-        """Times (monotonic) of probes sent without an answer, and of answers."""
-        out, _ = self._process.communicate(b"")
-        result = json.loads(out)
-        return result["lost"], result["answers"]
-
-
 def darkness(answers: list[float], lost: list[float], move: Move) -> None:
     """Fill in the move's blackout from what the probe saw around it."""
     begin, end = move.started - 0.1, move.finished + 0.5
@@ -409,60 +393,6 @@ def darkness(answers: list[float], lost: list[float], move: Move) -> None:
     move.blackout, last, first = max(gaps, default=(end - begin, begin, end))
     move.dark_before_stop, move.dark_after_resume = move.stopped - last, first - move.resumed
     move.lost = sum(1 for t in lost if begin <= t <= end)
-
-
-def probe_loop(target: str, kind: str, *, interval: float = 0.001) -> None:
-    """Send a numbered probe each `interval` until stdin ends, then print what was seen."""
-    if kind == "udp":
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.connect((target, 7))
-    else:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-        sock.connect((target, 0))
-    sock.setblocking(False)
-    sent: list[float] = []
-    seen: dict[int, float] = {}
-    with selectors.DefaultSelector() as selector:
-        selector.register(sock, selectors.EVENT_READ)
-        selector.register(sys.stdin, selectors.EVENT_READ)
-        due = time.monotonic()
-        running = True
-        while running:
-            now = time.monotonic()
-            if now >= due:
-                with contextlib.suppress(OSError):  # a refused or full path is a lost probe
-                    sock.send(_packet(kind, len(sent)))
-                sent.append(now)
-                due = max(due + interval, now - 5 * interval)
-            for key, _ in selector.select(max(0.0, due - time.monotonic())):
-                if key.fileobj is sys.stdin:
-                    running = False
-                    continue
-                with contextlib.suppress(OSError):
-                    number = _number(kind, sock.recv(2048))
-                    if number is not None:
-                        seen.setdefault(number, time.monotonic())
-    lost = [at for number, at in enumerate(sent) if number not in seen]
-    json.dump({"lost": lost, "answers": sorted(seen.values())}, sys.stdout)
-
-
-def _packet(kind: str, number: int) -> bytes:
-    if kind == "udp":
-        return struct.pack("!Q", number)
-    body = struct.pack("!BBHHHQ", 8, 0, 0, os.getpid() & 0xFFFF, number & 0xFFFF, number)
-    total = sum(struct.unpack(f"!{len(body) // 2}H", body))
-    total = (total & 0xFFFF) + (total >> 16)
-    check = ~(total + (total >> 16)) & 0xFFFF
-    return body[:2] + struct.pack("!H", check) + body[4:]
-
-
-def _number(kind: str, packet: bytes) -> int | None:
-    if kind == "udp":
-        return int(struct.unpack("!Q", packet[:8])[0])
-    body = packet[(packet[0] & 15) * 4 :]
-    if body[0] != 0 or struct.unpack("!H", body[4:6])[0] != os.getpid() & 0xFFFF:
-        return None
-    return int(struct.unpack("!Q", body[8:16])[0])
 
 
 @dataclass
@@ -548,78 +478,6 @@ def show(results: dict[str, list[Move]]) -> None:
         )
 
 
-def run(*line: str) -> None:
-    subprocess.run(line, check=True, capture_output=True)
-
-
-@contextlib.contextmanager
-def own_link(root: Path, *, rate: str = "1gbit", tls: bool) -> Iterator[list[Place]]:
-    """Two hosts and a client in namespaces of our own; all gone afterwards."""
-    spaces = [f"fl-{os.getpid()}-{letter}" for letter in "abc"]
-    a, b, client = spaces
-    try:
-        for space in spaces:
-            run("ip", "netns", "add", space)
-            run("ip", "-n", space, "link", "set", "lo", "up")
-        veth(a, "mig0", b, "mig0")
-        for index, space in enumerate((a, b)):
-            run("ip", "-n", space, "addr", "add", f"10.93.0.{11 + index}/24", "dev", "mig0")
-            run("tc", "-n", space, "qdisc", "add", "dev", "mig0", "root", "tbf",
-                "rate", rate, "burst", "256k", "limit", "1M")  # fmt: skip
-            run("ip", "-n", space, "link", "add", "br-lan", "type", "bridge", "stp_state", "0")
-            run("ip", "-n", space, "link", "set", "br-lan", "up")
-        run("ip", "-n", client, "link", "add", "br-lan", "type", "bridge", "stp_state", "0")
-        run("ip", "-n", client, "addr", "add", "10.91.0.1/22", "dev", "br-lan")
-        run("ip", "-n", client, "link", "set", "br-lan", "up")
-        for space, letter in ((a, "a"), (b, "b")):
-            veth(space, "lan0", client, f"port-{letter}")
-            run("ip", "-n", space, "link", "set", "lan0", "master", "br-lan")
-            run("ip", "-n", client, "link", "set", f"port-{letter}", "master", "br-lan")
-            run("ip", "-n", space, "tuntap", "add", f"fl-{letter}", "mode", "tap")
-            run("ip", "-n", space, "link", "set", f"fl-{letter}", "master", "br-lan", "up")
-        places = []
-        for index, space in enumerate((a, b)):
-            directory = root / "ab"[index]
-            directory.mkdir()
-            address = f"10.93.0.{11 + index}"
-            folder = certificates(root, directory / "tls", address) if tls else None
-            enter = ("ip", "netns", "exec", space)
-            places.append(Place(space, enter, address, directory, tls_dir=folder))
-        yield places
-    finally:
-        for space in spaces:
-            subprocess.run(["ip", "netns", "del", space], check=False, capture_output=True)
-
-
-def veth(space: str, name: str, other: str, other_name: str) -> None:
-    run("ip", "-n", space, "link", "add", name, "type", "veth",
-        "peer", "name", other_name, "netns", other)  # fmt: skip
-    run("ip", "-n", space, "link", "set", name, "up")
-    run("ip", "-n", other, "link", "set", other_name, "up")
-
-
-def certificates(root: Path, folder: Path, address: str) -> Path:
-    """x509 files as QEMU wants them, from a throw-away authority (needs `openssl`)."""
-    folder.mkdir()
-    ca, ca_key = root / "ca.pem", root / "ca.key"
-    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
-    if not ca.exists():
-        run("openssl", "req", "-x509", *curve, "-keyout", str(ca_key), "-out", str(ca),
-            "-subj", "/CN=floor", "-addext", "keyUsage=critical,keyCertSign,cRLSign")  # fmt: skip
-    for role in ("client", "server"):
-        key, cert = folder / f"{role}-key.pem", folder / f"{role}-cert.pem"
-        run("openssl", "req", "-x509", *curve, "-CA", str(ca), "-CAkey", str(ca_key),
-            "-keyout", str(key), "-out", str(cert), "-subj", f"/CN={address}",
-            "-addext", f"subjectAltName=IP:{address}", "-addext", "basicConstraints=CA:FALSE",
-            "-addext", f"extendedKeyUsage={role}Auth",
-            "-addext", "keyUsage=critical,digitalSignature,keyEncipherment")  # fmt: skip
-    # Without this file QEMU looks for a fresh prime at every start: 0.1 to 0.7 s.
-    run("openssl", "genpkey", "-genparam", "-algorithm", "DH", "-pkeyopt", "group:ffdhe2048",
-        "-out", str(folder / "dh-params.pem"))  # fmt: skip
-    (folder / "ca-cert.pem").write_bytes(ca.read_bytes())
-    return folder
-
-
 @contextlib.contextmanager
 def own_track(options: argparse.Namespace, *, tls: bool) -> Iterator[Track]:
     with tempfile.TemporaryDirectory(prefix="floor") as name, contextlib.ExitStack() as stack:
@@ -658,7 +516,7 @@ def parse_case(text: str) -> tuple[str, Tuning]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=["sweep", "compare", "probe", "connect"])
+    parser.add_argument("what", choices=["sweep", "compare", "connect"])
     parser.add_argument("cases", nargs="*")
     parser.add_argument("--kernel", type=Path)
     parser.add_argument("--initrd", type=Path)
@@ -673,9 +531,6 @@ def main() -> None:
     parser.add_argument("--tls", action="store_true")
     parser.add_argument("--json", type=Path, help="write the raw figures here")
     options = parser.parse_args()
-    if options.what == "probe":
-        probe_loop(options.cases[0], options.cases[1])
-        return
     if options.what == "connect":
         connect(options.cases[0], int(options.cases[1]))
         return

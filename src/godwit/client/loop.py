@@ -47,18 +47,29 @@ class LoopThread:
     def each(self, stream: AsyncGenerator[T, None]) -> Iterator[T]:
         """The items of an asynchronous stream; leaving the loop early closes it."""
 
+        waiting: set[asyncio.Task[Any]] = set()
+
         async def following() -> tuple[T] | None:
+            if (task := asyncio.current_task()) is not None:
+                waiting.clear()
+                waiting.add(task)
             try:
                 return (await anext(stream),)
             except StopAsyncIteration:
                 return None
+
+        async def closing() -> None:
+            # An interrupted wait may still be on its way out; a stream closes only when idle.
+            if waiting:
+                await asyncio.wait(waiting)
+            await stream.aclose()
 
         try:
             while (item := self.run(following())) is not None:
                 yield item[0]
         finally:
             if self._loop.is_running():
-                self.run(stream.aclose())
+                self.run(closing())
 
     def close(self) -> None:
         """End the thread; what still runs there is cancelled."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from godwit.host import links, netns
 from godwit.host.cgroup import CGROUP_ROOT
-from godwit.lab.layout import GROUPS, RUN_ROOT, state_root
+from godwit.lab.layout import GROUPS, NETS, RUN_ROOT, state_root
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def take(lab: str | None = None) -> Snapshot:
     spaces = frozenset(name for name in netns.names() if name.startswith(prefix))
     return Snapshot(
         namespaces=spaces,
-        links=frozenset(n for n in links.show() if n not in _own_links()),
+        links=frozenset(name for name in links.show() if _ours(name)),
         mounts=frozenset(m for m in _mounts() if any(f in m for f in (*folders, f"/{prefix}"))),
         processes=_processes(lab, spaces, folders),
         sockets=frozenset(s for s in _sockets() if any(s.startswith(f) for f in folders)),
@@ -50,8 +50,11 @@ def compare(before: Snapshot, after: Snapshot) -> list[str]:
     return found
 
 
-def _own_links() -> frozenset[str]:
-    return frozenset({"lo"})
+def _ours(link: str) -> bool:
+    """Whether a link of the real machine is called like one of a lab, or like a VM's tap."""
+    ports = {net.port for net in NETS} | {net.bridge for net in NETS}
+    ends = tuple(f"-{net.name}" for net in NETS)
+    return link in ports or link.endswith(ends) or link.startswith("gw")
 
 
 def _mounts() -> list[str]:

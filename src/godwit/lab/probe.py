@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -141,9 +142,10 @@ def _windows(
     if not ticks:
         return ()
     first, last = ticks[0][0], ticks[-1][0]
-    edges = [first, *arrivals, *([last] if not arrivals or arrivals[-1] < last else [])]
+    # Before the first answer nobody knows whether the guest was up.
+    edges = [*(arrivals or [first]), *([last] if not arrivals or arrivals[-1] < last else [])]
     found = []
-    for before, after in zip(edges, edges[1:], strict=False):
+    for before, after in itertools.pairwise(edges):
         if after - before > 10 * interval:
             lost = sum(1 for s, a in ticks if before <= s < after and not a)
             start_s = round((before - first) / 1e9, 6)
@@ -153,7 +155,7 @@ def _windows(
 
 
 def _longest(times: Sequence[int]) -> int:
-    return max((b - a for a, b in zip(times, times[1:], strict=False)), default=0)
+    return max((b - a for a, b in itertools.pairwise(times)), default=0)
 
 
 def _quantile(values: Sequence[int], share: float) -> int:

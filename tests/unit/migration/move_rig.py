@@ -174,9 +174,7 @@ class LabQemu(FakeQemu):
         self.witness = witness
         self.died = asyncio.Event()
         self._state = ""
-        super().__init__(
-            name=host, clock=VirtualClock().realtime, sleep=self._nap, **more
-        )
+        super().__init__(name=host, clock=VirtualClock().realtime, sleep=self._nap, **more)
         self.migration = LabMigration(self)
         self._handlers |= self.migration.handlers()
 
@@ -625,8 +623,11 @@ class Rig:
             assert owner.host == runs_on
             assert owner.state is OwnerState.RUNNING
         destination = self.agent.gate
-        assert self.gate.is_open == (runs_on == "host1") or self.qemu.dead or self.paused or (
-            runs_on == "none"
+        assert (
+            self.gate.is_open == (runs_on == "host1")
+            or self.qemu.dead
+            or self.paused
+            or (runs_on == "none")
         )
         if destination is not None and runs_on == "host1":
             assert not destination.is_open or (self.agent.qemu is not None and self.agent.qemu.dead)
@@ -646,11 +647,12 @@ class Rig:
         """These effects happened, in this order."""
         at = -1
         for mark in marks:
-            later = [n for n, effect in enumerate(self.witness.effects) if n > at and effect == mark]
+            later = [
+                n for n, effect in enumerate(self.witness.effects) if n > at and effect == mark
+            ]
             assert later, f"{mark!r} not after #{at} in {self.witness.effects}"
             at = later[0]
 
 
 def stage_names(report: Migration) -> list[str]:
     return [stage.name.value for stage in report.stages]
-

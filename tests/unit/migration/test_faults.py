@@ -1,4 +1,4 @@
-"""The failure table on fake QEMUs: who dies, hangs or goes silent, when, and who runs afterwards."""
+"""The failure table on fake QEMUs: who dies, hangs or goes silent, and who runs afterwards."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def test_cont_refused_over_there_gives_the_vm_back_within_two_seconds(tmp_
 
         def refuse() -> None:
             assert rig.agent.qemu is not None
-            rig.agent.qemu.fail("cont", "Failed to get \"write\" lock")
+            rig.agent.qemu.fail("cont", 'Failed to get "write" lock')
 
         rig.at("destination", "take-over", refuse)
         report = await rig.play()
@@ -192,7 +192,9 @@ def test_once_cont_was_sent_nothing_is_given_back(tmp_path: Path, how: str) -> N
                     elif how == "freezes":
                         qemu.freeze()
                     else:  # the RESUME event is never seen
-                        asyncio.get_running_loop().call_soon(qemu.migration.background, qemu.die(), "")
+                        asyncio.get_running_loop().call_soon(
+                            qemu.migration.background, qemu.die(), ""
+                        )
                     return {}
 
                 qemu._handlers["cont"] = cont
@@ -805,6 +807,7 @@ def test_with_post_copy_running_there_is_no_way_back(tmp_path: Path, stage: str)
             guest = rig.qemu.migration
             guest.link_bytes_per_s, guest.dirty_bytes_per_s = 50e6, 100e6
             guest.working_set_bytes = 48 << 20
+
             def cancel() -> None:
                 with contextlib.suppress(Refused):
                     rig.move.cancel("ann")
@@ -867,5 +870,3 @@ async def test_the_witness_sees_a_planted_unentitled_run(tmp_path: Path) -> None
         rig.at("source", "completed", plant)
         await rig.play()
         assert any("host2 runs but the record says" in line for line in rig.witness.violations)
-
-

@@ -94,9 +94,7 @@ async def test_a_paused_vm_stays_paused_when_the_move_fails(tmp_path: Path) -> N
         assert "host1: cont" not in rig.witness.effects
 
 
-@pytest.mark.parametrize(
-    "stage", ["setup", "precopy", "pre-switchover", "committing", "completed"]
-)
+@pytest.mark.parametrize("stage", ["setup", "precopy", "pre-switchover", "committing", "completed"])
 def test_cancelled_at_each_stage_the_vm_runs_on_here(tmp_path: Path, stage: str) -> None:
     @virtual
     async def scenario() -> None:
@@ -201,7 +199,9 @@ async def test_a_different_machine_over_there_is_found_before_a_byte_is_sent(
     tmp_path: Path,
 ) -> None:
     async with Rig(tmp_path) as rig:
-        rig.machine.tree = rig.machine.tree.but(devices=(Device(id="nic0", driver="virtio-net-pci"),))
+        rig.machine.tree = rig.machine.tree.but(
+            devices=(Device(id="nic0", driver="virtio-net-pci"),)
+        )
         report = await rig.play()
         assert report.outcome is Outcome.FAILED
         assert "nic0 (virtio-net-pci) is missing there" in report.reason
@@ -287,4 +287,4 @@ async def test_post_copy_finishes_what_pre_copy_cannot(tmp_path: Path) -> None:
             "record: host2 8 running",
         )
         assert any("finishing by post-copy" in sentence for sentence in report.log)
-        assert MOVE == report.id
+        assert report.id == MOVE

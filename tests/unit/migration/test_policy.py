@@ -1,4 +1,4 @@
-"""The policy on sample streams, from lists and from a small simulated guest. No mocks, no waiting."""
+"""The policy on streams of samples: from lists, and from a small simulated guest."""
 
 from __future__ import annotations
 
@@ -199,9 +199,7 @@ def test_a_frozen_link_is_given_up_within_seconds() -> None:
 
 def test_a_link_that_stumbles_is_not_given_up() -> None:
     guest = Guest(used=1024 * MIB, dirty=1 * MIB, link=120 * MIB)
-    story = guest.play(
-        MoveLimits(), link_at=lambda now: 1e-9 if 3 < now < 7.5 else 120 * MIB
-    )
+    story = guest.play(MoveLimits(), link_at=lambda now: 1e-9 if 3 < now < 7.5 else 120 * MIB)
     assert story.ended.startswith("switchover")
 
 
