@@ -323,7 +323,7 @@ def connect_stream(source: Vm, uri: str, *, tuning: Tuning) -> socket.socket:
     """A socket connected to `uri` from the source's network."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        line = [sys.executable, "-I", str(Path(__file__).resolve()), "connect", uri]
+        line = [sys.executable, str(Path(__file__).resolve()), "connect", uri]
         line.append(str(theirs.fileno()))
         subprocess.run([*source.place.enter, *line], check=True, pass_fds=[theirs.fileno()])
         _, fds, _, _ = socket.recv_fds(ours, 1, 1)

@@ -181,7 +181,7 @@ def test_mentioned_commands_exist(page: Path) -> None:
             continue
         try:
             command, rest = resolve([word for word in words if not _PLACEHOLDER.fullmatch(word)])
-        except click.NoArgsIsHelpError:
+        except click.exceptions.NoArgsIsHelpError:
             continue  # a noun alone
         except click.ClickException as error:
             pytest.fail(f"`godwit {' '.join(words)}`: {error.format_message()}")

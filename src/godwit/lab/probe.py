@@ -31,6 +31,7 @@ from pathlib import Path
 ECHO_PORT = 7
 INTERVAL_S = 0.001
 NICE = -5
+REAL_TIME = 1
 LINGER_S = 0.5
 NAMED = 20
 
@@ -90,9 +91,10 @@ class Window:
 class ProbeReport:
     """What the probe saw. Times in milliseconds.
 
-    ``send_gap_ms``: longest time between two sends that were answered, less the interval.
-    ``silence_ms``: the same between two arrivals; it also sees a guest that stood still while its
-    datagrams waited and were answered late. ``blackout_ms`` is the longer of both.
+    ``blackout_ms``: longest time between two sends that were answered, less the interval: how long
+    what was sent got lost. ``silence_ms``: the same between two arrivals. It also sees a guest
+    that stood still while its datagrams waited and were answered late (a move called off, a
+    pause), and whatever delays the first answer afterwards.
     ``stalled_ms``: the same between two sends, answered or not: what the prober itself missed.
     ``windows``: the longest silences over 10 intervals, in order of time.
     """
@@ -101,7 +103,6 @@ class ProbeReport:
     answered: int
     lost: int
     blackout_ms: float
-    send_gap_ms: float
     silence_ms: float
     stalled_ms: float
     p50_rtt_ms: float
@@ -116,18 +117,17 @@ def analyse(samples: Samples) -> ProbeReport:
     answered = [(s, a) for s, a in ticks if a]
     rtts = sorted(a - s for s, a in answered)
     arrivals = sorted(a for _, a in answered)
-    send_gap = _longest([s for s, _ in answered])
+    blackout = _longest([s for s, _ in answered])
     silence = _longest(arrivals)
     # Silence at the end counts: the guest may never have come back.
     if ticks and (not answered or answered[-1][0] != ticks[-1][0]):
         tail = ticks[-1][0] - (answered[-1][0] if answered else ticks[0][0])
-        send_gap, silence = max(send_gap, tail), max(silence, tail)
+        blackout, silence = max(blackout, tail), max(silence, tail)
     return ProbeReport(
         sent=len(ticks),
         answered=len(answered),
         lost=len(ticks) - len(answered),
-        blackout_ms=_ms(max(send_gap, silence) - interval),
-        send_gap_ms=_ms(send_gap - interval),
+        blackout_ms=_ms(blackout - interval),
         silence_ms=_ms(silence - interval),
         stalled_ms=_ms(_longest([s for s, _ in ticks]) - interval),
         p50_rtt_ms=_ms(_quantile(rtts, 0.5)),
@@ -258,8 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prober = Prober(channel, given.address, interval_s=given.interval_ms / 1e3)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: prober.stop())
-    with contextlib.suppress(PermissionError):
-        os.nice(NICE)
+    _go_first()
     sys.stderr.write("probing\n")  # whoever waits for the start reads this
     sys.stderr.flush()
     samples = prober.run(seconds=given.seconds)
@@ -267,6 +266,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         samples.save(given.save)
     sys.stdout.write(json.dumps(asdict(analyse(samples))) + "\n")
     return 0
+
+
+def _go_first() -> None:
+    """Be scheduled before the guests: an instrument must not wait for what it measures."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REAL_TIME))
+    except OSError:  # not root, or a control group without real-time
+        with contextlib.suppress(OSError):
+            os.nice(NICE)
 
 
 def _channel(netns: str | None) -> socket.socket:

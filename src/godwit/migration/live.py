@@ -165,9 +165,11 @@ class LiveWay:
             await self.stream.set_parameters(downtime_limit=round(decision.limit_ms))
         if decision.quota is not None:
             self.move.world.throttle(decision.quota)
+            self.move.record = self.move.record.but(strategy="throttled-precopy")
         if decision.postcopy:
             await self.stream.monitor.execute("migrate-start-postcopy")
             self.postcopy = True
+            self.move.record = self.move.record.but(strategy="postcopy")
 
     def _progress(self, now: Reading, state: policy.Progressing) -> Progress:
         done = now.transferred / max(1, now.transferred + now.remaining)

@@ -32,6 +32,8 @@ LONGEST_STALL_S = 55.0
 FREEZE_S = 5.0
 """Seconds without a single byte moving before link or peer count as frozen."""
 MIN_QUOTA = 0.02
+HOPELESS = 0.9
+"""Share of the link above which no longer pause helps; post-copy then starts at once."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,8 @@ def _act(
 ) -> tuple[Progressing, Decision]:
     knobs, stalled = state.knobs, _rates(sample)
     stalled_for = sample.at - (state.stalled_since or sample.at)
-    if knobs.limit_ms < largest:
+    hopeless = sample.dirty_bytes_per_s >= HOPELESS * sample.link_bytes_per_s > 0
+    if knobs.limit_ms < largest and not (hopeless and limits.allow_postcopy):
         # Doubling is for a guest that nearly fits; one that outruns the link gets all at once.
         outrun = sample.dirty_bytes_per_s >= sample.link_bytes_per_s > 0
         limit = (

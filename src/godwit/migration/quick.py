@@ -10,6 +10,7 @@ consumed by the transaction that raises the epoch and never restored twice.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -99,9 +100,13 @@ async def load_memory(machine: Machine, path: Path, *, label: dict[str, Any]) ->
 
 
 def discard(path: Path) -> None:
-    """A consumed or void image goes; an absent one is no error."""
-    path.unlink(missing_ok=True)
-    _label_path(path).unlink(missing_ok=True)
+    """A consumed or void image goes.
+
+    One that cannot be removed stays: its epoch is over, so nobody will restore it.
+    """
+    for name in (path, _label_path(path)):
+        with contextlib.suppress(OSError):
+            name.unlink(missing_ok=True)
 
 
 def _label_path(path: Path) -> Path:

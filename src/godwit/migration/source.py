@@ -268,9 +268,9 @@ class SourceMove:
 
         Only a record that names the source again lets it run here.
         """
+        self.move.say(stop.reason)
         if self.link.verdict is Verdict.SOURCE:
             return await self._run_here(stop)
-        self.move.say(stop.reason)
         ended = self.link.owner.state is OwnerState.STOPPED
         if ended or self.link.verdict is Verdict.NEITHER:
             await self._end_copy()  # void: the VM's disks may have been written by others

@@ -90,6 +90,8 @@ class Witness:
 
     def __init__(self) -> None:
         self.effects: list[str] = []
+        self.timed: list[tuple[float, str]] = []
+        self.clock: Callable[[], float] = lambda: 0.0
         self.running: set[str] = set()
         self.violations: list[str] = []
         self.owner: Owner | None = None
@@ -97,6 +99,7 @@ class Witness:
 
     def did(self, what: str) -> None:
         self.effects.append(what)
+        self.timed.append((self.clock(), what))
 
     def ran(self, host: str, runs: bool) -> None:
         if runs == (host in self.running):
@@ -538,6 +541,7 @@ class Rig:
         if self.paused:
             self.qemu.set_run_state("paused")
         self.witness.effects.clear()
+        self.witness.timed.clear()
         await self.qemu.listen(self.path / "s.qmp")
         await self.qemu.listen(self.path / "s.guard")
         self.machine = await self.connect()

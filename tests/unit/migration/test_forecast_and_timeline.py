@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -98,7 +100,7 @@ def test_stages_follow_each_other_without_gaps() -> None:
     timeline.end(107.0)
     stages = timeline.stages(999.0)
     assert [stage.name for stage in stages] == list(STAGES)
-    for before, after in zip(stages, stages[1:], strict=False):
+    for before, after in pairwise(stages):
         assert after.start_s == pytest.approx(before.start_s + before.duration_ms / 1000)
     assert stages[-1].duration_ms == pytest.approx(1500)
     assert timeline.total_ms == pytest.approx(7000)
