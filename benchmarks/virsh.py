@@ -326,7 +326,9 @@ def node_main(root: Path) -> int:
         # JSON's numbers, texts and lists are libvirt's too.
         lines = (f"{key} = {json.dumps(value)}\n" for key, value in values.items())
         (configuration / name).write_text("".join(lines))
-    process = subprocess.Popen([DAEMON, "--config", str(configuration / "libvirtd.conf"), "--listen"])
+    process = subprocess.Popen(
+        [DAEMON, "--config", str(configuration / "libvirtd.conf"), "--listen"]
+    )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     while True:
         # QEMUs are orphans of libvirtd: one that is not reaped looks alive to it.

@@ -16,6 +16,7 @@ from godwit.migration import plan
 from godwit.migration.forecast import Load, predict
 from godwit.migration.peer import CheckAnswer, CheckAsk, Peer, PeerSilent
 from godwit.migration.source import SourceMove
+from godwit.migration.stream import open_stream
 from godwit.migration.world import SourceWorld
 from godwit.model import keys
 from godwit.model.errors import ChecksFailed, Conflict, NotFound, Unavailable
@@ -156,6 +157,9 @@ class Departures:
             guard=desk.guard,
             peer=peer,
             publish=self._publish,
+            dial=lambda host, port: open_stream(
+                host, port, from_address=desk.config.migration.address
+            ),
             throttle=lambda quota: self._throttle(slot, quota),
             holds=desk.holds,
             migration_tls_dir=tls,

@@ -35,7 +35,7 @@ class Unit:
     sockets: tuple[str, ...] = ()
     notify: bool = True
     watchdog_s: float | None = WATCHDOG_S
-    start_s: float = 60.0
+    start_s: float = 30.0
     stop_s: float = 5.0
 
 

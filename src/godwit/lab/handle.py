@@ -6,7 +6,6 @@ node was powered off and on by somebody else.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +14,20 @@ from typing import Any
 
 from godwit.host.files import load_json
 from godwit.host.namespaces import enter, enter_attached
-from godwit.host.netns import in_netns, opened_netns
 from godwit.host.process import Process, identify, spawn
 from godwit.host.run import run, with_netns
 from godwit.lab import control, record
 from godwit.lab.configs import RUN, STORE_SOCKET
-from godwit.lab.layout import CLIENT, CLIENT_NUMBER, CONTROL, LAN, SWITCH, Layout, state_root
-from godwit.lab.pki import OPERATOR
+from godwit.lab.layout import (
+    CLIENT,
+    CLIENT_NUMBER,
+    CONTROL,
+    LAN,
+    OPERATOR,
+    SWITCH,
+    Layout,
+    state_root,
+)
 from godwit.lab.record import LabRecord
 from godwit.model.errors import InvalidRequest, NotFound, OperationFailed, Unavailable
 
@@ -99,7 +105,7 @@ class Lab:
             raise NotFound(f"{where} has no process {what}", hint=f"there are: {known}")
         found = outer(init.pid, inner) if inner else None
         if found is None:
-            raise NotFound(f"{what} does not run on {where}", hint=f"godwit lab status; {where}")
+            raise NotFound(f"{what} does not run on {where}", hint="look with: godwit lab status")
         return found
 
     def _qemu(self, where: str, vm: str) -> int:
@@ -136,42 +142,20 @@ class Lab:
         deadline_s: float = 10.0,
     ) -> Any:
         """Ask a host's agent as the lab's manager; from inside, so that no cut matters."""
+        from godwit.lab.agentcall import call
+
         self.init(self.host(host))
-
-        async def call() -> Any:
-            return await self._call(host, method, path, body, query, deadline_s)
-
-        with opened_netns(self.layout.netns(host)) as descriptor:
-            return in_netns(descriptor, lambda: asyncio.run(call()))
-
-    async def _call(
-        self,
-        host: str,
-        method: str,
-        path: str,
-        body: Any,
-        query: dict[str, str] | None,
-        deadline_s: float,
-    ) -> Any:
-        from godwit.wire.errors import PeerOutcomeUnknown, PeerRefused, PeerUnreachable
-        from godwit.wire.http import PeerClient
-        from godwit.wire.identity import HOST, Identity
-        from godwit.wire.tls import ClientTls, Expect
-
-        identity = Identity.load(self.layout.pki / OPERATOR)
-        tls = ClientTls.for_daemon(identity, Expect(HOST, host))
-        async with PeerClient(self.layout.agent_url(host), tls=tls) as client:
-            try:
-                answer = await client.request(
-                    method, path, json=body, query=query, deadline_s=deadline_s
-                )
-            except PeerRefused as error:
-                raise error.error from error
-            except (PeerUnreachable, PeerOutcomeUnknown) as error:
-                raise Unavailable(
-                    f"the agent of {host}: {error.message}", hint=f"godwit lab logs {host} agent"
-                ) from error
-            return answer.json()
+        return call(
+            self.layout.agent_url(host),
+            method,
+            path,
+            host=host,
+            netns=self.layout.netns(host),
+            identity=self.layout.pki / OPERATOR,
+            body=body,
+            query=query,
+            deadline_s=deadline_s,
+        )
 
     @property
     def store_url(self) -> str:

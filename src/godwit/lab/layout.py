@@ -35,6 +35,7 @@ SWITCH: Final = "switch"
 VM_NETWORK: Final = "lan"
 STORE_PORT: Final = 7379
 AGENT_PORT: Final = 7101
+OPERATOR: Final = "operator"  # the identity below pki/ that the lab itself uses
 QEMU_USER: Final = "godwit-qemu"
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")

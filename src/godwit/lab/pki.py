@@ -9,12 +9,10 @@ import shutil
 from pathlib import Path
 
 from godwit.lab.configs import ETC, MIGRATION_TLS, STORE_TLS, TLS
-from godwit.lab.layout import CONTROL, CONTROL_NUMBER, MGMT, MIG, QEMU_USER, Layout
+from godwit.lab.layout import CONTROL, CONTROL_NUMBER, MGMT, MIG, OPERATOR, QEMU_USER, Layout
 from godwit.qemu.tls import ensure_dh_params
 from godwit.wire.ca import ClusterCa, issue, write_identity, write_qemu_credentials
 from godwit.wire.identity import HOST, MANAGER, STORE
-
-OPERATOR = "operator"
 
 
 def make(layout: Layout) -> None:

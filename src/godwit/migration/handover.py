@@ -64,6 +64,7 @@ class OwnerLink:
         self.revision = 0
         self.epoch = 0
         self.verdict = Verdict.SOURCE  # of the last reading
+        self.refusal = ""
         self.bound = False  # our intent is, or may be, in the record
         self._begin_unknown = False
 
@@ -113,7 +114,10 @@ class OwnerLink:
         await self._write(ownership.committing(self.owner, self.intent.id), timeout=timeout)
 
     async def swap(self, *, postcopy: bool = False, timeout: float) -> Verdict:
-        """Hand the VM to the destination. Waits for the store as long as it takes."""
+        """Hand the VM to the destination. Waits for the store as long as it takes.
+
+        Where the verdict is SOURCE, ``refusal`` says why.
+        """
         after = ownership.swap(self.owner, self.intent.id, postcopy=postcopy)
         try:
             await self._write(
@@ -122,7 +126,11 @@ class OwnerLink:
                 also=[delete(self._reservation)],
                 timeout=timeout,
             )
-        except (CasFailed, StoreError):
+        except CasFailed:
+            self.refusal = f"{self.intent.destination} has no lease"
+            return await self.settle()
+        except StoreError as error:
+            self.refusal = f"it did not answer in time ({error})"
             return await self.settle()
         return Verdict.DESTINATION
 

@@ -48,7 +48,6 @@ class LiveWay:
         self._started = False
         past = sorted(move.world.past_overhead_ms)
         self._overhead_ms = past[len(past) // 2] if past else DEFAULT_OVERHEAD_MS
-        self._uri = ""
 
     def ask(self) -> PrepareAsk:
         """The same VM, paused, listening on the migration network."""
@@ -90,13 +89,23 @@ class LiveWay:
         if self.move.world.migration_tls_dir is not None:
             await self.stream.set_parameters(tls_hostname=prepared.tls_hostname)
         self._events = move.world.machine.monitor.events("MIGRATION")
-        self._uri = f"tcp:{prepared.uri_host}:{prepared.uri_port}"
         self._started = True
-        await move.until_stopped(self.stream.connect(self._uri), what="connect")
+        try:
+            await move.until_stopped(
+                self._connect(prepared.uri_host, prepared.uri_port), what="connect"
+            )
+        except (OSError, TimeoutError) as error:
+            raise fail(
+                f"{move.order.destination} cannot be reached on the migration network: "
+                f"{error or 'no answer'}"
+            ) from None
         await move.enter(Stage.PRECOPY, "copying memory while the VM runs")
         await move.hold("precopy")
         await self._copy(self._events)
         await self._switch_over(self._events)
+
+    async def _connect(self, host: str, port: int) -> None:
+        await self.stream.connect_on(await self.move.world.dial(host, port))
 
     async def end(self) -> str:
         """Bring the stream to its end; with nothing started the VM simply runs on."""

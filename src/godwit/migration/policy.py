@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from godwit.model.migration import MoveLimits
 from godwit.model.units import format_duration, format_size
 
-FIRST_LIMIT_MS = 12.0
+FIRST_LIMIT_MS = 20.0
 """Downtime limit to start with: small, so that an idle guest's pause carries almost no memory."""
 WINDOW_S = 1.5
 MARGIN = 0.9

@@ -38,6 +38,7 @@ from godwit.store.records import CasFailed, encode
 PREPARE_S = 30.0
 SWAP_S = 2.0
 TAKE_OVER_S = 5.0
+SETTLE_S = 0.1
 _FAILURES = (
     MonitorError,
     PeerSilent,
@@ -198,7 +199,7 @@ class SourceMove:
             verdict = await self.link.swap(postcopy=True, timeout=SWAP_S)
         if verdict is Verdict.SOURCE:
             move.no_way_back = self.way.postcopy
-            raise fail(f"the store refused the hand-over: {move.order.destination} has no lease")
+            raise fail(f"the store did not take the hand-over: {self.link.refusal}")
         if verdict is Verdict.NEITHER:
             move.no_way_back = False
             raise fail("the owner record was changed by somebody else during the move")
@@ -220,6 +221,7 @@ class SourceMove:
         except MoveStopped as stopped:
             return await self._lost(stopped.stop.reason)
         transferred = move.record.progress.bytes_transferred
+        await self._let_it_settle()
         await self._end_copy()
         await world.guard.disarm(move.vm.name)
         reason = f"{move.vm.name} runs on {move.order.destination} at epoch {self.link.epoch + 1}"
@@ -228,6 +230,15 @@ class SourceMove:
         await self.link.finish(also=(put(keys.migration(report.id), encode(report)),))
         await world.publish(report)
         return report
+
+    async def _let_it_settle(self) -> None:
+        """Leave the processors to the VM for a moment before this side cleans up.
+
+        An emulated guest translates its code anew after RESUME; ending a QEMU beside it costs the
+        guest 10-25 ms more of darkness (docs/design/0003).
+        """
+        if self.move.vm.pins.accelerator == "tcg":
+            await self.move.world.clock.sleep(SETTLE_S)
 
     async def _taken_over(self) -> TakenOver | Stop:
         """Wait until the destination runs; a Stop means it gave the VM back, or is lost."""

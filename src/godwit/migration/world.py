@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import socket
 from typing import Protocol
 
 from godwit.migration.peer import Peer
@@ -107,6 +108,7 @@ class SourceWorld:
     peer: Peer
     publish: Callable[[Migration], Awaitable[None]]
     throttle: Callable[[float], None]  # vCPU quota as a share of a core each; 1.0 lifts it
+    dial: Callable[[str, int], Awaitable[socket]]  # a stream's socket, from the migration network
     holds: Holds = field(default_factory=NoHolds)
     migration_tls_dir: Path | None = None
     volumes: Path = Path("/clusterstorage")

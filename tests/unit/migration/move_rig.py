@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -572,12 +573,19 @@ class Rig:
             guard=self.guard,
             peer=self.peer,
             publish=self._publish,
+            dial=self._dial,
             throttle=self.throttle,
             holds=self.holds,
             volumes=self.path,
             past_overhead_ms=self.past_overhead_ms,
         )
         return SourceMove(order, self.vm, world)
+
+    async def _dial(self, host: str, port: int) -> socket.socket:
+        """The fakes carry the stream themselves; QEMU only wants a descriptor to hold."""
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        return ours
 
     def throttle(self, quota: float) -> None:
         self.quotas.append(quota)

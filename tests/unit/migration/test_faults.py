@@ -461,7 +461,7 @@ async def test_a_destination_without_a_lease_gets_nothing(tmp_path: Path) -> Non
         rig.at("source", "completed", lambda: _forget_lease(rig))
         report = await rig.play()
         assert report.outcome is Outcome.FAILED
-        assert "host2 has no lease" in report.reason
+        assert report.reason == "the store did not take the hand-over: host2 has no lease"
         owner = await rig.judge("host1")
         assert owner.epoch == EPOCH_AT_START
         rig.nothing_left()

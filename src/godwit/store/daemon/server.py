@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from godwit.store.codec import dump
 from godwit.store.daemon import messages
@@ -28,6 +29,9 @@ _REASON = {
     501: "Not Implemented",
     503: "Service Unavailable",
 }
+# The cluster's authority signs other certificates too: that of the migration stream lies where
+# QEMU's own user can read it, and must open nothing but a stream.
+ROLES = ("host", "manager", "store")
 _log = logging.getLogger("store")
 
 
@@ -55,6 +59,16 @@ class BadHttp(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+def may_enter(ssl_object: ssl.SSLObject | None) -> bool:
+    """Whether a peer's verified certificate names one of ``ROLES``; a unix socket needs none."""
+    if ssl_object is None:
+        return True
+    certificate: dict[str, Any] = ssl_object.getpeercert() or {}
+    names: list[tuple[str, str]] = list(certificate.get("subjectAltName", ()))
+    uris = [value for kind, value in names if kind == "URI"]
+    return any(uri.startswith(f"godwit://{role}/") for uri in uris for role in ROLES)
 
 
 class Server:
@@ -107,6 +121,9 @@ class Server:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
         try:
+            if not may_enter(writer.get_extra_info("ssl_object")):
+                _log.warning("refused a certificate without a role that may use the store")
+                return
             while not self._closing and await self._one(reader, writer):
                 pass
         except BadHttp as error:

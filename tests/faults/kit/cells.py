@@ -1,0 +1,260 @@
+"""The cells of the failure matrix on a real lab: a move, held at a point, and one thing broken.
+
+What is expected comes from the failure table (tests/golden/migration/failure_table.json).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from godwit.lab import fault
+from godwit.migration.world import DESTINATION_HOLDS, SOURCE_HOLDS
+from godwit.model.errors import GodwitError, NotFound
+
+from . import evidence, judge
+from .cluster import Cluster
+from .table import Expected, expected
+
+VM = "web"
+PROCESSES = (
+    "source-qemu",
+    "destination-qemu",
+    "source-agent",
+    "destination-agent",
+    "source-guard",
+    "destination-guard",
+    "manager",
+    "store",
+)
+KINDS = ("kill", "freeze")
+CUT_POINTS = ("setup", "precopy", "pre-switchover", "committing", "completed")
+CUT_S = 3.0
+END_S = 60.0
+SETTLE_S = 12.0
+FROZEN_S = 15.0
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One fault (``kill``, ``freeze`` or ``cut``) of one thing at one hold point of one side."""
+
+    role: str
+    point: str
+    kind: str
+    victim: str
+
+    @property
+    def name(self) -> str:
+        """For people and for pytest: ``kill-source-agent-at-precopy``."""
+        return f"{self.kind}-{self.victim}-at-{self.point}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a cell. ``wrong``: broken invariants and what was not as the table says."""
+
+    cell: Cell
+    outcome: str
+    reason: str
+    runs_on: str
+    wrong: tuple[str, ...]
+    seconds: float
+    settled_s: float
+    expected: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """The raw figures."""
+        return {"name": self.cell.name, **dataclasses.asdict(self)}
+
+
+def every() -> tuple[Cell, ...]:
+    """The whole matrix. Before the destination has prepared there is no QEMU to break there."""
+    points = [("source", point) for point in SOURCE_HOLDS]
+    points += [("destination", point) for point in DESTINATION_HOLDS if point != "prepared"]
+    cells = [
+        Cell(role, point, kind, victim)
+        for role, point in points
+        for victim in PROCESSES
+        for kind in KINDS
+        if (point, victim) != ("setup", "destination-qemu")
+    ]
+    cells += [Cell("source", point, "cut", "migration-network") for point in CUT_POINTS]
+    return tuple(cells)
+
+
+def sample(seed: int) -> tuple[Cell, ...]:
+    """Every process once, killed or frozen, and one cut; at points drawn by the seed."""
+    drawn = random.Random(seed)
+    cells = every()
+    victims = (*PROCESSES, "migration-network")
+    chosen = []
+    kinds = list(KINDS) * len(victims)
+    drawn.shuffle(kinds)
+    for number, victim in enumerate(victims):
+        wanted = kinds[number] if victim in PROCESSES else "cut"
+        choices = [c for c in cells if c.victim == victim and c.kind == wanted]
+        chosen.append(drawn.choice(choices))
+    return tuple(chosen)
+
+
+def perform(cluster: Cluster, cell: Cell) -> Result:
+    """Bring one cell about and judge it. Leaves the cluster healed, the VM running."""
+    source = _ready(cluster)
+    destination = cluster.other(source)
+    before = cluster.owner(VM)
+    begun, since = time.monotonic(), time.time()
+    held_on = source if cell.role == "source" else destination
+    cluster.hold(held_on, cell.point, cell.role)
+    migration = cluster.begin(VM, destination)
+    cluster.await_held(held_on, cell.point, cell.role)
+    mend = _break(cluster, cell, source, destination)
+    if _holder(cell) != cell.victim:
+        cluster.release(held_on)
+    mend(migration)
+    # A frozen agent is ended by its watchdog, and its hold with it.
+    cluster.await_end(migration, timeout=END_S)
+    want = expected(cell)
+    seen, wrong, settled = evidence.settle(
+        cluster,
+        VM,
+        migration,
+        epoch_before=before.epoch,
+        since=since,
+        within_s=SETTLE_S,
+    )
+    where = judge.runs_on(seen)
+    side = {source: "source", destination: "destination"}.get(where, where)
+    outcome = seen.migration.state.value if seen.migration else "no record"
+    wrong += want.differences(outcome=outcome, runs_on=side)
+    return Result(
+        cell=cell,
+        outcome=outcome,
+        reason=seen.migration.reason if seen.migration else "",
+        runs_on=side,
+        wrong=tuple(wrong),
+        seconds=round(time.monotonic() - begun, 2),
+        settled_s=round(settled, 2),
+        expected=want.as_json(),
+    )
+
+
+def _holder(cell: Cell) -> str:
+    return f"{cell.role}-agent"
+
+
+def _ready(cluster: Cluster) -> str:
+    """Heal everything and make the VM run somewhere; the host that runs it."""
+    cluster.heal()
+    owner = cluster.owner(VM)
+    copies = evidence.copies(cluster, VM)
+    fine = (
+        owner.state.value == "running"
+        and owner.migration is None
+        and [copy.host for copy in copies] == [owner.host]
+        and cluster.guest(VM).alive()
+    )
+    if fine:
+        return str(owner.host)
+    sys.stderr.write("  the VM is started anew\n")
+    if owner.state.value not in ("stopped",):
+        try:
+            cluster.client.wait(cluster.client.vms.stop(VM, force=True))
+        except GodwitError as error:
+            sys.stderr.write(f"  stop: {error.message}\n")
+    _end_strays(cluster)
+    cluster.boot(VM, host="host1")
+    return "host1"
+
+
+def _end_strays(cluster: Cluster) -> None:
+    """A copy that a failed cell left would spoil the next one: end it by its pid."""
+    from godwit.host.process import identify, kill, thaw
+
+    until = time.monotonic() + 5.0
+    while time.monotonic() < until:
+        left = evidence.copies(cluster, VM)
+        if not left:
+            return
+        for copy in left:
+            process = identify(copy.pid)
+            if process is not None:
+                thaw(process)
+                kill(process)
+        time.sleep(0.2)
+
+
+Mend = Callable[[str], None]
+
+
+def _nothing(_migration: str) -> None:
+    """A supervisor looks after what was broken."""
+
+
+def _break(cluster: Cluster, cell: Cell, source: str, destination: str) -> Mend:
+    """Break it; what comes back mends it as in life, once the move goes on."""
+    if cell.kind == "cut":
+        fault.cut_network(cluster.lab, destination, "mig")
+
+        def restore(_migration: str) -> None:
+            time.sleep(CUT_S)
+            fault.restore_network(cluster.lab, destination, "mig")
+
+        return restore
+    where, what = _target(cell.victim, source, destination)
+    act = fault.kill_process if cell.kind == "kill" else fault.freeze_process
+    act(cluster.lab, where, what)
+    if cell.kind == "freeze" and what.startswith("qemu:"):
+        return lambda migration: _thaw_later(cluster, where, what, migration)
+    return _nothing
+
+
+def _thaw_later(cluster: Cluster, where: str, what: str, migration: str) -> None:
+    """A frozen QEMU has no watchdog here: it wakes up once the move is over, if it still lives.
+
+    Waking up late is the point: it must not run if it is not the owner's any more.
+    """
+    cluster.await_end(migration, timeout=FROZEN_S)
+    try:
+        fault.thaw_process(cluster.lab, where, what)
+    except NotFound:
+        return
+
+
+def _target(victim: str, source: str, destination: str) -> tuple[str, str]:
+    if victim in ("manager", "store"):
+        return "control", victim
+    side, _, process = victim.partition("-")
+    where = source if side == "source" else destination
+    return where, f"qemu:{VM}" if process == "qemu" else process
+
+
+def run(
+    cluster: Cluster, cells: Sequence[Cell], *, say: Callable[[str], None] = print
+) -> list[Result]:
+    """Cells one after the other; a broken harness is a failed cell, and the next one goes on."""
+    results = []
+    for number, cell in enumerate(cells, 1):
+        try:
+            result = perform(cluster, cell)
+        except (GodwitError, AssertionError, OSError, TimeoutError) as error:
+            result = Result(
+                cell, "not carried out", "", "", (f"{type(error).__name__}: {error}",), 0.0, 0.0, {}
+            )
+        results.append(result)
+        mark = "✗" if result.wrong else "✓"
+        say(
+            f"{mark} {number}/{len(cells)} {cell.name}: {result.outcome}, runs on "
+            f"{result.runs_on or '?'} ({result.seconds:.1f} s): {result.reason}"
+        )
+        for line in result.wrong:
+            say(f"    {line}")
+    return results
+
+
+__all__ = ["Cell", "Expected", "Result", "every", "perform", "run", "sample"]
