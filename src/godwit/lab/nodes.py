@@ -7,7 +7,6 @@ import select
 import socket
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from godwit.host.namespaces import HostPlan, Step, launch, observe_layout, python_paths, root_steps
 from godwit.host.process import Process, kill, open_pidfd
@@ -17,7 +16,6 @@ from godwit.lab.configs import API, ETC, LOGS, RUN, STATE
 from godwit.lab.layout import CONTROL, Layout
 from godwit.model.errors import OperationFailed
 
-_SUPERVISOR = Path(__file__).with_name("supervisor.py")
 # Beside what every host sees: for QEMU, which runs as a user of its own.
 _DEVICES = {"kvm": "0666", "userfaultfd": "0666", "vhost-net": "0666"}
 _END_S = 10.0
@@ -51,7 +49,7 @@ def plan(layout: Layout, node: str, *, control_fd: int, fds: Mapping[str, int]) 
     given = [word for name, number in fds.items() for word in ("--fd", f"{name}={number}")]
     return HostPlan(
         argv=(
-            *(sys.executable, "-I", "-S", str(_SUPERVISOR), str(ETC / "units.json")),
+            *(sys.executable, "-I", "-m", "godwit.lab.supervisor", str(ETC / "units.json")),
             *("--control-fd", str(control_fd), *given, "--node", f"{layout.name}/{node}"),
         ),
         hostname=node,

@@ -141,7 +141,7 @@ def _windows(
 ) -> tuple[Window, ...]:
     if not ticks:
         return ()
-    first, last = ticks[0][0], ticks[-1][0]
+    first, last = ticks[0][0], ticks[-1][0] + interval
     # Before the first answer nobody knows whether the guest was up.
     edges = [*(arrivals or [first]), *([last] if not arrivals or arrivals[-1] < last else [])]
     found = []

@@ -235,10 +235,9 @@ class LiveWay:
         left = world.guard.lease_left()
         if left < LEASE_MARGIN_S:
             raise fail(f"{world.host}'s own lease lasts only {left:.1f} s: not committing")
-        patience = max(PRE_SWITCHOVER_S, move.order.limits.max_blackout_ms / 2000)
         try:
             state, _ = await asyncio.gather(
-                world.peer.ping(move.order.id, timeout=patience),
+                world.peer.ping(move.order.id, timeout=PRE_SWITCHOVER_S),
                 self.link.commit(timeout=COMMIT_S),
             )
         except PeerSilent as error:

@@ -22,8 +22,13 @@ from godwit.store.records import Records
 LEASE_MARGIN_S = 5.0
 """Seconds a host's own lease must still last for it to commit to, or take over, a VM."""
 
-PRE_SWITCHOVER_S = 0.1
-"""Seconds the peer has to answer while the VM is dark and nothing is decided."""
+PRE_SWITCHOVER_S = 1.0
+"""Seconds the peer's agent *and QEMU* have to answer while the VM is dark and nothing is decided.
+
+The answer costs nothing while the destination is healthy: its QEMU must get through the last pages
+anyway. A bound of 100-150 ms called off one move in five on a host with four runnable processes
+per core; see docs/design/0004.
+"""
 
 
 class Gate(Protocol):

@@ -17,10 +17,8 @@ from typing import Any
 import pytest
 
 from godwit.host.process import Process, is_alive, kill, spawn
-from godwit.lab import supervisor
 from godwit.lab.control import ask
-
-SOURCE = str(Path(supervisor.__file__))
+from godwit.lab.supervisor_unit import restart_pause
 
 # A daemon in small: says that it is ready, beats unless told not to, shows what it inherited.
 DAEMON = """
@@ -66,7 +64,7 @@ class Nest:
         path = self.folder / "units.json"
         path.write_text(json.dumps({"units": list(units)}))
         descriptors = (self.listener.fileno(), self.api.fileno())
-        argv = [sys.executable, "-I", "-S", SOURCE, str(path)]
+        argv = [sys.executable, "-I", "-m", "godwit.lab.supervisor", str(path)]
         argv += ["--control-fd", str(descriptors[0]), "--fd", f"api={descriptors[1]}"]
         argv += ["--notify", str(self.folder / "n.sock")]
         self.process = spawn(argv, pass_fds=descriptors, stderr=self.folder / "log")
@@ -254,4 +252,4 @@ def test_it_is_small(nest: Nest) -> None:
 
 @pytest.mark.parametrize(("deaths", "pause"), [(0, 0.0), (1, 0.1), (2, 0.2), (4, 0.8), (20, 5.0)])
 def test_pauses(deaths: int, pause: float) -> None:
-    assert supervisor.restart_pause(deaths) == pytest.approx(pause)
+    assert restart_pause(deaths) == pytest.approx(pause)

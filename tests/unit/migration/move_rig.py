@@ -527,6 +527,8 @@ class Rig:
         self.method = method
         self.limits = limits or MoveLimits()
         self.past_overhead_ms: tuple[float, ...] = ()
+        self.unreachable = False
+        self.dialled: list[tuple[str, int]] = []
 
     async def __aenter__(self) -> Rig:
         self.witness.owner = Owner(
@@ -573,16 +575,19 @@ class Rig:
             guard=self.guard,
             peer=self.peer,
             publish=self._publish,
-            dial=self._dial,
             throttle=self.throttle,
             holds=self.holds,
             volumes=self.path,
             past_overhead_ms=self.past_overhead_ms,
+            dial=self.dial,
         )
         return SourceMove(order, self.vm, world)
 
-    async def _dial(self, host: str, port: int) -> socket.socket:
-        """The fakes carry the stream themselves; QEMU only wants a descriptor to hold."""
+    async def dial(self, host: str, port: int) -> socket.socket:
+        """A stream's socket; the fakes only count the bytes that would go through it."""
+        if self.unreachable:
+            raise OSError("No route to host")
+        self.dialled.append((host, port))
         ours, theirs = socket.socketpair()
         theirs.close()
         return ours

@@ -11,6 +11,7 @@ import pytest
 from move_rig import EPOCH_AT_START, MOVE, Rig
 from virtual_time import virtual
 
+from godwit.migration.world import PRE_SWITCHOVER_S
 from godwit.model import keys
 from godwit.model.errors import Refused
 from godwit.model.migration import MoveLimits, Outcome
@@ -271,7 +272,7 @@ async def test_a_peer_silent_at_pre_switchover_costs_little_darkness(tmp_path: P
         assert "host2 did not answer in time" in report.reason
         await rig.judge("host1")
         assert report.blackout_ms is not None
-        assert report.blackout_ms < 300
+        assert report.blackout_ms < 1000 * PRE_SWITCHOVER_S + 150
         assert "host1: migrate-continue" not in rig.witness.effects
         assert rig.agent.qemu is not None
         assert rig.agent.qemu.dead  # without being told: the record no longer names it
@@ -693,6 +694,19 @@ async def test_a_bridge_that_vanished_does_not_hide_the_outcome(tmp_path: Path) 
 
 
 # The migration network.
+
+
+@virtual
+async def test_a_migration_network_that_leads_nowhere(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig:
+        rig.unreachable = True
+        report = await rig.play()
+        assert report.outcome is Outcome.FAILED
+        assert "host2 cannot be reached on the migration network: No route to host" in report.reason
+        assert (await rig.judge("host1")).migration is None
+        assert rig.agent.qemu is not None
+        assert rig.agent.qemu.dead
+        rig.nothing_left()
 
 
 @pytest.mark.parametrize("stage", ["precopy", "committing"])

@@ -9,6 +9,7 @@ import pytest
 from move_rig import EPOCH_AT_START, MOVE, Rig, host_info, stage_names
 from virtual_time import virtual
 
+from godwit.migration import policy
 from godwit.model.errors import Refused
 from godwit.model.migration import STAGES, MoveLimits, Outcome
 from godwit.model.ownership import MoveIntent, OwnerState
@@ -217,7 +218,7 @@ async def test_capabilities_and_parameters_are_all_set(tmp_path: Path) -> None:
         on = {name for name, state in rig.qemu.migration.capabilities.items() if state}
         assert on == {"events", "return-path", "pause-before-switchover", "validate-uuid"}
         assert rig.qemu.migration.parameters["max-bandwidth"] == 0
-        assert rig.qemu.migration.parameters["downtime-limit"] == 20
+        assert rig.qemu.migration.parameters["downtime-limit"] == policy.FIRST_LIMIT_MS
         assert rig.qemu.migration.parameters["avail-switchover-bandwidth"] == 125_000_000
         assert rig.agent.qemu is not None
         theirs = rig.agent.qemu.migration

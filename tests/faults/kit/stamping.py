@@ -1,0 +1,177 @@
+"""Moves back and forth under a guest that would notice a lost page, write or second."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from godwit.host.run import run as run_program
+from godwit.lab.logcheck import LogCheck, check_log
+
+from .cluster import Cluster
+from .guest import Guest
+from .report import Say, Section, quantile, tell
+from .watching import Watching, watching
+
+VM = "stamp"
+STAMP_MIB = 64
+DISKS = {"sda": "shared:256M:qcow2", "sdb": "shared:256M:raw"}
+RECORDS_PER_S = 50
+P95_MS = 150.0
+
+
+def make(cluster: Cluster, vm: str = VM, *, log: bool = True) -> Guest:
+    """A guest that stamps memory and samples its clocks, with a disk of each format."""
+    return cluster.make(
+        vm,
+        host="host1",
+        append=f"godwit.stamp={STAMP_MIB}:4 godwit.clock=1",
+        disks=list(DISKS.values()) if log else [],
+    )
+
+
+def run(cluster: Cluster, *, live: int = 50, quick: int = 4, say: Say = tell) -> Section:
+    """So many moves of each method; at half of the live ones the log goes to the other disk."""
+    guest = make(cluster)
+    section = Section("stamp")
+    moves: list[dict[str, Any]] = []
+    logs: dict[str, dict[str, Any]] = {}
+    with watching(cluster.netns, guest.address) as probe:
+        _log_to(guest, "sda")
+        for number in range(live + quick):
+            if number == max(1, live // 2):
+                logs["sda"] = _log_end(guest)
+                _log_to(guest, "sdb")
+            moves.append(_move(cluster, guest, "live" if number < live else "quick"))
+            say(f"stamp {number + 1}/{live + quick}: {_line(moves[-1])}")
+        logs["sdb"] = _log_end(guest)
+        found = guest.ask("check", timeout=60.0, each=30.0)["found"]
+    stats = guest.stats()
+    checks = _offline(cluster, logs)
+    section.figures = {
+        "moves": _with_probe(moves, probe),
+        "guest": stats,
+        "last_check_found": found,
+        "logs": {d: {"guest": logs[d], "offline": asdict(c)} for d, c in checks.items()},
+    }
+    _judge(section, moves, stats, checks, found=found)
+    return section
+
+
+def _move(cluster: Cluster, guest: Guest, method: str) -> dict[str, Any]:
+    source = str(cluster.owner(VM).host)
+    start = time.monotonic_ns()
+    move = cluster.move(VM, cluster.other(source), method=method)
+    time.sleep(0.3)  # the probe's first answers from the other side belong to this move
+    end = time.monotonic_ns()
+    # Every page is read here, beside the checker's own passes.
+    found = guest.ask("check", timeout=60.0, each=30.0)["found"]
+    return {
+        "id": move.id,
+        "method": method,
+        "outcome": move.state.value,
+        "reason": move.reason,
+        "total_ms": move.total_ms,
+        "blackout_ms": move.blackout_ms,
+        "bytes": move.bytes_transferred,
+        "bad_found": found,
+        "start_ns": start,
+        "end_ns": end,
+    }
+
+
+def _line(move: dict[str, Any]) -> str:
+    dark = move["blackout_ms"]
+    return (
+        f"{move['method']} {move['outcome']} in {(move['total_ms'] or 0) / 1e3:.2f} s, dark "
+        f"{dark if dark is None else round(dark)} ms, {move['bad_found']} bad pages"
+    )
+
+
+def _with_probe(moves: list[dict[str, Any]], probe: Watching) -> list[dict[str, Any]]:
+    for move in moves:
+        seen = probe.between(move.pop("start_ns"), move.pop("end_ns"))
+        move["probe_ms"], move["probe_stalled_ms"] = seen.blackout_ms, seen.stalled_ms
+    return moves
+
+
+def _log_to(guest: Guest, device: str) -> None:
+    guest.ask(f"log dev={device} rate={RECORDS_PER_S} fresh=1", timeout=20.0)
+
+
+def _log_end(guest: Guest) -> dict[str, Any]:
+    before = dict(guest.stats()["log"])
+    guest.ask("log dev=off", timeout=20.0, each=5.0)
+    after = dict(guest.stats()["log"])
+    # Whatever the guest counts once it stopped was acknowledged; keep the larger of both.
+    return before | {"acknowledged": max(before["acknowledged"], after["acknowledged"])}
+
+
+def _offline(cluster: Cluster, logs: dict[str, dict[str, Any]]) -> dict[str, LogCheck]:
+    """Stop the VM and read its closed images."""
+    cluster.client.wait(cluster.client.vms.stop(VM, timeout_s=30.0))
+    spec = cluster.client.vms.get(VM)
+    checks = {}
+    for disk, (device, logged) in zip(spec.disks, sorted(logs.items()), strict=True):
+        path = cluster.lab.layout.volume / VM / f"{disk.id}.{disk.format}"
+        with tempfile.TemporaryDirectory(prefix="godwit-log-") as folder:
+            raw = Path(folder) / "raw"
+            argv = ["qemu-img", "convert", "-f", disk.format, "-O", "raw", str(path), str(raw)]
+            run_program(argv, timeout=60.0)
+            with raw.open("rb") as stream:
+                checks[device] = check_log(
+                    stream, acknowledged=logged["acknowledged"], log_id=logged["log_id"]
+                )
+    return checks
+
+
+def _judge(
+    section: Section,
+    moves: list[dict[str, Any]],
+    stats: dict[str, Any],
+    checks: dict[str, LogCheck],
+    *,
+    found: int,
+) -> None:
+    failed = [f"{m['id']}: {m['outcome']}, {m['reason']}" for m in moves if not _completed(m)]
+    ids = {move["id"] for move in moves}
+    section.judge(
+        f"{len(moves)} moves, {len(moves)} ids, each completed at the first try",
+        not failed and len(ids) == len(moves),
+        {"completed": len(moves) - len(failed), "ids": len(ids), "failed": failed},
+    )
+    stamp = stats["stamp"]
+    bad = stamp["bad"] + found + sum(move["bad_found"] for move in moves)
+    section.judge(
+        f"0 bad pages of {STAMP_MIB} MiB stamped and re-checked",
+        bad == 0 and stamp["passes"] >= len(moves) and stamp["rounds"] + stamp["writes"] > 0,
+        {"bad": bad, "pages_checked": stamp["checked"], "pages_written": stamp["writes"]},
+    )
+    for device, check in checks.items():
+        section.judge(
+            f"0 lost acknowledged records on {device} ({DISKS[device].rpartition(':')[2]})",
+            check.good and check.acknowledged > 0,
+            asdict(check),
+        )
+    clock = stats["clock"]
+    steps = clock["realtime"]["back_steps"] + clock["monotonic"]["back_steps"]
+    section.judge("0 clock regressions", steps == 0 and clock["samples"] > 0, clock)
+    dark = [move["probe_ms"] for move in moves if move["method"] == "live"]
+    p95 = quantile(dark, 0.95)
+    section.judge(
+        f"blackout as the probe saw it, p95 at most {P95_MS:g} ms",
+        p95 is not None and p95 <= P95_MS,
+        {"p50_ms": quantile(dark, 0.5), "p95_ms": p95, "max_ms": max(dark, default=None)},
+    )
+
+
+def _completed(move: dict[str, Any]) -> bool:
+    return bool(move["outcome"] == "completed")
+
+
+def finish(cluster: Cluster) -> None:
+    """Forget the guest."""
+    cluster.remove(VM)
