@@ -235,15 +235,29 @@ class Departures:
             return Forecast(basis="its QEMU does not answer")
         dirty = await self._dirty_rate(slot.machine)
         link = self.desk.equipment.info.migration_rate_bits / 8 or answer.link_bytes_per_s
+        past = await self._past_moves(slot.vm.name)
+        resident = min(memory.resident_bytes, memory.total_bytes)
         return predict(
             Load(
-                used_bytes=min(memory.resident_bytes, memory.total_bytes),
+                used_bytes=past[-1].bytes_transferred if past else resident,
                 dirty_bytes_per_s=dirty,
                 link_bytes_per_s=link,
-                overhead_ms=tuple(self._overheads),
+                overhead_ms=[move.blackout_ms for move in past if move.blackout_ms is not None],
+                setup_ms=[s.duration_ms for move in past for s in move.stages[:1]],
             ),
             limits,
         )
+
+    async def _past_moves(self, vm: str) -> list[Migration]:
+        """The last completed live moves of this VM, oldest first, wherever they began."""
+        found = await self.desk.records.list(keys.MIGRATIONS, Migration)
+        moves = [record.value for record in found.values()]
+        done = [
+            move
+            for move in moves
+            if move.vm == vm and move.method == "live" and move.outcome is Outcome.COMPLETED
+        ]
+        return sorted(done, key=lambda move: move.accepted_at)[-PAST_MOVES:]
 
     async def _dirty_rate(self, machine: Machine) -> float | None:
         """The last page-sampled dirty rate, bytes/s; starts the next sample, never waits for it."""

@@ -2,7 +2,8 @@
 
 Standard library only: 13 MiB, up in 50 ms.
 
-    python -I -m godwit.lab.supervisor UNITS.json --control-fd N [--fd NAME=N]... [--notify PATH] [--node LABEL]
+    python -I -m godwit.lab.supervisor UNITS.json --control-fd N
+        [--fd NAME=N]... [--notify PATH] [--node LABEL]
 
 It starts the units, starts each again when it ends, kills one that misses its watchdog, holds
 their listening sockets across restarts, and reaps orphans. Processes that a unit left behind

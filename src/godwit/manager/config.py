@@ -36,7 +36,7 @@ class ManagerConfig:
             problem = f"{error} is missing"
         except (OSError, tomllib.TOMLDecodeError, TypeError, ValueError) as error:
             problem = str(error)
-        raise InvalidRequest(f"{path}: {problem}", hint="see docs/reference/api.md")
+        raise InvalidRequest(f"{path}: {problem}", hint="see docs/reference/configuration.md")
 
 
 def _build(data: dict[str, Any]) -> ManagerConfig:

@@ -126,7 +126,11 @@ def check_destination(vm: Vm, facts: DestinationFacts, *, method: str) -> list[C
     checks += _networks(vm, facts)
     if not facts.tls_ready:
         checks.append(
-            failed("tls", f"{info.name} has no migration certificate", "issue one: cluster join")
+            failed(
+                "tls",
+                f"{info.name} has no migration certificate",
+                "put its certificates into tls.migration_dir",
+            )
         )
     if method == "live" and info.qemu.live_migration_refusal:
         checks.append(

@@ -269,7 +269,7 @@ class SourceMove:
                     Outcome.UNKNOWN,
                     f"{move.order.destination} owns the VM but has not said for {waited:.0f} s "
                     f"whether it runs ({reason}); the copy here stays paused. A person must look: "
-                    f"godwit host confirm-down {move.order.destination}, if it is dead",
+                    f"godwit host show {move.order.destination}",
                 )
             move.say(f"waiting for {move.order.destination}: {reason}")
             await world.clock.sleep(0.2)

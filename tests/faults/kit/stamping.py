@@ -116,7 +116,7 @@ def _offline(cluster: Cluster, logs: dict[str, dict[str, Any]]) -> dict[str, Log
     spec = cluster.client.vms.get(VM)
     checks = {}
     for disk, (device, logged) in zip(spec.disks, sorted(logs.items()), strict=True):
-        path = cluster.lab.layout.volume / VM / f"{disk.id}.{disk.format}"
+        path = cluster.lab.layout.volume.parent / Path(disk.path).relative_to("/clusterstorage")
         with tempfile.TemporaryDirectory(prefix="godwit-log-") as folder:
             raw = Path(folder) / "raw"
             argv = ["qemu-img", "convert", "-f", disk.format, "-O", "raw", str(path), str(raw)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -100,7 +101,8 @@ def nest(tmp_path: Path) -> Iterator[Nest]:
     finally:
         nest.end()
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         nest.listener.close()
         nest.api.close()
 
