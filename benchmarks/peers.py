@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import floor
 import virsh
-from ground import HOSTS, Ground
+from ground import HOSTS, Ground, around
 
 SETTLE_S = 0.3
 
@@ -106,7 +106,7 @@ def measured(
     except BaseException:
         watch.kill()
         raise
-    seen = around_trip(samples, trip)
+    seen = around(samples, trip.started, trip.finished)
     moved = {name: after[name] - before[name] for name in after}
     row = Row(
         peer=peer.name, case=case or peer.name, round=number, trip=trip,
@@ -121,13 +121,6 @@ def measured(
     if writes and row.alive:
         ground.ask(peer.address, "dirty rate=0")
     return row
-
-
-def around_trip(samples: Any, trip: Trip) -> Any:
-    """What the probe saw of a trip."""
-    from ground import around
-
-    return around(samples, trip.started, trip.finished)
 
 
 def start_writing(ground: Ground, address: str, rate: int, mib: int) -> float:

@@ -255,7 +255,10 @@ class Departures:
         done = [
             move
             for move in moves
-            if move.vm == vm and move.method == "live" and move.outcome is Outcome.COMPLETED
+            if move.vm == vm
+            and move.method == "live"
+            and move.strategy == "precopy"
+            and move.outcome is Outcome.COMPLETED
         ]
         return sorted(done, key=lambda move: move.accepted_at)[-PAST_MOVES:]
 

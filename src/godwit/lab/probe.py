@@ -221,19 +221,17 @@ class Prober:
                 return
 
     def _receive(self) -> None:
+        """One datagram; select tells of the next, which costs less than to be refused it."""
         offset = time.time_ns() - time.monotonic_ns()
-        while True:
-            try:
-                data, extra, _, _ = self._channel.recvmsg(64, 64)
-            except BlockingIOError:
-                return
-            except OSError:
-                continue  # an earlier datagram was refused: its error is reported here, once
-            if len(data) != _PACKET.size:
-                continue
-            mark, number = _PACKET.unpack(data)
-            if mark == _MARK and number < len(self._arrived) and not self._arrived[number]:
-                self._arrived[number] = _arrival(extra, offset)
+        try:
+            data, extra, _, _ = self._channel.recvmsg(64, 64)
+        except OSError:
+            return  # an earlier datagram was refused: its error is reported here, once
+        if len(data) != _PACKET.size:
+            return
+        mark, number = _PACKET.unpack(data)
+        if mark == _MARK and number < len(self._arrived) and not self._arrived[number]:
+            self._arrived[number] = _arrival(extra, offset)
 
 
 def _arrival(extra: list[tuple[int, int, bytes]], offset: int) -> int:

@@ -38,7 +38,6 @@ T = TypeVar("T")
 MIB = 1 << 20
 BOOT_S = 90.0
 FIRST_ADDRESS = 100
-PRINT = "print"
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Cluster:
 
     def cli(self, *words: str, timeout: float = 120.0) -> Said:
         """Run ``godwit WORDS``, as a person would."""
-        return self.program([sys.executable, "-m", "godwit.cli.main", *words], timeout=timeout)
+        return self.program([str(Path(sys.executable).with_name("godwit")), *words], timeout=timeout)
 
     def program(self, argv: Sequence[str], *, timeout: float = 120.0) -> Said:
         """Run a program that finds this cluster by its contexts file."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from godwit.host.facts import memory_facts
 from godwit.model import keys
-from godwit.model.vm import Vm
 from godwit.store.records import Records, encode
 
 from .cells import VM
@@ -120,34 +119,25 @@ def _changes(before: dict[str, bytes], after: dict[str, bytes]) -> list[str]:
 @contextmanager
 def _foreign_cpu(cluster: Cluster) -> Iterator[None]:
     """The running VM's record names a CPU model that no host here has."""
-    _rewrite(cluster, lambda vm: vm.but(pins=vm.pins.but(cpu_model="Vulcan-v9")))
-    kept = cluster.client.vms.get(VM)
-    assert kept.state.value == "running"
+    model = _set_cpu_model(cluster, "Vulcan-v9")
     try:
         yield
     finally:
-        _rewrite(cluster, lambda vm: vm.but(pins=vm.pins.but(cpu_model=_model_of(cluster))))
+        _set_cpu_model(cluster, model)
 
 
-def _model_of(cluster: Cluster) -> str:
-    """The CPU model that new VMs get: the one of the idle VM."""
+def _set_cpu_model(cluster: Cluster, model: str) -> str:
+    """Rewrite the VM's record behind everybody's back; the model before."""
 
     async def work(records: Records) -> str:
-        found = await records.vm(IDLE)
-        assert found is not None
-        return found.value.pins.cpu_model
-
-    return cluster.store(work)
-
-
-def _rewrite(cluster: Cluster, change: Any) -> None:
-    async def work(records: Records) -> None:
         found = await records.vm(VM)
         assert found is not None
-        new: Vm = change(found.value)
-        await records.store.put(keys.vm_spec(VM), encode(new))
+        vm = found.value
+        changed = vm.but(pins=vm.pins.but(cpu_model=model))
+        await records.store.put(keys.vm_spec(VM), encode(changed))
+        return vm.pins.cpu_model
 
-    cluster.store(work)
+    return cluster.store(work)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from godwit.host import netns
+from godwit.host.cgroup import detect
 from godwit.host.process import is_alive, kill, spawn
 from godwit.host.run import with_netns
 from godwit.lab import groups, leaks, record
@@ -100,6 +101,22 @@ def test_down_after_everything_was_killed(make: Callable[..., Lab], name: str, r
     assert not [process for process in everybody if is_alive(process)]
     os.waitpid(visitor.pid, 0)
     assert not is_alive(visitor)
+
+
+@pytest.mark.skipif(detect().version != 1, reason="version 2 lets frozen processes be killed")
+def test_down_of_what_stands_still(make: Callable[..., Lab], name: str, root: Path) -> None:
+    """A frozen group keeps its processes from dying, on version 1."""
+    lab = make()
+    frozen = lab.process("host1", "agent")
+    lab.run("host1", ["mkdir", "/sys/fs/cgroup/freezer/vm"])
+    number = lab.tell("host1", "pids")["agent"]
+    lab.run("host1", ["sh", "-c", f"echo {number} > /sys/fs/cgroup/freezer/vm/cgroup.procs"])
+    lab.run("host1", ["sh", "-c", "echo FROZEN > /sys/fs/cgroup/freezer/vm/freezer.state"])
+    kill(frozen)
+    time.sleep(0.1)
+    assert is_alive(frozen)  # the difficulty is there
+    assert down(name, root=root)
+    assert not is_alive(frozen)
 
 
 def test_down_without_a_record(make: Callable[..., Lab], name: str, root: Path) -> None:
