@@ -12,10 +12,10 @@ import shlex
 import subprocess
 import time
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import floor
+import link
 import virsh
 from ground import HOSTS, Ground, around
 
@@ -186,10 +186,12 @@ class Godwit:
         done = self._ground.godwit(*words, timeout=timeout)
         finished = time.monotonic()
         report = done.json()
-        if not isinstance(report, dict) or report.get("total_ms") is None:
+        if not isinstance(report, dict) or report.get("outcome") is None:
             raise RuntimeError(f"godwit {shlex.join(words)}: {done.code}: {done.out}{done.err}")
+        total_ms = report["total_ms"]
         return Trip(
-            started=started, finished=finished, total_s=report["total_ms"] / 1e3,
+            started=started, finished=finished,
+            total_s=done.wall_s if total_ms is None else total_ms / 1e3,
             outcome=str(report["outcome"]), reason=str(report["reason"]), wall_s=done.wall_s,
             reported_blackout_ms=report["blackout_ms"],
             reported_bytes=report["bytes_transferred"], strategy=str(report["strategy"]),
@@ -226,17 +228,17 @@ class Floor:
         )  # fmt: skip
         self._places = tuple(self._place(index, tls=tls) for index in (0, 1))
 
-    def _place(self, index: int, *, tls: bool) -> floor.Place:
+    def _place(self, index: int, *, tls: bool) -> link.Place:
         ground, host = self._ground, HOSTS[index]
         root = ground.scratch / f"floor-{self._roles[index][0]}"
         run_dir = root / host
         run_dir.mkdir(parents=True)
         address = ground.migration_address(host)
         ground.tap(host, f"fl-{self._roles[index]}")
-        return floor.Place(
+        return link.Place(
             name=host, enter=("nsenter", f"--net=/run/netns/{ground.netns(host)}", "--"),
             migration_address=address, run_dir=run_dir,
-            tls_dir=floor.certificates(root, run_dir / "tls", address) if tls else None,
+            tls_dir=link.certificates(root, run_dir / "tls", address) if tls else None,
         )  # fmt: skip
 
     def boot(self, memory_mib: int) -> None:
@@ -365,5 +367,3 @@ def milliseconds(text: str) -> float | None:
     """`100          ms` as a number."""
     words = text.split()
     return float(words[0]) if len(words) == 2 and words[1] == "ms" else None
-
-

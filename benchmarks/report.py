@@ -153,12 +153,13 @@ def comparison(rows: Sequence[Row], base: str) -> tuple[list[str], dict[str, Any
             for name, values in found.items()
         }
         data[other] = summary
-        lines.append(
-            f"  {base} against {other}: total {words(summary['total_difference_s'], '+.2f', ' s')}, "
-            f"x {words(summary['total_ratio'], '.2f')}; dark "
-            f"{words(summary['blackout_difference_ms'], '+.0f', ' ms')}, "
-            f"x {words(summary['blackout_ratio'], '.2f')}"
-        )
+        told = [
+            f"total {words(summary['total_difference_s'], '+.2f', ' s')}",
+            f"x {words(summary['total_ratio'], '.2f')}",
+            f"dark {words(summary['blackout_difference_ms'], '+.0f', ' ms')}",
+            f"x {words(summary['blackout_ratio'], '.2f')}",
+        ]
+        lines.append(f"  {base} against {other}: {', '.join(told)}")
     return lines, data
 
 

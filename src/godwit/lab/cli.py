@@ -80,7 +80,7 @@ def _interrupted(_number: int, _frame: object) -> None:
 
 def next_commands(name: str, hosts: tuple[str, ...]) -> tuple[str, ...]:
     """What one would type next, printed at the end of ``lab up``."""
-    to = hosts[1] if len(hosts) > 1 else hosts[0]
+    move = [f"  godwit vm migrate web --to {hosts[1]}"] if len(hosts) > 1 else []
     mine = "" if name == DEFAULT_NAME else f" --name {name}"
     append = '--append "godwit.ip=10.91.0.100/22"'
     return (
@@ -89,7 +89,7 @@ def next_commands(name: str, hosts: tuple[str, ...]) -> tuple[str, ...]:
         f"  godwit vm create web --memory 256M --image demo --network lan {append}",
         f"  godwit vm start web --host {hosts[0]}",
         f"  godwit lab exec{mine} client -- busybox ping -c 3 10.91.0.100",
-        f"  godwit vm migrate web --to {to}",
+        *move,
         f"  godwit lab down{mine}",
     )
 

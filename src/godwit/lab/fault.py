@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+from godwit.host.cgroup import wait_until
 from godwit.host.process import Process, freeze, is_stopped, kill, thaw
 from godwit.lab import network, nodes
 from godwit.lab.handle import Lab
@@ -20,6 +21,7 @@ from godwit.model.errors import Conflict, NotFound, OperationFailed, Refused
 
 HELD_S = 60.0
 _ANSWER_S = 5.0
+_STOPPED_S = 1.0
 
 
 # Wires
@@ -48,8 +50,15 @@ def kill_process(lab: Lab, where: str, what: str, *, hold: bool = False) -> Proc
 
 
 def freeze_process(lab: Lab, where: str, what: str, *, hold: bool = False) -> Process:
-    """SIGSTOP; a daemon is killed by its watchdog and started again unless ``hold``."""
-    return _signal(lab, where, what, freeze, hold=hold)
+    """SIGSTOP; a daemon is killed by its watchdog and started again unless ``hold``.
+
+    Returns when the process stands still. OperationFailed when it does not within a second.
+    """
+    target = _signal(lab, where, what, freeze, hold=hold)
+    # A stop takes effect when the process is next scheduled; only a parent would get an event.
+    if not wait_until(lambda: is_stopped(target), _STOPPED_S):
+        raise OperationFailed(f"{what} on {where} does not stand still", hint="is it dead?")
+    return target
 
 
 def thaw_process(lab: Lab, where: str, what: str) -> None:

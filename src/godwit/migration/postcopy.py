@@ -31,7 +31,11 @@ async def loaded_there(move: Move) -> None:
     peer, clock = move.world.peer, move.world.clock
     until = clock.monotonic() + LOADED_S
     while clock.monotonic() < until:
-        state = await peer.ping(move.order.id, timeout=2.0)
+        try:
+            state = await peer.ping(move.order.id, timeout=2.0)
+        except (PeerSilent, GodwitError):
+            await clock.sleep(LOOK_S)  # its agent may be on its way back
+            continue
         if state.qemu_status == "paused":
             return
         if state.phase == "gone":

@@ -61,6 +61,8 @@ def judge(owner: Owner | None, found: Found, *, host: str) -> Verdict:
         pages = " and still needs pages from here" if move.phase is MovePhase.PAGE_SOURCE else ""
         return Verdict(Action.GO_ON_AS_SOURCE, f"{owner.host} owns it{pages}")
     waiting = move is not None and found.role == "incoming" and move.id == found.migration
+    if waiting and found.stream_status.startswith("postcopy"):
+        return Verdict(Action.GO_ON_AS_DESTINATION, "post-copy: there may be no other way; waiting")
     if waiting and found.stream_status == "completed":
         return Verdict(Action.GO_ON_AS_DESTINATION, "it holds the whole VM; the record decides")
     if waiting:

@@ -1,6 +1,7 @@
 """The cells of the failure matrix on a real lab: a move, held at a point, and one thing broken.
 
-What is expected comes from the failure table (tests/golden/migration/failure_table.json).
+The cells and what is expected of each are the rows of the failure table
+(tests/golden/migration/failure_table.json), which the engine's own tests walk in virtual time.
 """
 
 from __future__ import annotations
@@ -14,26 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from godwit.lab import fault
-from godwit.migration.world import DESTINATION_HOLDS, SOURCE_HOLDS
 from godwit.model.errors import GodwitError, NotFound
 
 from . import evidence, judge
 from .cluster import Cluster
-from .table import Expected, expected
+from .table import Expected, rows
 
 VM = "web"
-PROCESSES = (
-    "source-qemu",
-    "destination-qemu",
-    "source-agent",
-    "destination-agent",
-    "source-guard",
-    "destination-guard",
-    "manager",
-    "store",
-)
-KINDS = ("kill", "freeze")
-CUT_POINTS = ("setup", "precopy", "pre-switchover", "committing", "completed")
 CUT_S = 3.0
 END_S = 60.0
 SETTLE_S = 12.0
@@ -74,33 +62,25 @@ class Result:
 
 
 def every() -> tuple[Cell, ...]:
-    """The whole matrix. Before the destination has prepared there is no QEMU to break there."""
-    points = [("source", point) for point in SOURCE_HOLDS]
-    points += [("destination", point) for point in DESTINATION_HOLDS if point != "prepared"]
-    cells = [
-        Cell(role, point, kind, victim)
-        for role, point in points
-        for victim in PROCESSES
-        for kind in KINDS
-        if (point, victim) != ("setup", "destination-qemu")
-    ]
-    cells += [Cell("source", point, "cut", "migration-network") for point in CUT_POINTS]
-    return tuple(cells)
+    """The whole matrix: each row of the table."""
+    return tuple(_cells())
+
+
+def _cells() -> dict[Cell, Expected]:
+    table = {}
+    for row in rows():
+        kind, _, victim = row.fault.partition(" ")
+        table[Cell(row.role, row.stage, kind, victim)] = row.expected
+    return table
 
 
 def sample(seed: int) -> tuple[Cell, ...]:
-    """Every process once, killed or frozen, and one cut; at points drawn by the seed."""
+    """Everything that can break once, killed or frozen or cut, at points drawn by the seed."""
     drawn = random.Random(seed)
-    cells = every()
-    victims = (*PROCESSES, "migration-network")
-    chosen = []
-    kinds = list(KINDS) * len(victims)
-    drawn.shuffle(kinds)
-    for number, victim in enumerate(victims):
-        wanted = kinds[number] if victim in PROCESSES else "cut"
-        choices = [c for c in cells if c.victim == victim and c.kind == wanted]
-        chosen.append(drawn.choice(choices))
-    return tuple(chosen)
+    victims = sorted({cell.victim for cell in every()})
+    return tuple(
+        drawn.choice([cell for cell in every() if cell.victim == victim]) for victim in victims
+    )
 
 
 def perform(cluster: Cluster, cell: Cell) -> Result:
@@ -119,7 +99,7 @@ def perform(cluster: Cluster, cell: Cell) -> Result:
     mend(migration)
     # A frozen agent is ended by its watchdog, and its hold with it.
     cluster.await_end(migration, timeout=END_S)
-    want = expected(cell)
+    want = _cells()[cell]
     seen, wrong, settled = evidence.settle(
         cluster,
         VM,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from godwit.host.facts import memory_facts
+from godwit.lab import fault
 from godwit.model import keys
 from godwit.store.records import Records, encode
 
@@ -43,7 +44,7 @@ def cases(source: str, destination: str) -> tuple[Bad, ...]:
         Bad("size too small", (*create, "--memory", "1K"), 2, "--memory"),
         Bad("negative size", (*create, "--memory", "-5G"), 2, "--memory"),
         Bad("garbage disk", (*create, "--memory", "64M", "--disk", "shared:much"), 2, "--disk"),
-        Bad("garbage name", ("vm", "create", "No/Name", "--memory", "64M"), 2, "No/Name"),
+        Bad("garbage name", ("vm", "create", "No/Name", "--memory", "64M"), 2, "name"),
         Bad("garbage budget", (*move, VM, "--max-blackout", "soon"), 2, "--max-blackout"),
         Bad("negative deadline", (*move, VM, "--deadline", "-5"), 2, "--deadline"),
         Bad("unknown option", (*move, VM, "--quickly"), 2, "--quickly"),
@@ -118,12 +119,20 @@ def _changes(before: dict[str, bytes], after: dict[str, bytes]) -> list[str]:
 
 @contextmanager
 def _foreign_cpu(cluster: Cluster) -> Iterator[None]:
-    """The running VM's record names a CPU model that no host here has."""
+    """The running VM's record names a CPU model that no host here has.
+
+    An agent believes what it started a VM with, so it has to adopt the VM anew each time.
+    """
+    host = str(cluster.owner(VM).host)
     model = _set_cpu_model(cluster, "Vulcan-v9")
     try:
+        fault.restart_daemon(cluster.lab, host, "agent")
+        cluster.heal()
         yield
     finally:
         _set_cpu_model(cluster, model)
+        fault.restart_daemon(cluster.lab, host, "agent")
+        cluster.heal()
 
 
 def _set_cpu_model(cluster: Cluster, model: str) -> str:
@@ -162,11 +171,13 @@ def _full(cluster: Cluster, source: str, destination: str) -> Iterator[str]:
 
 def _two_at_once(cluster: Cluster, source: str, destination: str, say: Say) -> dict[str, Any]:
     cluster.hold(source, "setup", "source")
-    first = cluster.begin(VM, destination)
-    cluster.await_held(source, "setup", "source")
-    bad = Bad("two moves at once", ("vm", "migrate", VM, "--to", destination), 4, first)
-    row = _try(cluster, bad, say)
-    cluster.release(source)
+    try:
+        first = cluster.begin(VM, destination)
+        cluster.await_held(source, "setup", "source")
+        bad = Bad("two moves at once", ("vm", "migrate", VM, "--to", destination), 4, VM)
+        row = _try(cluster, bad, say)
+    finally:
+        cluster.release(source)
     done = cluster.await_end(first, timeout=60.0)
     if done is None or done.state.value != "completed":
         row["wrong"].append(f"the first move ended {done.state.value if done else 'nowhere'}")

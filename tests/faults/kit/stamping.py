@@ -35,6 +35,7 @@ def make(cluster: Cluster, vm: str = VM, *, log: bool = True) -> Guest:
 
 def run(cluster: Cluster, *, live: int = 50, quick: int = 4, say: Say = tell) -> Section:
     """So many moves of each method; at half of the live ones the log goes to the other disk."""
+    cluster.heal()
     guest = make(cluster)
     section = Section("stamp")
     moves: list[dict[str, Any]] = []

@@ -187,7 +187,7 @@ def test_killed_daemons_come_back(shared: Lab) -> None:
         count, at = starts(shared, where, unit), time.monotonic()
         target = fault.kill_process(shared, where, unit)
         until_ready(shared, where, unit, count + 1)
-        assert time.monotonic() - at < 1.0
+        assert time.monotonic() - at < 1.5
         assert not is_alive(target)
 
 

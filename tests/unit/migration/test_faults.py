@@ -329,7 +329,7 @@ async def test_a_destination_lost_after_the_swap_leaves_a_paused_copy_and_words(
         report = await rig.play()
         assert report.outcome is Outcome.UNKNOWN
         assert "the copy here stays paused" in report.reason
-        assert "godwit host confirm-down host2" in report.reason
+        assert "godwit host show host2" in report.reason
         owner = await rig.judge("none")
         assert (owner.host, owner.epoch) == ("host2", EPOCH_AT_START + 1)
         assert not rig.qemu.dead
@@ -836,6 +836,32 @@ def test_with_post_copy_running_there_is_no_way_back(tmp_path: Path, stage: str)
                 await rig.judge("host2")
 
     scenario()
+
+
+@virtual
+async def test_an_agent_that_restarts_in_the_middle_of_post_copy_loses_nothing(
+    tmp_path: Path,
+) -> None:
+    async with Rig(tmp_path, limits=MoveLimits(allow_postcopy=True)) as rig:
+        guest = rig.qemu.migration
+        guest.link_bytes_per_s, guest.dirty_bytes_per_s = 20e6, 40e6
+        guest.working_set_bytes = 48 << 20
+        seen: list[str] = []
+
+        async def restart() -> None:
+            await rig.agent.die()
+
+            async def later() -> None:
+                await asyncio.sleep(1)
+                seen.append(await rig.agent.restart())
+
+            rig.fault = asyncio.create_task(later())  # type: ignore[attr-defined]
+
+        rig.at("source", "committing", restart)
+        report = await rig.play()
+        assert seen == ["go-on-as-destination"]
+        assert report.outcome is Outcome.COMPLETED, report.reason
+        await rig.judge("host2")
 
 
 @virtual

@@ -1,0 +1,268 @@
+"""What the demonstration shows of a VM: it boots, moves while it is being asked, and stays.
+
+What is claimed is looked at: where the VM runs, whether it answers, whether it was ever restarted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Literal
+
+from godwit.client.sync import Client
+from godwit.host.netns import opened_netns, socket_in_netns
+from godwit.lab.demo_stage import Stage
+from godwit.lab.layout import CLIENT, LAN, Layout
+from godwit.lab.picture import column_ms, draw, longest_gap
+from godwit.lab.probe import ECHO_PORT, Samples
+from godwit.model.errors import Cancelled, OperationFailed
+from godwit.model.migration import Migration, Outcome, Stage as MoveStage
+from godwit.model.units import format_duration
+
+if TYPE_CHECKING:
+    from godwit.model.task import Task
+
+VM = "web"
+NUMBER = 100  # of its address on the VM network
+HALF = 50.0  # percent
+_BOOT_S = 90.0
+_HALF_WAY_S = 30.0
+_PROBE_S = 60  # the longest that a probe runs, should nobody end it
+_CONTROL_PORT = 7777
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One finished move, for the summary."""
+
+    move: Migration
+    probe_ms: float
+
+
+class Moves:
+    """Steps of the demonstration, in their order. ``close`` ends the connection."""
+
+    def __init__(self, stage: Stage, lab: str, home: Path) -> None:
+        self._stage = stage
+        self._lab = lab
+        self._home = home
+        self._netns = Layout(lab, 2).netns(CLIENT)
+        self._address = LAN.address(NUMBER)
+        self._cidr = LAN.cidr(NUMBER)
+        self._opened: Client | None = None
+        self._answered_at = 0.0
+        self._probes = 0
+        self._shown: list[Shown] = []
+
+    def close(self) -> None:
+        """Close the connection to the lab's manager."""
+        if self._opened is not None:
+            self._opened.close()
+
+    @property
+    def _client(self) -> Client:
+        if self._opened is None:
+            self._opened = Client(context=self._lab, name="demo/0.1")
+        return self._opened
+
+    # The steps
+
+    def boot(self) -> None:
+        """Create and start the VM; it is up when it answers on its network."""
+        stage = self._stage
+        stage.heading("A VM on the first host")
+        append = f"godwit.ip={self._cidr} godwit.host={VM}"
+        stage.godwit(
+            "vm", "create", VM, "--image", "demo", "--memory", "256M", "--network", LAN.name,
+            "--append", append,
+        )  # fmt: skip
+        stage.godwit("vm", "start", VM, "--host", "host1")
+        start = time.monotonic()
+        self._until_answer()
+        self._answered_at = time.monotonic()
+        stage.ok(f"{VM} answers on the network {self._answered_at - start:.1f} s after it started")
+        stage.godwit("vm", "list")
+
+    def live(self) -> None:
+        """There and back while it runs."""
+        stage = self._stage
+        stage.heading("Live: it moves while it runs")
+        stage.say(f"A probe on the network asks {VM} a thousand times a second and counts answers.")
+        self._move("host2", "live")
+        stage.say("\nAnd back:")
+        self._move("host1", "live")
+
+    def quick(self) -> None:
+        """There and back through a file."""
+        stage = self._stage
+        stage.heading("Quick: it is saved, handed over and restored")
+        self._move("host2", "quick")
+        stage.say("\nAnd back:")
+        self._move("host1", "quick")
+
+    def cancelled(self) -> None:
+        """A move that is called off half-way."""
+        stage = self._stage
+        stage.heading("Cancelled half-way: the VM stays where it is")
+        stage.say(f"{VM} now writes 100 MiB of its memory over and over, so that the move lasts.")
+        stage.godwit(
+            "lab", "exec", "--name", self._lab, CLIENT, "--", "bash", "-c",
+            f"echo dirty rate=200 mib=100 > /dev/udp/{self._address}/{_CONTROL_PORT}",
+        )  # fmt: skip
+        with self._probing() as samples:
+            printed = stage.godwit(
+                "vm", "migrate", VM, "--to", "host2", "--no-wait", output="keep", progress=False
+            )
+            self._cancel_half_way(printed.strip())
+        stage.godwit("vm", "list")
+        self._must_run_on("host1")
+        self._show_probe(samples())
+
+    def summary(self) -> None:
+        """All moves in one table, and how long the guest has been up."""
+        stage = self._stage
+        stage.heading("What was seen")
+        stage.say("move                   took   dark by Godwit   dark by the probe")
+        for one in self._shown:
+            move = one.move
+            total, dark = _ms(move.total_ms), _ms(move.blackout_ms)
+            stage.say(
+                f"{move.method:<6} {move.source} → {move.destination}  {total:>7}"
+                f"  {dark:>15}  {_ms(one.probe_ms):>18}"
+            )
+        uptime_s = self._uptime_s()
+        if uptime_s < time.monotonic() - self._answered_at:
+            raise OperationFailed(f"{VM} was restarted: it is up for {uptime_s:.1f} s only")
+        stage.ok(f"{VM} is up for {format_duration(uptime_s)}: it was never restarted")
+
+    def script(self) -> None:
+        """The same move as a program."""
+        self._stage.heading("Each action is also a script")
+        self._stage.godwit("vm", "migrate", VM, "--to", "host2", "--script", "python")
+
+    # Moving
+
+    def _move(self, to: str, method: Literal["live", "quick"]) -> None:
+        how = () if method == "live" else ("--method", method)
+        with self._probing() as samples:
+            self._stage.godwit("vm", "migrate", VM, "--to", to, *how)
+        self._must_run_on(to)
+        moves = [move for move in self._client.migrations.list() if move.vm == VM]
+        move = max(moves, key=lambda move: move.accepted_at)
+        if move.outcome is not Outcome.COMPLETED or move.destination != to:
+            raise OperationFailed(f"the move to {to} is {move.state.value}: {move.reason}")
+        seen_ms = self._show_probe(samples(), move.blackout_ms)
+        self._shown.append(Shown(move, seen_ms))
+
+    def _must_run_on(self, host: str) -> None:
+        seen = self._client.vms.get(VM)
+        if seen.state.value != "running" or seen.host != host:
+            raise OperationFailed(f"{VM} is {seen.state.value} on {seen.host}, not on {host}")
+
+    def _cancel_half_way(self, task_id: str) -> None:
+        """Call the move off when half of its first pass is over. OperationFailed if it ended
+        otherwise than cancelled."""
+        news: SimpleQueue[Task | Migration] = SimpleQueue()
+        with ThreadPoolExecutor(1, thread_name_prefix="move") as pool:
+            ended = pool.submit(self._client.wait, task_id, on_progress=news.put)
+            move = _half_way(news)
+            said = f"{move.progress.percent:.0f} % of {move.progress.stage.value}"
+            self._stage.ok(f"the move is under way: {said}")
+            self._stage.godwit("migration", "cancel", move.id, progress=False)
+            try:
+                ended.result(timeout=_HALF_WAY_S)
+            except Cancelled:
+                return
+        raise OperationFailed(f"move {move.id} was cancelled, and went on")
+
+    # The probe
+
+    @contextlib.contextmanager
+    def _probing(self) -> Iterator[Callable[[], Samples]]:
+        """Probe for as long; then what was seen can be had."""
+        self._probes += 1
+        file = f"probe-{self._probes}"
+        words = ("lab", "probe", "--name", self._lab, self._address)
+        probe = self._stage.beside(*words, "--seconds", str(_PROBE_S), "--save", file)
+        yield lambda: Samples.load(self._home / file)
+        probe.stop()
+
+    def _show_probe(self, samples: Samples, measured_ms: float | None = None) -> float:
+        """The picture and the figures; for how long nothing was answered."""
+        stage = self._stage
+        sent = [at for at in samples.sent if at]
+        lost = len(sent) - sum(1 for at in samples.arrived if at)
+        if not any(samples.arrived[-50:]):
+            raise OperationFailed(f"{VM} does not answer any more")
+        gap = longest_gap(samples)
+        gap_ms = gap.ms if gap else 0.0
+        stage.say(
+            f"\n  The probe: █ answered  · not answered  one column {column_ms(samples):.3g} ms\n"
+        )
+        stage.picture(draw(samples))
+        asked = f"{lost} of {len(sent):,} questions got no answer"
+        if measured_ms is None:
+            stage.say(f"\n  {asked}; the longest gap was {gap_ms:.0f} ms.")
+        else:
+            stage.say(
+                f"\n  Dark: {measured_ms:.0f} ms by Godwit, {gap_ms:.0f} ms by the probe; {asked}."
+            )
+        return gap_ms
+
+    # Asking the guest
+
+    def _until_answer(self) -> None:
+        with self._channel(ECHO_PORT) as channel:
+            channel.settimeout(0.1)
+            until = time.monotonic() + _BOOT_S
+            while time.monotonic() < until:
+                with contextlib.suppress(OSError):
+                    channel.send(b"up?")
+                    channel.recv(16)
+                    return
+        raise OperationFailed(
+            f"{VM} did not answer within {_BOOT_S:.0f} s of its start",
+            hint="its console is among the logs",
+        )
+
+    def _uptime_s(self) -> float:
+        with self._channel(_CONTROL_PORT) as channel:
+            channel.settimeout(1.0)
+            for _ in range(10):
+                with contextlib.suppress(TimeoutError, ConnectionError):
+                    channel.send(b"stats")
+                    return float(json.loads(channel.recv(8192))["stats"]["uptime_s"])
+        raise OperationFailed(f"{VM} does not answer on its control port")
+
+    def _channel(self, port: int) -> socket.socket:
+        with opened_netns(self._netns) as descriptor:
+            channel = socket_in_netns(descriptor, kind=socket.SOCK_DGRAM)
+        channel.connect((self._address, port))
+        return channel
+
+
+def _half_way(news: SimpleQueue[Task | Migration]) -> Migration:
+    until = time.monotonic() + _HALF_WAY_S
+    with contextlib.suppress(Empty):
+        while True:
+            one = news.get(timeout=max(0.0, until - time.monotonic()))
+            if not isinstance(one, Migration):
+                continue
+            if one.state.final:
+                raise OperationFailed(
+                    f"the move was over before it could be cancelled: {one.reason}"
+                )
+            if one.progress.stage is MoveStage.PRECOPY and one.progress.percent >= HALF:
+                return one
+    raise OperationFailed(f"the move was not half-way within {_HALF_WAY_S:.0f} s")
+
+
+def _ms(milliseconds: float | None) -> str:
+    return "-" if milliseconds is None else format_duration(milliseconds / 1000)
