@@ -19,13 +19,14 @@ from godwit.migration.destination import give_back
 from godwit.migration.recover import Action, Found
 from godwit.model import keys, ownership
 from godwit.model.errors import OperationFailed
-from godwit.model.migration import Migration, MoveState
-from godwit.model.ownership import Owner
+from godwit.model.migration import Migration, MoveState, Outcome
+from godwit.model.ownership import MovePhase, Owner
 from godwit.model.vm import VmState, VmStatus
 from godwit.qemu.machine import Machine, discard_traces
-from godwit.qemu.runtime import Runtime, read_started, scan
+from godwit.qemu.runtime import Runtime, load_runtime, read_started, scan
 from godwit.qemu.start import end_unfinished
 from godwit.qmp import MonitorError
+from godwit.store.api import delete
 from godwit.store.errors import StoreError
 from godwit.store.records import CasFailed
 
@@ -90,6 +91,8 @@ async def _act(
         await machine.kill()
         await machine.discard()
         return
+    if action is Action.ADOPT and machine.epoch != owner.epoch:
+        machine.amend(epoch=owner.epoch)  # a gift came back, with a new epoch, while we were away
     gate = desk.gate(vm.value, machine)
     slot = await desk.put(vm.value, machine, gate, paused=owner.paused)
     if action is Action.ADOPT:
@@ -156,6 +159,8 @@ async def _stale_records(desk: Desk) -> None:
         name = key.removeprefix(keys.VMS).removesuffix("/owner")
         owner = found.value
         running = owner.state in (ownership.OwnerState.RUNNING, ownership.OwnerState.STARTING)
+        if owner.host != desk.host and await _source_is_gone(desk, name, owner):
+            await _finish(desk, name, owner, found.revision)
         if owner.host != desk.host or not running or name in desk.slots:
             continue
         if (desk.config.paths.vm_run(name) / "runtime.json").exists():
@@ -165,8 +170,11 @@ async def _stale_records(desk: Desk) -> None:
                 desk.records, desk.clock, vm=name, migration=owner.migration.id, host=desk.host
             )
             continue
+        reservation = []
+        if owner.migration is not None:
+            reservation = [delete(keys.host_reservation(owner.migration.destination, name))]
         try:
-            await desk.records.cas(key, ownership.stopped(owner), found.revision)
+            await desk.records.cas(key, ownership.stopped(owner), found.revision, also=reservation)
         except CasFailed:
             continue
         reason = "its QEMU was gone when the agent came back"
@@ -177,6 +185,38 @@ async def _stale_records(desk: Desk) -> None:
         await desk.event("vm.failed", name, reason, level="error")
         if owner.migration is not None:
             await _close_move(desk, owner.migration.id, reason)
+
+
+async def _source_is_gone(desk: Desk, vm: str, owner: Owner) -> bool:
+    """A move of ours that was swapped, and whose QEMU here died with its agent."""
+    move = owner.migration
+    return (
+        move is not None
+        and move.source == desk.host
+        and move.destination == owner.host
+        and vm not in desk.slots
+        and load_runtime(desk.config.paths.vm_run(vm)) is None
+    )
+
+
+async def _finish(desk: Desk, vm: str, owner: Owner, revision: int) -> None:
+    """Nothing is left here of a VM that was handed over: free its record."""
+    if owner.migration is None:
+        return
+    move = owner.migration
+    try:
+        await desk.records.cas(keys.vm_owner(vm), ownership.finished(owner, move.id), revision)
+    except CasFailed:
+        return
+    reason = f"{vm} was handed to {owner.host}; the source's QEMU and agent died meanwhile"
+
+    def change(record: Migration) -> Migration:
+        if record.state.final:
+            return record
+        outcome = Outcome.UNKNOWN if move.phase is MovePhase.PAGE_SOURCE else Outcome.COMPLETED
+        return record.but(state=MoveState(outcome.value), outcome=outcome, reason=reason)
+
+    await desk.records.update(keys.migration(move.id), Migration, change)
 
 
 def _never_started(desk: Desk, vm: str, owner: Owner) -> bool:

@@ -101,13 +101,27 @@ class Arrivals:
     async def ping(self, migration: str) -> PeerState:
         incoming = self.incoming.get(migration)
         if incoming is None:
+            for slot in self.desk.slots.values():
+                if slot.machine.runtime.migration == migration:
+                    status = (await slot.machine.status()).status
+                    return PeerState(phase="running", qemu_status=status, started=True)
             return PeerState(phase="gone", reason=f"{self.desk.host} knows nothing of {migration}")
         return await incoming.ping()
 
     async def take_over(self, migration: str, vm: str) -> TakenOver:
         if migration not in self.incoming:
+            if (epoch := self._taken_before(migration, vm)) is not None:
+                now = self.desk.clock.realtime()
+                return TakenOver(epoch=epoch, resumed_at=None, started_at=now)
             await self._never_started(migration, vm)
         return await self._incoming(migration).take_over()
+
+    def _taken_before(self, migration: str, vm: str) -> int | None:
+        """The epoch of a VM that an earlier life of this agent took over in this very move."""
+        slot = self.desk.slots.get(vm)
+        if slot is None or slot.machine.runtime.migration != migration:
+            return None
+        return slot.machine.epoch
 
     async def _never_started(self, migration: str, vm: str) -> None:
         """Asked to take over what this agent knows nothing of: it died before the swap.

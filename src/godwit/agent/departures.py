@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from godwit.agent.desk import Desk, Slot
 from godwit.agent.peering import Peers
@@ -39,7 +40,7 @@ class Departures:
         self.desk = desk
         self.peers = peers
         self.outgoing: dict[str, SourceMove] = {}
-        self.ended: Callable[[Slot], Awaitable[None]] | None = None
+        self.ended: Callable[[Slot], Coroutine[Any, Any, None]] | None = None
         self._overheads: deque[float] = deque(maxlen=PAST_MOVES)
 
     async def plan(self, request: MigrateVm, peer_url: str) -> MovePlan:
@@ -137,6 +138,9 @@ class Departures:
                 now = await slot.machine.status()
                 if now.running:
                     await self.desk.publish(slot)
+                elif now.status == "shutdown" and self.ended is not None:
+                    # The guest shut itself down while nobody but the move listened.
+                    self.desk.background(self.ended(slot), f"vm {report.vm}: shut down")
         elif report.outcome is Outcome.UNKNOWN:
             slot.ending = True
             await self.desk.take(slot)

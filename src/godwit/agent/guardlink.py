@@ -104,7 +104,12 @@ class GuardLink:
     async def _connect(self) -> None:
         self._streams = await asyncio.open_unix_connection(str(self._path))
         await self._ask({"op": "hello", "pid": os.getpid()})
-        for entry in [*self._registered.values(), *self._armed.values()]:
+        for entry in list(self._registered.values()):
+            await self._ask(entry)
+        for vm in list(self._registered):
+            # Asked one by one from the present state: a disarm may come between, or may have
+            # been lost with the old connection.
+            entry = self._armed.get(vm, {"op": "disarm", "vm": vm})
             await self._ask(entry)
 
     def _note(self, answer: dict[str, Any]) -> None:

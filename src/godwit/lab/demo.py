@@ -17,7 +17,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -133,8 +132,7 @@ class Demonstration:
 
     def _clean_up(self, before: Snapshot, error: BaseException) -> None:
         """After a failure or a signal. What goes wrong here is told, and hides nothing."""
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        _deaf()
         if isinstance(error, BrokenPipeError):
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the rest of the process
         failed = isinstance(error, Exception) and not isinstance(error, BrokenPipeError)
@@ -214,7 +212,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
+    # What was made is being taken away: a second signal is not needed, and would leave things.
+    _deaf()
     raise Interrupted(number)
+
+
+def _deaf() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -228,7 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default=NAME, help="the lab's name (%(default)s)")
     given = parser.parse_args(arguments)
     for number in _SIGNALS:
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, _interrupt)
     try:
         name = checked_name(given.name)
         home = state_root() / f".demo-{name}"

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, TypeGuard, TypeVar
 
 from godwit.client.sync import Client
 from godwit.host.netns import opened_netns, socket_in_netns
@@ -22,12 +22,14 @@ from godwit.lab.demo_stage import Stage
 from godwit.lab.layout import CLIENT, LAN, Layout
 from godwit.lab.picture import column_ms, draw, longest_gap
 from godwit.lab.probe import ECHO_PORT, Samples
-from godwit.model.errors import Cancelled, OperationFailed
-from godwit.model.migration import Migration, Outcome, Stage as MoveStage
+from godwit.model.errors import Cancelled, GodwitError, OperationFailed
+from godwit.model.migration import Migration, Outcome
+from godwit.model.migration import Stage as MoveStage
+from godwit.model.task import Task
 from godwit.model.units import format_duration
 
-if TYPE_CHECKING:
-    from godwit.model.task import Task
+T = TypeVar("T")
+News = Task | Migration | GodwitError
 
 VM = "web"
 NUMBER = 100  # of its address on the VM network
@@ -169,18 +171,21 @@ class Moves:
     def _cancel_half_way(self, task_id: str) -> None:
         """Call the move off when half of its first pass is over. OperationFailed if it ended
         otherwise than cancelled."""
-        news: SimpleQueue[Task | Migration] = SimpleQueue()
-        with ThreadPoolExecutor(1, thread_name_prefix="move") as pool:
-            ended = pool.submit(self._client.wait, task_id, on_progress=news.put)
-            move = _half_way(news)
-            said = f"{move.progress.percent:.0f} % of {move.progress.stage.value}"
-            self._stage.ok(f"the move is under way: {said}")
-            self._stage.godwit("migration", "cancel", move.id, progress=False)
+        news: SimpleQueue[News] = SimpleQueue()
+
+        def watch() -> None:
             try:
-                ended.result(timeout=_HALF_WAY_S)
-            except Cancelled:
-                return
-        raise OperationFailed(f"move {move.id} was cancelled, and went on")
+                news.put(self._client.wait(task_id, on_progress=news.put))
+            except GodwitError as error:
+                news.put(error)
+
+        # A daemon: it must not hold us up when we are interrupted.
+        threading.Thread(target=watch, name="watch the move", daemon=True).start()
+        move = _next(news, _is_half_way)
+        said = f"{move.progress.percent:.0f} % of {move.progress.stage.value}"
+        self._stage.ok(f"the move is under way: {said}")
+        self._stage.godwit("migration", "cancel", move.id, progress=False)
+        _next(news, _is_cancelled)
 
     # The probe
 
@@ -248,20 +253,29 @@ class Moves:
         return channel
 
 
-def _half_way(news: SimpleQueue[Task | Migration]) -> Migration:
+def _is_half_way(one: News) -> TypeGuard[Migration]:
+    if not isinstance(one, Migration):
+        return False
+    now = one.progress
+    return now.stage is MoveStage.PRECOPY and now.percent >= HALF
+
+
+def _is_cancelled(one: News) -> TypeGuard[Cancelled]:
+    return isinstance(one, Cancelled)
+
+
+def _next(news: SimpleQueue[News], wanted: Callable[[News], TypeGuard[T]]) -> T:
+    """The first piece of news that is wanted; OperationFailed when the move ends before."""
     until = time.monotonic() + _HALF_WAY_S
     with contextlib.suppress(Empty):
         while True:
             one = news.get(timeout=max(0.0, until - time.monotonic()))
-            if not isinstance(one, Migration):
-                continue
-            if one.state.final:
-                raise OperationFailed(
-                    f"the move was over before it could be cancelled: {one.reason}"
-                )
-            if one.progress.stage is MoveStage.PRECOPY and one.progress.percent >= HALF:
+            if wanted(one):
                 return one
-    raise OperationFailed(f"the move was not half-way within {_HALF_WAY_S:.0f} s")
+            if isinstance(one, GodwitError) or (isinstance(one, Task) and one.state.final):
+                said = one.message if isinstance(one, GodwitError) else one.reason
+                raise OperationFailed(f"the move that was to be cancelled ended: {said}")
+    raise OperationFailed(f"nothing was heard of the move for {_HALF_WAY_S:.0f} s")
 
 
 def _ms(milliseconds: float | None) -> str:

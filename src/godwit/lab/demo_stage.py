@@ -26,6 +26,7 @@ from godwit.model.errors import OperationFailed
 
 LIMIT_S = 120.0  # no command of the demonstration takes longer
 _ENDING_S = 30.0  # a command that is told to end may have things to take away
+_WIDTH = 78
 _BOLD, _GREEN, _RED, _PLAIN = "\033[1m", "\033[32m", "\033[31m", "\033[0m"
 
 Output = Literal["show", "keep", "drop"]
@@ -66,7 +67,8 @@ class Stage:
 
     def heading(self, text: str) -> None:
         """What comes now."""
-        self.say(f"\n{self._paint(_BOLD, f'── {text} {"─" * max(0, 74 - len(text))}')}")
+        line = f"── {text} ".ljust(_WIDTH, "─")
+        self.say(f"\n{self._paint(_BOLD, line)}")
 
     def ok(self, text: str) -> None:
         """Something that was looked at, and is as it should be."""
