@@ -15,15 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from godwit.host import links
+from godwit.host.cgroup import CGROUP_ROOT
 from godwit.host.config import parse_rate
 from godwit.host.netns import in_netns, opened_netns, socket_in_netns
-from godwit.lab import record
+from godwit.lab import groups, record
 from godwit.lab.down import down
 from godwit.lab.handle import Lab
 from godwit.lab.image import DemoImage, cache_root, find_demo_image
@@ -178,6 +178,21 @@ class Ground:
         ):
             subprocess.run([*netns, *words], check=True, capture_output=True)
 
+    @contextlib.contextmanager
+    def share(self, host: str, peer: str) -> Iterator[None]:
+        """For a while, be in a control group of the host's, beside those of Godwit's VMs.
+
+        What is started meanwhile stays there: it gets the processor time that a VM of Godwit
+        gets, no more and no less, and it goes when the lab goes.
+        """
+        home = _own_groups()
+        wanted = groups.create(f"{self.lab.layout.cgroup(host)}/{peer}")
+        try:
+            _enter(wanted)
+            yield
+        finally:
+            _enter(home)
+
     # Guests
 
     def watch(self, address: str) -> Watch:
@@ -237,6 +252,22 @@ def raised(say: Any, *, rate: str) -> Iterator[Ground]:
             down(LAB, say=lambda line: say(f"  {line}"))
 
 
+def _own_groups() -> list[str]:
+    """The files through which this process gets back to where it is now."""
+    found = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        entry = CGROUP_ROOT / controllers / path.lstrip("/") / "cgroup.procs"
+        if entry.exists() and not controllers.startswith("name="):
+            found.append(str(entry))
+    return found
+
+
+def _enter(entries: Sequence[str]) -> None:
+    for entry in entries:
+        Path(entry).write_text(str(os.getpid()))
+
+
 def _forget_leftovers(say: Any) -> None:
     if LAB in record.names():
         say("taking away what an interrupted run left")
@@ -252,8 +283,3 @@ def _alone() -> Iterator[None]:
         except OSError:
             raise Refused("another benchmark runs", hint="wait for its end") from None
         yield
-
-
-def lone_links() -> set[str]:
-    """Names of the links of this machine itself, to see that none is left."""
-    return set(links.show())

@@ -49,6 +49,8 @@ HOT_TIMEOUT_S = 300.0
 IDLE_VMS, COST_S = 4, 20.0
 ADDRESSES = {"godwit": "10.91.0.101", "floor": "10.91.0.102",
              "floor, TLS": "10.91.0.103", "virsh": "10.91.0.104"}  # fmt: skip
+AGAINST = {"hot": ("godwit --allow-postcopy", "godwit --allow-throttle")}
+"""Which cases of a scenario are held against the other peers'; else the one named godwit."""
 _FULL = Path("docs/proof/bench-A.json")
 _QUICK = Path("build/bench-quick.json")
 
@@ -187,7 +189,9 @@ class Bench:
         if everything:
             found.append(report.other_networks(everything))
         found += report.cost_promises(self.cost, self.memory, self.listing)
-        return found + report.hot_promises(self.rows.get("hot", []), budget_ms=BUDGET_MS)
+        return found + report.hot_promises(
+            self.rows.get("hot", []), budget_ms=BUDGET_MS, link_mb_s=self._ground.link_bits / 8e6
+        )
 
     def panels(self) -> list[plot.Panel]:
         """Total and blackout of each scenario."""
@@ -209,7 +213,9 @@ class Bench:
 def told(row: Row) -> str:
     """A move in one line."""
     own = row.trip.reported_blackout_ms
-    writes = "" if row.writes_mb_s is None else f", writing {row.writes_mb_s:.0f} MB/s"
+    writes = ""
+    if row.writes_mb_s is not None and row.wrote_mb_s is not None:
+        writes = f", writing {row.writes_mb_s:.0f}, meanwhile {row.wrote_mb_s:.0f} MB/s"
     end = "" if row.trip.outcome == "completed" else f"; {row.trip.outcome}: {row.trip.reason}"
     return (
         f"{row.case:26} {row.trip.total_s:6.2f} s  dark {row.blackout_ms:6.1f} ms"
@@ -302,7 +308,7 @@ def publish(bench: Bench, options: argparse.Namespace, load: tuple[float, float,
     lines: list[str] = []
     against: dict[str, Any] = {}
     for scenario, rows in bench.rows.items():
-        pairs, against[scenario] = report.comparison(rows, "godwit")
+        pairs, against[scenario] = report.comparison(rows, AGAINST.get(scenario, ("godwit",)))
         lines += [f"\n{scenario}", *report.table(rows), *pairs]
     criteria = bench.criteria()
     lines += ["\npromises", *(criterion.line() for criterion in criteria)]

@@ -1,7 +1,8 @@
 """What is compared: Godwit by its command line, the bare QMP floor, and virsh.
 
 Each peer has one guest at a time, of the same image, memory, machine and CPU, in the same two lab
-hosts, on the same bridge and the same link, and takes it back and forth. All guests live all the
+hosts, with the same share of the processor, on the same bridge and the same link, and takes it
+back and forth. All guests live all the
 time; only one of them moves, is probed, and is made to write.
 """
 
@@ -17,9 +18,11 @@ from typing import Any, Protocol
 import floor
 import link
 import virsh
-from ground import HOSTS, Ground, around
+from ground import AFTER_S, HOSTS, Ground, around
 
 SETTLE_S = 0.3
+GROUP = "peer"
+PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Row:
     network_bytes: dict[str, int]
     link_use: float
     writes_mb_s: float | None = None
+    """What the guest wrote just before; beside it what it got to write during the move."""
+    wrote_mb_s: float | None = None
     alive: bool = True
     uptime_s: float | None = None
 
@@ -98,10 +103,12 @@ def measured(
     watch = ground.watch(peer.address)
     try:
         time.sleep(SETTLE_S)
+        written = Written(ground, peer.address) if writes else None
         before = ground.sent()
         trip = peer.move(*options, timeout=timeout)
         after = ground.sent()
-        time.sleep(0.6)
+        wrote = written.mb_s() if written else None
+        time.sleep(AFTER_S + 0.1)
         samples = watch.stop()
     except BaseException:
         watch.kill()
@@ -112,7 +119,8 @@ def measured(
         peer=peer.name, case=case or peer.name, round=number, trip=trip,
         blackout_ms=seen.blackout_ms, lost=seen.lost, prober_stalled_ms=seen.stalled_ms,
         p50_rtt_ms=seen.p50_rtt_ms, network_bytes=moved,
-        link_use=moved["mig"] * 8 / (trip.total_s * ground.link_bits), writes_mb_s=achieved,
+        link_use=moved["mig"] * 8 / (trip.total_s * ground.link_bits),
+        writes_mb_s=achieved, wrote_mb_s=wrote,
     )  # fmt: skip
     try:
         row.uptime_s = float(ground.stats(peer.address, patience=10.0)["uptime_s"])
@@ -121,6 +129,25 @@ def measured(
     if writes and row.alive:
         ground.ask(peer.address, "dirty rate=0")
     return row
+
+
+class Written:
+    """How much a guest writes from now on, by its own count of pages."""
+
+    def __init__(self, ground: Ground, address: str) -> None:
+        self._ground, self._address = ground, address
+        self._pages, self._at = self._count(), time.monotonic()
+
+    def mb_s(self) -> float | None:
+        """The rate since; None when the guest does not answer."""
+        try:
+            pages = self._count() - self._pages
+        except TimeoutError:
+            return None
+        return pages * PAGE_BYTES / 1e6 / (time.monotonic() - self._at)
+
+    def _count(self) -> int:
+        return int(self._ground.stats(self._address)["dirty"]["pages"])
 
 
 def start_writing(ground: Ground, address: str, rate: int, mib: int) -> float:
@@ -245,16 +272,18 @@ class Floor:
         self.end()
         self._guest = replace(self._guest, memory_mib=memory_mib)
         self._at = 0
-        self._vm = floor.boot(self._guest, self._places[0], role=self._roles[0], ready="")
+        with self._ground.share(HOSTS[0], GROUP):
+            self._vm = floor.boot(self._guest, self._places[0], role=self._roles[0], ready="")
         self._ground.wait_guest(self.address)
 
     def move(self, *options: str, timeout: float = 120.0) -> Trip:
         if self._vm is None:
             raise RuntimeError("no guest was booted")
         to = 1 - self._at
-        self._vm, move = floor.move(
-            self._vm, self._guest, self._places[to], role=self._roles[to], tuning=self.tuning
-        )
+        with self._ground.share(HOSTS[to], GROUP):
+            self._vm, move = floor.move(
+                self._vm, self._guest, self._places[to], role=self._roles[to], tuning=self.tuning
+            )
         self._at = to
         return Trip(
             started=move.started, finished=move.finished, total_s=move.total, outcome="completed",
@@ -303,14 +332,16 @@ class Virsh:
         self.address = address
         self._ground = ground
         self._machine = machine
-        nodes = [
-            virsh.Node(
-                f"virsh-{host}", ground.netns(host), ground.migration_address(host),
-                ground.scratch / f"virsh-{host}",
-            )
-            for host in HOSTS
-        ]  # fmt: skip
-        self.pair = virsh.Pair((nodes[0], nodes[1]))
+        self.pair = virsh.Pair()
+        try:
+            for host in HOSTS:
+                root = ground.scratch / f"virsh-{host}"
+                address = ground.migration_address(host)
+                with ground.share(host, GROUP):
+                    self.pair.add(virsh.Node(f"virsh-{host}", ground.netns(host), address, root))
+        except BaseException:
+            self.pair.stop()
+            raise
 
     def boot(self, memory_mib: int) -> None:
         machine = self._machine

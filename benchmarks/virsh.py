@@ -216,16 +216,14 @@ class Daemon:
 class Pair:
     """Two libvirtd and one domain that goes back and forth between them."""
 
-    def __init__(self, nodes: tuple[Node, Node]) -> None:
+    def __init__(self) -> None:
         self.daemons: list[Daemon] = []
         self.at = 0
         self._domain: Domain | None = None
-        try:
-            for node in nodes:
-                self.daemons.append(Daemon(node))
-        except BaseException:
-            self.stop()
-            raise
+
+    def add(self, node: Node) -> None:
+        """Start one of the two libvirtd."""
+        self.daemons.append(Daemon(node))
 
     def version(self) -> str:
         """libvirt's and QEMU's versions, in its own words."""

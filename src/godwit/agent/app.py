@@ -37,6 +37,7 @@ from godwit.model.errors import (
 from godwit.model.migration import Migration
 from godwit.model.requests import MigrateVm, explain
 from godwit.model.vm import Disk
+from godwit.qmp import MonitorError, QmpError
 from godwit.store.errors import StoreError, StoreOutcomeUnknown
 from godwit.wire.identity import HOST, MANAGER
 from godwit.wire.problem import Problem, problem_response
@@ -78,6 +79,13 @@ def _route(path: str, method: str, handler: Handler, *, roles: tuple[str, ...]) 
             answer = await handler(request)
         except GodwitError as error:
             return problem_response(Problem.from_error(error))
+        except MonitorError as error:
+            refused = isinstance(error, QmpError) or not getattr(error, "sent", True)
+            kind: type[GodwitError] = OperationFailed if refused else OutcomeUnknown
+            text = f"the VM's QEMU: {error}"
+            return problem_response(
+                Problem.from_error(kind(text, hint="look: godwit vm list; then ask again"))
+            )
         except ValidationError as error:
             return problem_response(Problem.from_error(explain(error)))
         except StoreError as error:

@@ -137,10 +137,7 @@ class Demonstration:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the rest of the process
         failed = isinstance(error, Exception) and not isinstance(error, BrokenPipeError)
         stage = self._stage
-        stage.say()
-        if failed:
-            stage.bad(getattr(error, "message", "") or repr(error))
-        stage.say("Stopped. Taking down what there is.")
+        stage.say("\nStopped. Taking down what there is.")
         try:
             stage.end_all()
             _patiently(lambda: down(self._name, keep_logs=failed, say=lambda line: stage.ok(line)))

@@ -153,7 +153,8 @@ def power_on(lab: Lab, node: str, *, wait: bool = True) -> Lab:
         if node == CONTROL:
             api = opened.enter_context(_same_address(lab.record.port))
         network.carriers(lab.layout, node, up=True)
-        first = nodes.start(lab.layout, node, api=api)
+        binary = str(lab.record.qemu.get("binary", ""))
+        first = nodes.start(lab.layout, node, api=api, qemu_binary=binary)
         made = {**lab.record.nodes, node: (first.pid, first.start_time)}
         lab.record.but(nodes=made).save(lab.layout.state_root)
     lab = lab.reload()

@@ -7,6 +7,7 @@ import select
 import socket
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from godwit.host.namespaces import HostPlan, Step, launch, observe_layout, python_paths, root_steps
 from godwit.host.process import Process, kill, open_pidfd
@@ -26,7 +27,9 @@ def listener(port: int = 0) -> socket.socket:
     return socket.create_server(("127.0.0.1", port), backlog=128)
 
 
-def plan(layout: Layout, node: str, *, control_fd: int, fds: Mapping[str, int]) -> HostPlan:
+def plan(
+    layout: Layout, node: str, *, control_fd: int, fds: Mapping[str, int], qemu_binary: str = ""
+) -> HostPlan:
     """How a node is launched: what its root holds, and its supervisor. Makes its group."""
     group = layout.cgroup(node)
     entries = groups.create(group)
@@ -42,7 +45,7 @@ def plan(layout: Layout, node: str, *, control_fd: int, fds: Mapping[str, int]) 
         shown.append({"op": "bind", "src": str(layout.images), "dst": images, "ro": True})
     steps = root_steps(
         observe_layout(cgroup=group, devices=tuple(_DEVICES)),
-        read_only=python_paths(),
+        read_only=(*python_paths(), *_prefix_of(qemu_binary)),
         writable=writable,
         device_modes=_DEVICES,
     )
@@ -61,13 +64,28 @@ def plan(layout: Layout, node: str, *, control_fd: int, fds: Mapping[str, int]) 
     )
 
 
-def start(layout: Layout, node: str, *, api: socket.socket | None = None) -> Process:
-    """Launch a node whose directories, wires and files are there; its first process."""
+def _prefix_of(binary: str) -> tuple[str, ...]:
+    """What to show for a QEMU beside the installed one: all of it, for it looks beside itself."""
+    path = Path(binary)
+    if not path.is_absolute() or path.is_relative_to("/usr"):
+        return ()
+    return (str(path.parents[2] if path.parts[-3:-1] == ("usr", "bin") else path.parent),)
+
+
+def start(
+    layout: Layout, node: str, *, api: socket.socket | None = None, qemu_binary: str = ""
+) -> Process:
+    """Launch a node whose directories, wires and files are there; its first process.
+
+    ``qemu_binary``: the QEMU of its configuration, which has to be visible inside.
+    """
     path = layout.control_socket(node)
     path.unlink(missing_ok=True)
     with bind_unix(path) as control:
         fds = {API: api.fileno()} if api is not None else {}
-        wanted = plan(layout, node, control_fd=control.fileno(), fds=fds)
+        wanted = plan(
+            layout, node, control_fd=control.fileno(), fds=fds, qemu_binary=qemu_binary
+        )
         return launch(
             wanted,
             stdout=layout.logs(node) / "supervisor.log",

@@ -250,7 +250,8 @@ def _start(context: Context) -> str:
 
     def start(node: str) -> None:
         api = context.api if node == CONTROL else None
-        first = nodes.start(layout, node, api=api)
+        binary = str(context.options.qemu.get("binary", ""))
+        first = nodes.start(layout, node, api=api, qemu_binary=binary)
         started[node] = (first.pid, first.start_time)
 
     try:

@@ -116,8 +116,10 @@ class Incoming:
                 raise Refused(f"{self.world.host} has no migration certificate", hint="issue one")
             await stream.use_tls(self.world.migration_tls_dir, endpoint="server")
         await stream.set_capabilities(wanted)
-        # Rounds 0: QEMU would announce at load, while the VM still belongs to the source.
-        await stream.set_parameters(announce_rounds=0, tls_creds=TLS_OBJECT if self.ask.tls else "")
+        # QEMU announces at load, while the VM still belongs to the source: as little as possible,
+        # and the gate is closed, so it goes nowhere. Not 0 rounds: then QEMU frees the timer of
+        # each virtio-net card and dies when the guest resets it, at its next shutdown or reboot.
+        await stream.set_parameters(announce_rounds=1, tls_creds=TLS_OBJECT if self.ask.tls else "")
         return await stream.listen(self.world.migration_address)
 
     async def ping(self) -> PeerState:

@@ -59,6 +59,7 @@ class Cluster:
         self._before = before
         self._lab = lab
         self._addresses: dict[str, int] = {}
+        self._tasks: dict[str, str] = {}
         self.client = self._new_client()
 
     @classmethod
@@ -233,17 +234,25 @@ class Cluster:
 
     def begin(self, vm: str, to: str, **fields: Any) -> str:
         """Ask for a move; its id as soon as it has one."""
+        self._await_task(vm)
         task = self.client.vms.migrate(vm, to=to, **fields)
+        self._tasks[vm] = task.id
         until = time.monotonic() + 20.0
         while True:
-            move = self.client.migration_of(self.client.tasks.get(task.id))
+            now = self.client.tasks.get(task.id)
+            move = self.client.migration_of(now)
             if move is not None:
                 return move.id
-            now = self.client.tasks.get(task.id)
-            if now.state.final:
-                raise AssertionError(f"the move was not taken on: {now.reason}")
+            assert not now.state.final, f"the move was not taken on: {now.reason}"
             assert time.monotonic() < until, "the move got no record"
             time.sleep(0.01)
+
+    def _await_task(self, vm: str) -> None:
+        """The task of a VM's last move ends a little after the move's own record."""
+        until = time.monotonic() + 20.0
+        while vm in self._tasks and not self.client.tasks.get(self._tasks[vm]).state.final:
+            assert time.monotonic() < until, f"the task {self._tasks[vm]} did not end"
+            time.sleep(0.02)
 
     def await_end(self, migration_id: str, *, timeout: float) -> Migration | None:
         """The move's record once it is final; the last one seen when the time is up."""

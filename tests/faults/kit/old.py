@@ -10,6 +10,8 @@ from .cluster import Cluster
 from .report import Say, Section, tell
 
 VM = "aged"
+WRITE_MB_S = 30
+"""As fast as it can: a page is lost when it is written in two passes that follow each other."""
 
 
 def run(binary: Path, *, moves: int = 6, say: Say = tell) -> Section:
@@ -36,7 +38,7 @@ def _refused(binary: Path, section: Section, say: Say) -> None:
     section.figures["refusal"] = {"exit": said.code, "stderr": said.err}
     section.judge(
         "QEMU 7.2 under emulation: a live move is refused with the reason, exit 4",
-        said.code == 4 and "7.2" in said.err and same,
+        said.code == 4 and "loses pages" in said.err and same,
         section.figures["refusal"],
     )
 
@@ -49,7 +51,7 @@ def _overridden(binary: Path, section: Section, moves: int, say: Say) -> None:
     bad = 0
     try:
         guest = cluster.make(
-            VM, host="host1", append=f"godwit.stamp={stamping.STAMP_MIB}:16 godwit.clock=1"
+            VM, host="host1", append=f"mitigations=off godwit.stamp={stamping.STAMP_MIB}:{WRITE_MB_S} godwit.clock=1"
         )
         for number in range(moves):
             move = cluster.move(VM, cluster.other(str(cluster.owner(VM).host)))
@@ -60,7 +62,8 @@ def _overridden(binary: Path, section: Section, moves: int, say: Say) -> None:
                 break
             bad = guest.ask("check", timeout=60.0, each=30.0)["found"]
             bad = max(bad, guest.stats()["stamp"]["bad"])
-            rows.append({"id": move.id, "outcome": move.state.value, "bad": bad})
+            rows.append({"id": move.id, "outcome": move.state.value, "bad": bad, "reason": move.reason, "passes": len(move.passes), "clock": guest.stats()["clock"], "writes": guest.stats()["stamp"]["writes"]})
+            say(str(rows[-1]))
             say(f"old QEMU, move {number + 1}: {move.state.value}, {bad} bad pages")
             if bad:
                 break

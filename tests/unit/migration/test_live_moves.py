@@ -225,7 +225,7 @@ async def test_capabilities_and_parameters_are_all_set(tmp_path: Path) -> None:
         assert {n for n, s in theirs.capabilities.items() if s} == {
             "events", "return-path", "validate-uuid", "late-block-activate",
         }  # fmt: skip
-        assert theirs.parameters["announce-rounds"] == 0
+        assert theirs.parameters["announce-rounds"] == 1
         assert host_info("host1").migration_rate_bits == 1_000_000_000
 
 

@@ -1,0 +1,208 @@
+"""Runs the full counts of issue A's proof and writes raw figures; called by ``scripts/prove``.
+
+Each section is a part of its own with a lab of its own; what a section found is written at once, so
+that ``--only`` can repeat one of them and keep the others, as long as the commit is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from godwit.host.facts import memory_facts
+from tests.faults.kit import cancels, everyday, matrix, old, outrun, refusals, stamping
+from tests.faults.kit.cluster import Cluster
+from tests.faults.kit.report import Section, tell
+from tests.system.qemu.old_qemu import NoOldQemu, old_qemu
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROOF = REPOSITORY / "docs" / "proof" / "A.json"
+BENCH_S = 1500.0
+CANCELS = 5
+MOVES, QUICK_MOVES = 50, 4
+
+
+@contextmanager
+def _lab(section: Section, name: str = "prove") -> Iterator[Cluster]:
+    cluster = Cluster.up(name)
+    try:
+        yield cluster
+    finally:
+        left = cluster.close()
+        section.judge(f"{section.name}: the lab leaves nothing behind", not left, left or "nothing")
+
+
+def _on_lab(work: Callable[[Cluster], Section]) -> Section:
+    """A section on a lab of its own."""
+    outer = Section("lab")
+    with _lab(outer) as cluster:
+        section = work(cluster)
+    section.criteria += [
+        type(c)(f"{section.name}: {c.text.partition(': ')[2]}", c.passed, c.figure)
+        for c in outer.criteria
+    ]
+    return section
+
+
+def _everyday(cluster: Cluster) -> Section:
+    both = Section("everyday")
+    for part in (everyday.adoption, everyday.scripting):
+        found = part(cluster)
+        both.figures[found.name] = found.figures
+        both.criteria += found.criteria
+    found = everyday.traffic(cluster, moves=10)
+    both.figures[found.name] = found.figures
+    both.criteria += found.criteria
+    return both
+
+
+def _old() -> Section:
+    try:
+        return old.run(old_qemu())
+    except NoOldQemu as problem:
+        section = Section("old-qemu")
+        section.judge("QEMU 7.2 can be had", False, str(problem))
+        return section
+
+
+def _bench() -> Section:
+    """The comparison with others, by its own script; it judges its own promises."""
+    section = Section("bench")
+    script = REPOSITORY / "scripts" / "bench"
+    if not script.exists():
+        section.judge("scripts/bench is there", False, "missing")
+        return section
+    start = time.monotonic()
+    done = subprocess.run([script], cwd=REPOSITORY, capture_output=True, text=True, timeout=BENCH_S)
+    section.figures = {
+        "exit": done.returncode,
+        "seconds": round(time.monotonic() - start, 1),
+        "output": done.stdout.splitlines()[-60:],
+        "errors": done.stderr.splitlines()[-20:],
+    }
+    section.judge("scripts/bench holds its promises", done.returncode == 0, done.returncode)
+    return section
+
+
+SECTIONS: dict[str, Callable[[], Section]] = {
+    "matrix": lambda: _on_lab(matrix.run),
+    "cancel": lambda: _on_lab(lambda cluster: cancels.run(cluster, repeats=CANCELS)),
+    "stamp": lambda: _on_lab(lambda c: stamping.run(c, live=MOVES, quick=QUICK_MOVES)),
+    "everyday": lambda: _on_lab(_everyday),
+    "refusals": lambda: _on_lab(refusals.run),
+    "outrun": outrun.run,
+    "old-qemu": _old,
+    "bench": _bench,
+}
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _facts() -> dict[str, Any]:
+    qemu = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True)
+    model = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "cpus": os.cpu_count(),
+        "cpu": model[0] if model else platform.machine(),
+        "memory_bytes": memory_facts().total,
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "qemu": qemu.stdout.splitlines()[0] if qemu.stdout else "missing",
+        "load_at_start": os.getloadavg()[0],
+    }
+
+
+def _before(commit: str) -> dict[str, Any]:
+    """The sections of an earlier run on the same commit, when there are any."""
+    try:
+        kept = json.loads(PROOF.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return dict(kept.get("by_section", {})) if kept.get("commit") == commit else {}
+
+
+def _write(commit: str, facts: dict[str, Any], done: dict[str, Any]) -> dict[str, Any]:
+    proof = {
+        "issue": "A",
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": facts,
+        "complete": set(done) == set(SECTIONS),
+        "criteria": [c for name in SECTIONS if name in done for c in done[name]["criteria"]],
+        "sections": {name: done[name]["figures"] for name in SECTIONS if name in done},
+        "by_section": done,
+    }
+    PROOF.parent.mkdir(parents=True, exist_ok=True)
+    fresh = PROOF.with_suffix(".new")
+    fresh.write_text(json.dumps(proof, indent=1, default=str) + "\n")
+    fresh.replace(PROOF)
+    return proof
+
+
+def _carry_out(name: str) -> dict[str, Any]:
+    """A section to its end; what it stumbles over is a criterion that does not hold."""
+    start = time.monotonic()
+    tell(f"== {name}")
+    try:
+        section = SECTIONS[name]()
+    except Exception as error:
+        traceback.print_exc()
+        section = Section(name)
+        section.judge(f"{name}: carried out", False, f"{type(error).__name__}: {error}")
+    spent = round(time.monotonic() - start, 1)
+    for criterion in section.criteria:
+        tell(f"{'✓' if criterion.passed else '✗'} {criterion.text}")
+        if not criterion.passed:
+            tell(f"    {json.dumps(criterion.figure, default=str)[:600]}")
+    tell(f"== {name}: {spent:.0f} s")
+    return {
+        "seconds": spent,
+        "figures": section.figures,
+        "criteria": [criterion.as_json() for criterion in section.criteria],
+    }
+
+
+def main() -> int:
+    """1 when a criterion does not hold; a run with ``--only`` judges those sections alone."""
+    parser = argparse.ArgumentParser(prog="scripts/prove", description=__doc__)
+    parser.add_argument("issue", choices=["A"])
+    parser.add_argument("--only", default="", help=f"some of: {','.join(SECTIONS)}")
+    given = parser.parse_args()
+    names = [name for name in given.only.split(",") if name] or list(SECTIONS)
+    if unknown := set(names) - set(SECTIONS):
+        parser.error(f"no section {sorted(unknown)[0]}; there are: {', '.join(SECTIONS)}")
+    commit = _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain") else "")
+    facts = _facts()
+    done = _before(commit) if given.only else {}
+    start = time.monotonic()
+    for name in names:
+        done[name] = _carry_out(name)
+        _write(commit, facts, done)
+    bad = [c["text"] for name in names for c in done[name]["criteria"] if not c["pass"]]
+    tell(f"{len(names)} sections in {time.monotonic() - start:.0f} s, {len(bad)} criteria fail")
+    tell(f"written: {PROOF.relative_to(REPOSITORY)}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    if shutil.which("qemu-system-x86_64") is None or os.geteuid() != 0:
+        sys.exit("root and QEMU are needed: run scripts/setup")
+    sys.exit(main())
