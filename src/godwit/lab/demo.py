@@ -30,7 +30,7 @@ from godwit.lab.demo_stage import Stage
 from godwit.lab.down import down
 from godwit.lab.layout import checked_name, state_root
 from godwit.lab.leaks import Snapshot
-from godwit.model.errors import Conflict, GodwitError, OperationFailed
+from godwit.model.errors import Conflict, GodwitError, OperationFailed, Refused
 from godwit.model.units import format_duration
 
 NAME = "demo"
@@ -107,9 +107,13 @@ class Demonstration:
         stage = self._stage
         stage.heading("Two hosts on this machine")
         stage.say("Each has its own processes, files and network. The wire between them: 1 Gbit/s.")
-        stage.godwit(
-            "lab", "up", "--hosts", "2", "--name", self._name, output="drop", progress=True
-        )
+        words = ("lab", "up", "--hosts", "2", "--name", self._name)
+        try:
+            stage.godwit(*words, output="drop", progress=True)
+        except OperationFailed as error:
+            if error.context.get("code") == Refused.exit_code:
+                raise Refused("a lab is not possible here", hint="what it said is above") from None
+            raise
         stage.godwit("host", "list")
 
     def _take_down(self, before: Snapshot) -> None:
@@ -133,10 +137,11 @@ class Demonstration:
     def _clean_up(self, before: Snapshot, error: BaseException) -> None:
         """After a failure or a signal. What goes wrong here is told, and hides nothing."""
         _deaf()
-        if isinstance(error, BrokenPipeError):
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the rest of the process
-        failed = isinstance(error, Exception) and not isinstance(error, BrokenPipeError)
         stage = self._stage
+        stage.may_be_unheard()
+        failed = isinstance(error, Exception) and stage.heard
+        if failed and isinstance(error, GodwitError) and not error.hint:
+            error.hint = f"logs of the lab, if it got so far: {state_root()}/kept-logs"
         stage.say("\nStopped. Taking down what there is.")
         try:
             stage.end_all()
@@ -230,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default=NAME, help="the lab's name (%(default)s)")
     given = parser.parse_args(arguments)
     for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, _interrupt)
     try:
         name = checked_name(given.name)
@@ -241,9 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _alone(name):
             Demonstration(name, home).run()
     except GodwitError as error:
-        tell(error)
-        # A lab that is refused is not a failure of ours.
-        return 4 if error.context.get("code") == 4 else error.exit_code
+        return tell(error)
     except Interrupted as interrupted:
         return 128 + interrupted.number
     except BrokenPipeError:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Literal, TypeGuard, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 from godwit.client.sync import Client
 from godwit.host.netns import opened_netns, socket_in_netns
@@ -22,14 +22,14 @@ from godwit.lab.demo_stage import Stage
 from godwit.lab.layout import CLIENT, LAN, Layout
 from godwit.lab.picture import NOT_ASKED, column_ms, draw, longest_gap
 from godwit.lab.probe import ECHO_PORT, Samples
-from godwit.model.errors import Cancelled, GodwitError, OperationFailed
+from godwit.model.errors import Cancelled, OperationFailed
 from godwit.model.migration import Migration, Outcome
 from godwit.model.migration import Stage as MoveStage
 from godwit.model.task import Task, TaskState
 from godwit.model.units import format_duration
 
 T = TypeVar("T")
-News = Task | Migration | GodwitError
+News = Task | Migration | Exception
 
 VM = "web"
 NUMBER = 100  # of its address on the VM network
@@ -40,6 +40,8 @@ _AFTER_S = 0.3
 _HALF_WAY_S = 30.0
 _PROBE_S = 60  # the longest that a probe runs, should nobody end it
 _CONTROL_PORT = 7777
+_WRITE_MB_S = 300  # more than twice what the wire carries
+_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +121,7 @@ class Moves:
         stage = self._stage
         stage.heading("Cancelled half-way: the VM stays where it is")
         stage.say(f"{VM} now writes 100 MiB of its memory over and over, so that the move lasts.")
-        stage.godwit(
-            "lab", "exec", "--name", self._lab, CLIENT, "--", "bash", "-c",
-            f"echo dirty rate=200 mib=100 > /dev/udp/{self._address}/{_CONTROL_PORT}",
-        )  # fmt: skip
+        self._make_it_write()
         with self._probing() as samples:
             printed = stage.godwit(
                 "vm", "migrate", VM, "--to", "host2", "--no-wait", output="keep", progress=False
@@ -144,7 +143,7 @@ class Moves:
                 f"{move.method:<6} {move.source} → {move.destination}  {total:>7}"
                 f"  {dark:>15}  {_ms(one.probe_ms):>18}"
             )
-        uptime_s = self._uptime_s()
+        uptime_s = float(self._guest_stats()["uptime_s"])
         if uptime_s < time.monotonic() - self._answered_at:
             raise OperationFailed(f"{VM} was restarted: it is up for {uptime_s:.1f} s only")
         stage.ok(f"{VM} is up for {format_duration(uptime_s)}: it was never restarted")
@@ -173,6 +172,17 @@ class Moves:
         if seen.state.value != "running" or seen.host != host:
             raise OperationFailed(f"{VM} is {seen.state.value} on {seen.host}, not on {host}")
 
+    def _make_it_write(self) -> None:
+        for _ in range(_TRIES):
+            self._stage.godwit(
+                "lab", "exec", "--name", self._lab, CLIENT, "--", "bash", "-c",
+                f"echo dirty rate={_WRITE_MB_S} mib=100 > /dev/udp/{self._address}/{_CONTROL_PORT}",
+            )  # fmt: skip
+            # A datagram may get lost; and an idle guest's move would be over too soon.
+            if self._guest_stats()["dirty"]["wanted_mb_s"] == _WRITE_MB_S:
+                return
+        raise OperationFailed(f"{VM} does not obey on its control port")
+
     def _cancel_half_way(self, task_id: str) -> None:
         """Call the move off when half of its first pass is over. OperationFailed if it ended
         otherwise than cancelled."""
@@ -181,7 +191,7 @@ class Moves:
         def watch() -> None:
             try:
                 news.put(self._client.wait(task_id, on_progress=news.put))
-            except GodwitError as error:
+            except Exception as error:  # whatever it is, the main thread tells it
                 news.put(error)
 
         # A daemon: it must not hold us up when we are interrupted.
@@ -223,12 +233,8 @@ class Moves:
         asked = f"{lost:,} of {len(sent):,} questions got no answer"
         if lost == 0:
             asked = f"all {len(sent):,} questions were answered"
-        if measured_ms is None:
-            stage.say(f"\n  Dark: {gap_ms:.0f} ms by the probe; {asked}.")
-        else:
-            stage.say(
-                f"\n  Dark: {measured_ms:.0f} ms by Godwit, {gap_ms:.0f} ms by the probe; {asked}."
-            )
+        by_godwit = "" if measured_ms is None else f"{_ms(measured_ms)} by Godwit, "
+        stage.say(f"\n  Dark: {by_godwit}{_ms(gap_ms)} by the probe; {asked}.")
         return gap_ms
 
     # Asking the guest
@@ -247,13 +253,14 @@ class Moves:
             hint="its console is among the logs of its host",
         )
 
-    def _uptime_s(self) -> float:
+    def _guest_stats(self) -> dict[str, Any]:
         with self._channel(_CONTROL_PORT) as channel:
             channel.settimeout(1.0)
             for _ in range(10):
                 with contextlib.suppress(TimeoutError, ConnectionError):
                     channel.send(b"stats")
-                    return float(json.loads(channel.recv(8192))["stats"]["uptime_s"])
+                    stats: dict[str, Any] = json.loads(channel.recv(8192))["stats"]
+                    return stats
         raise OperationFailed(f"{VM} does not answer on its control port")
 
     def _channel(self, port: int) -> socket.socket:
@@ -285,8 +292,8 @@ def _next(news: SimpleQueue[News], wanted: Callable[[News], TypeGuard[T]]) -> T:
             one = news.get(timeout=max(0.0, until - time.monotonic()))
             if wanted(one):
                 return one
-            if isinstance(one, GodwitError) or (isinstance(one, Task) and one.state.final):
-                said = one.message if isinstance(one, GodwitError) else one.reason
+            if isinstance(one, Exception) or (isinstance(one, Task) and one.state.final):
+                said = one.reason if isinstance(one, Task) else str(one)
                 raise OperationFailed(f"the move that was to be cancelled ended: {said}")
     raise OperationFailed(f"nothing was heard of the move for {_HALF_WAY_S:.0f} s")
 

@@ -23,7 +23,12 @@ def test_flush_forgets_one_port() -> None:
     try:
         lines = [links.bridge("br0"), links.up("br0")]
         for port, peer in (("v0", "v1"), ("w0", "w1")):
-            lines += [links.veth(port, peer), links.attach(port, "br0"), links.up(port)]
+            lines += [
+                links.veth(port, peer),
+                links.attach(port, "br0"),
+                links.up(port),
+                links.up(peer),
+            ]
         links.apply(lines, netns=SPACE)
         for port, mac in (("v0", LEARNED), ("w0", OTHER)):
             entry = ["bridge", "fdb", "add", mac, "dev", port, "master", "dynamic"]
