@@ -7,6 +7,7 @@ epoch durably, then ``cont``. What fails on the way is undone and the record say
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 from godwit.agent.desk import Desk, Slot
@@ -25,6 +26,7 @@ from godwit.qmp import MonitorError
 from godwit.store.records import CasFailed, Versioned
 
 SAVE_S = 600.0
+PRESS_AGAIN_S = 5.0
 RESTARTS_PER_HOUR = 3
 
 
@@ -190,16 +192,19 @@ class Power:
         await desk.put(vm, machine, gate, paused=paused)
 
     async def _shut_down(self, slot: Slot, timeout_s: float) -> None:
-        machine = slot.machine
+        machine, left = slot.machine, timeout_s
         with machine.monitor.events("SHUTDOWN") as events:
-            await machine.powerdown()
-            try:
-                await events.wait(timeout=timeout_s)
-            except TimeoutError:
-                raise OperationFailed(
-                    f"the guest of {slot.vm.name} did not shut down within {timeout_s:g} s",
-                    hint=f"cut its power: godwit vm stop {slot.vm.name} --force",
-                ) from None
+            while left > 0:
+                # A guest that is still booting does not hear the button: press it again.
+                await machine.powerdown()
+                with contextlib.suppress(TimeoutError):
+                    await events.wait(timeout=min(left, PRESS_AGAIN_S))
+                    return
+                left -= PRESS_AGAIN_S
+        raise OperationFailed(
+            f"the guest of {slot.vm.name} did not shut down within {timeout_s:g} s",
+            hint=f"cut its power: godwit vm stop {slot.vm.name} --force",
+        )
 
     async def _end(self, slot: Slot, found: Versioned[Owner], reason: str) -> None:
         await slot.machine.quit()

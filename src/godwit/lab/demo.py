@@ -74,7 +74,11 @@ class Demonstration:
             )
             self._perform(before)
         except BaseException as error:
-            self._clean_up(before, error)
+            heard = stage.heard()
+            self._clean_up(before, error, failed=heard and isinstance(error, Exception))
+            # A command that failed because nobody reads any more: so did we.
+            if isinstance(error, Exception) and not heard:
+                raise BrokenPipeError from error
             raise
         self._forget_home()
         stage.say(f"\nDone in {format_duration(time.monotonic() - start)}: {self._phases()}.")
@@ -134,12 +138,10 @@ class Demonstration:
             time.sleep(0.1)  # the kernel takes sockets and mounts of a dead namespace apart later
         self._stage.ok("nothing is left: no namespace, process, mount, socket, link, control group")
 
-    def _clean_up(self, before: Snapshot, error: BaseException) -> None:
-        """After a failure or a signal. What goes wrong here is told, and hides nothing."""
+    def _clean_up(self, before: Snapshot, error: BaseException, *, failed: bool) -> None:
+        """After a failure, a signal, or when nobody reads. What goes wrong here is told only."""
         _deaf()
         stage = self._stage
-        stage.may_be_unheard()
-        failed = isinstance(error, Exception) and stage.heard
         if failed and isinstance(error, GodwitError) and not error.hint:
             error.hint = f"logs of the lab, if it got so far: {state_root()}/kept-logs"
         stage.say("\nStopped. Taking down what there is.")

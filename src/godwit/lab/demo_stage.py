@@ -60,20 +60,17 @@ class Stage:
 
     # Speaking
 
-    @property
     def heard(self) -> bool:
-        """Whether anybody reads what is said; False when the reader of a pipe has gone."""
-        if self._terminal:
-            return True
+        """Whether anybody reads what is said. When the reader of a pipe or the terminal has gone,
+        what is said from now on goes nowhere, and does not fail."""
         poll = select.poll()
         poll.register(1, 0)
-        return not any(event & (select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
-
-    def may_be_unheard(self) -> None:
-        """From now on it does not matter that nobody reads; for the way out."""
-        if not self.heard:
-            with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
-                os.dup2(nowhere.fileno(), 1)
+        gone = select.POLLERR | select.POLLHUP | select.POLLNVAL
+        if not any(event & gone for _, event in poll.poll(0)):
+            return True
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), 1)
+        return False
 
     def say(self, text: str = "") -> None:
         """One line, or several."""
