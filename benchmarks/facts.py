@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from peers import Machine
+from measure import Machine
 
 
 def said(*line: str) -> str:

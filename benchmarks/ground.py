@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,6 +39,7 @@ CONTROL_PORT = 7777
 BOOT_S = 90.0
 BEFORE_S = 0.1
 AFTER_S = 0.5
+_SCRATCH = "godwit-bench-"
 _GODWIT = Path(sys.executable).parent / "godwit"
 
 
@@ -62,7 +64,9 @@ class Watch:
     """The probe, running until it is stopped."""
 
     def __init__(self, netns: str, address: str, file: Path) -> None:
-        line = [sys.executable, "-I", "-m", "godwit.lab.probe", address]
+        # It must not outlive a benchmark that is killed.
+        line = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-I", "-m", "godwit.lab.probe"]
+        line.append(address)
         line += ["--netns", netns, "--save", str(file)]
         self._file = file
         self._process = subprocess.Popen(
@@ -237,14 +241,15 @@ def raised(say: Any, *, rate: str) -> Iterator[Ground]:
     image = find_demo_image(cache_root())
     if image is None:
         raise Refused("there is no demo image", hint="run scripts/setup")
-    with _alone(), tempfile.TemporaryDirectory(prefix="godwit-bench-") as folder:
-        scratch = Path(folder)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_alone())
+        _forget_leftovers(say)
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_SCRATCH)))
         options = replace(
             with_defaults(LAB, len(HOSTS), rate=rate),
             # Whoever runs this keeps their own current cluster.
             contexts_file=scratch / "config/godwit/contexts.toml",
         )
-        _forget_leftovers(say)
         up(options, say=say)
         try:
             yield Ground(Lab.load(LAB), image, scratch)
@@ -269,9 +274,12 @@ def _enter(entries: Sequence[str]) -> None:
 
 
 def _forget_leftovers(say: Any) -> None:
+    """What a killed run could not take away itself; nobody else uses these names."""
     if LAB in record.names():
-        say("taking away what an interrupted run left")
+        say("taking away what a killed run left")
         down(LAB)
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +34,8 @@ import plot
 import report
 import virsh
 from ground import Ground, raised
-from peers import Floor, Godwit, Machine, Peer, Row, Virsh, choose_limit, measured
+from measure import Machine, Peer, Row, measured
+from peers import Floor, Godwit, Virsh, choose_limit
 
 from godwit.model.errors import GodwitError
 
@@ -71,6 +73,8 @@ class Bench:
         self.cost: idle.Cost | None = None
         self.memory: dict[str, dict[str, int]] = {}
         self.listing: dict[str, Any] | None = None
+        self.broken = ""
+        """What ended the run early; what was measured before it still counts."""
 
     def run(self) -> None:
         """All chosen scenarios."""
@@ -184,6 +188,8 @@ class Bench:
         quiet = self.rows.get("idle", [])
         everything = [row for rows in self.rows.values() for row in rows]
         found: list[report.Criterion] = []
+        if self.broken:
+            found.append(report.Criterion("the run came to its end", False, self.broken, {}))
         if quiet:
             found += [report.fairness(quiet), *report.idle_promises(quiet)]
         if everything:
@@ -296,11 +302,20 @@ def main(argv: list[str] | None = None) -> int:
         with raised(say, rate=RATE) as ground:
             bench = Bench(ground, options)
             with contextlib.closing(bench), undisturbed_end():
-                bench.run()
+                run_or_note(bench)
     except GodwitError as error:
         say(f"{error.message}\n{error.hint}")
         return 4 if error.code == "refused" else 1
     return publish(bench, options, load)
+
+
+def run_or_note(bench: Bench) -> None:
+    """Run it; a failure in the middle does not throw away what was measured before."""
+    try:
+        bench.run()
+    except Exception as error:
+        traceback.print_exc()
+        bench.broken = f"{type(error).__name__}: {error}"
 
 
 def publish(bench: Bench, options: argparse.Namespace, load: tuple[float, float, float]) -> int:
@@ -308,8 +323,10 @@ def publish(bench: Bench, options: argparse.Namespace, load: tuple[float, float,
     lines: list[str] = []
     against: dict[str, Any] = {}
     for scenario, rows in bench.rows.items():
-        pairs, against[scenario] = report.comparison(rows, AGAINST.get(scenario, ("godwit",)))
-        lines += [f"\n{scenario}", *report.table(rows), *pairs]
+        ours = AGAINST.get(scenario, ("godwit",))
+        pairs, against[scenario] = report.comparison(rows, ours)
+        within = [line for case in ours for line in report.stages(rows, case)]
+        lines += [f"\n{scenario}", *report.table(rows), *pairs, *within]
     criteria = bench.criteria()
     lines += ["\npromises", *(criterion.line() for criterion in criteria)]
     print("\n".join(lines))

@@ -97,6 +97,11 @@ def _strip(
             f'stroke="{colour}" stroke-width="3"/>'
         )
         parts.append(
-            f'<text x="{WIDTH - RIGHT + 8}" y="{middle + 4:.1f}" fill="{colour}">{seen:.3g}</text>'
+            f'<text x="{WIDTH - RIGHT + 8}" y="{middle + 4:.1f}" fill="{colour}">'
+            f"{_short(seen)}</text>"
         )
     return parts
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -15,7 +15,7 @@ from math import comb
 from typing import Any
 
 from idle import Cost
-from peers import Row
+from measure import Row
 
 FLOOR_SLOWEST_S = 1.0
 FLOOR_DARKEST_MS = 80.0
@@ -126,6 +126,19 @@ def table(rows: Sequence[Row]) -> list[str]:
             f"{median([row.link_use for row in mine]):.0%}",
         ))  # fmt: skip
     return lines
+
+
+def stages(rows: Sequence[Row], case: str) -> list[str]:
+    """Where the time of Godwit's moves goes: medians over all that completed."""
+    spent: dict[str, list[float]] = {}
+    for row in of(rows, case):
+        told = row.trip.detail.get("stages") or []
+        if told:
+            spent.setdefault("before setup", []).append(told[0]["start_s"] * 1e3)
+        for stage in told:
+            spent.setdefault(stage["name"], []).append(stage["duration_ms"])
+    shown = [f"{name} {median(values):.0f}" for name, values in spent.items()]
+    return [f"  {case}, ms of each stage: {', '.join(shown)}"] if shown else []
 
 
 def last_word(rows: Sequence[Row], case: str) -> str:

@@ -20,11 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from godwit.host.facts import memory_facts
 from tests.faults.kit import cancels, everyday, matrix, old, outrun, refusals, stamping
 from tests.faults.kit.cluster import Cluster
 from tests.faults.kit.report import Section, tell
 from tests.system.qemu.old_qemu import NoOldQemu, old_qemu
+
+from godwit.host.facts import memory_facts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROOF = REPOSITORY / "docs" / "proof" / "A.json"

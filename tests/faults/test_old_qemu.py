@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.system.qemu.old_qemu import NoOldQemu, old_qemu
 
 from .kit import old

@@ -95,4 +95,5 @@ async def _silence(timeout: float) -> AsyncIterator[None]:
     except PeerUnreachable as error:
         raise PeerSilent(f"its agent cannot be reached ({error.message})") from error
     except PeerOutcomeUnknown as error:
-        raise PeerSilent(f"no answer within {timeout:g} s") from error
+        # Sent, and then: too late, or the connection broke because the agent there died.
+        raise PeerSilent(error.message or f"no answer within {timeout:g} s") from error

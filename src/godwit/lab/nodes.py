@@ -83,9 +83,7 @@ def start(
     path.unlink(missing_ok=True)
     with bind_unix(path) as control:
         fds = {API: api.fileno()} if api is not None else {}
-        wanted = plan(
-            layout, node, control_fd=control.fileno(), fds=fds, qemu_binary=qemu_binary
-        )
+        wanted = plan(layout, node, control_fd=control.fileno(), fds=fds, qemu_binary=qemu_binary)
         return launch(
             wanted,
             stdout=layout.logs(node) / "supervisor.log",

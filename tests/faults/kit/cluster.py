@@ -121,7 +121,9 @@ class Cluster:
 
     def cli(self, *words: str, timeout: float = 120.0) -> Said:
         """Run ``godwit WORDS``, as a person would."""
-        return self.program([str(Path(sys.executable).with_name("godwit")), *words], timeout=timeout)
+        return self.program(
+            [str(Path(sys.executable).with_name("godwit")), *words], timeout=timeout
+        )
 
     def program(self, argv: Sequence[str], *, timeout: float = 120.0) -> Said:
         """Run a program that finds this cluster by its contexts file."""

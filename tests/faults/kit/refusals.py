@@ -49,7 +49,9 @@ def cases(source: str, destination: str) -> tuple[Bad, ...]:
         Bad("negative deadline", (*move, VM, "--deadline", "-5"), 2, "--deadline"),
         Bad("unknown option", (*move, VM, "--quickly"), 2, "--quickly"),
         Bad("unknown move", ("migration", "cancel", "m-nosuch"), 3, "m-nosuch"),
-        Bad("unknown image", ("vm", "create", "new", "--memory", "64M", "--image", "nix"), 3, "nix"),
+        Bad(
+            "unknown image", ("vm", "create", "new", "--memory", "64M", "--image", "nix"), 3, "nix"
+        ),
     )
 
 

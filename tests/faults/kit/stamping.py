@@ -1,4 +1,8 @@
-"""Moves back and forth under a guest that would notice a lost page, write or second."""
+"""Moves back and forth under a guest that would notice a lost page, write or second.
+
+A guest that loses all that it wrote lately looks sound from inside: its pages are as old as what
+it expects of them. So its counters are kept outside, too, and must never fall.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,33 @@ VM = "stamp"
 STAMP_MIB = 64
 DISKS = {"sda": "shared:256M:qcow2", "sdb": "shared:256M:raw"}
 RECORDS_PER_S = 50
+WRITE_MB_S = 4
+QUIET_TLB = "mitigations=off"
+"""Without it the guest's kernel empties the soft TLB at each interrupt, which hides what an old
+QEMU forgets to do to it."""
 P95_MS = 150.0
+
+
+def words(write_mb_s: int) -> str:
+    """What the guest's kernel is told."""
+    return f"{QUIET_TLB} godwit.stamp={STAMP_MIB}:{write_mb_s} godwit.clock=1"
+
+
+def counters(stats: dict[str, Any]) -> dict[str, float]:
+    """What can only rise while a guest lives. The log is left out: it changes its disk."""
+    stamp, clock = stats["stamp"], stats["clock"]
+    return {
+        "uptime_s": stats["uptime_s"],
+        "pages_written": stamp["writes"],
+        "pages_checked": stamp["checked"],
+        "clock_samples": clock["samples"],
+        "echoed": stats["echo"]["packets"],
+    }
+
+
+def fallen(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """By how much each counter that fell did."""
+    return {key: before[key] - after[key] for key in before if after[key] < before[key]}
 
 
 def make(cluster: Cluster, vm: str = VM, *, log: bool = True) -> Guest:
@@ -28,7 +58,7 @@ def make(cluster: Cluster, vm: str = VM, *, log: bool = True) -> Guest:
     return cluster.make(
         vm,
         host="host1",
-        append=f"godwit.stamp={STAMP_MIB}:4 godwit.clock=1",
+        append=words(WRITE_MB_S),
         disks=list(DISKS.values()) if log else [],
     )
 
@@ -64,6 +94,7 @@ def run(cluster: Cluster, *, live: int = 50, quick: int = 4, say: Say = tell) ->
 
 def _move(cluster: Cluster, guest: Guest, method: str) -> dict[str, Any]:
     source = str(cluster.owner(VM).host)
+    before = counters(guest.stats())
     start = time.monotonic_ns()
     move = cluster.move(VM, cluster.other(source), method=method)
     time.sleep(0.3)  # the probe's first answers from the other side belong to this move
@@ -79,6 +110,7 @@ def _move(cluster: Cluster, guest: Guest, method: str) -> dict[str, Any]:
         "blackout_ms": move.blackout_ms,
         "bytes": move.bytes_transferred,
         "bad_found": found,
+        "fallen": fallen(before, counters(guest.stats())),
         "start_ns": start,
         "end_ns": end,
     }
@@ -127,9 +159,7 @@ def _offline(cluster: Cluster, logs: dict[str, dict[str, Any]]) -> dict[str, Log
             run_program(argv, timeout=60.0)
             raws[disk.format] = raw
         for logged in logs.values():
-            found = {
-                kind: _check(raw, logged) for kind, raw in raws.items() if kind not in checks
-            }
+            found = {kind: _check(raw, logged) for kind, raw in raws.items() if kind not in checks}
             kind = max(found, key=lambda name: found[name].intact)
             checks[kind] = found[kind]
     return checks
@@ -162,6 +192,8 @@ def _judge(
         bad == 0 and stamp["passes"] >= len(moves) and stamp["rounds"] + stamp["writes"] > 0,
         {"bad": bad, "pages_checked": stamp["checked"], "pages_written": stamp["writes"]},
     )
+    fell = {move["id"]: move["fallen"] for move in moves if move["fallen"]}
+    section.judge("no counter of the guest fell, as kept outside", not fell, fell or "none")
     for kind, check in checks.items():
         section.judge(
             f"0 lost acknowledged records on the {kind} disk, read from the closed image",
