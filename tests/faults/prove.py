@@ -137,7 +137,7 @@ def _before(commit: str) -> dict[str, Any]:
         kept = json.loads(PROOF.read_text())
     except (FileNotFoundError, ValueError):
         return {}
-    return dict(kept.get("by_section", {})) if kept.get("commit") == commit else {}
+    return dict(kept.get("sections", {})) if kept.get("commit") == commit else {}
 
 
 def _write(commit: str, facts: dict[str, Any], done: dict[str, Any]) -> dict[str, Any]:
@@ -148,8 +148,7 @@ def _write(commit: str, facts: dict[str, Any], done: dict[str, Any]) -> dict[str
         "machine": facts,
         "complete": set(done) == set(SECTIONS),
         "criteria": [c for name in SECTIONS if name in done for c in done[name]["criteria"]],
-        "sections": {name: done[name]["figures"] for name in SECTIONS if name in done},
-        "by_section": done,
+        "sections": {name: done[name] for name in SECTIONS if name in done},
     }
     PROOF.parent.mkdir(parents=True, exist_ok=True)
     fresh = PROOF.with_suffix(".new")

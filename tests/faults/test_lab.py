@@ -1,4 +1,4 @@
-"""Faults on a real lab: each kind once, sampled by GODWIT_SEED; ``scripts/prove A`` does them all."""
+"""Faults on a real lab: each kind once, sampled by GODWIT_SEED; ``scripts/prove A`` does all."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from godwit.model import keys, ownership
 from godwit.model.errors import OperationFailed
 from godwit.model.migration import Migration, MoveState, Outcome
 from godwit.model.ownership import MovePhase, Owner
-from godwit.model.vm import VmState, VmStatus
+from godwit.model.vm import Vm, VmState, VmStatus
 from godwit.qemu.machine import Machine, discard_traces
 from godwit.qemu.runtime import Runtime, load_runtime, read_started, scan
 from godwit.qemu.start import end_unfinished
@@ -165,7 +165,8 @@ async def _stale_records(desk: Desk) -> None:
             continue
         if (desk.config.paths.vm_run(name) / "runtime.json").exists():
             continue
-        if owner.migration is not None and _never_started(desk, name, owner):
+        spec = await desk.records.vm(name)
+        if owner.migration is not None and spec and _never_started(desk, spec.value, owner):
             await give_back(
                 desk.records, desk.clock, vm=name, migration=owner.migration.id, host=desk.host
             )
@@ -219,11 +220,11 @@ async def _finish(desk: Desk, vm: str, owner: Owner, revision: int) -> None:
     await desk.records.update(keys.migration(move.id), Migration, change)
 
 
-def _never_started(desk: Desk, vm: str, owner: Owner) -> bool:
+def _never_started(desk: Desk, vm: Vm, owner: Owner) -> bool:
     """The swap named this host, whose copy had died: the source still holds the VM whole."""
     if owner.migration is None or owner.migration.destination != desk.host:
         return False
-    note = read_started(desk.config.paths.vm_state(vm))
+    note = read_started(desk.config.paths.vm_state(vm.name), uuid=vm.pins.uuid)
     return note is None or note.epoch < owner.epoch
 
 

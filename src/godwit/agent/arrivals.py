@@ -130,10 +130,12 @@ class Arrivals:
         is given back to the source, which still holds it whole.
         """
         desk = self.desk
-        found = await desk.records.owner(vm)
-        if found is None or vm in desk.slots or load_runtime(desk.config.paths.vm_run(vm)):
+        found, spec = await desk.records.owner(vm), await desk.records.vm(vm)
+        if found is None or spec is None or vm in desk.slots:
             return
-        note = read_started(desk.config.paths.vm_state(vm))
+        if load_runtime(desk.config.paths.vm_run(vm)) is not None:
+            return
+        note = read_started(desk.config.paths.vm_state(vm), uuid=spec.value.pins.uuid)
         if note is None or note.epoch < found.value.epoch:
             await give_back(desk.records, desk.clock, vm=vm, migration=migration, host=desk.host)
 
@@ -171,13 +173,13 @@ class Arrivals:
             return machine
 
         async def note(epoch: int, migration: str) -> None:
-            note_started(state, epoch=epoch, migration_id=migration)
+            note_started(state, uuid=ask.vm.pins.uuid, epoch=epoch, migration_id=migration)
 
         async def unnote() -> None:
             forget_started(state)
 
         def noted() -> int:
-            found = read_started(state)
+            found = read_started(state, uuid=ask.vm.pins.uuid)
             return found.epoch if found else 0
 
         async def announced(machine: Machine) -> None:

@@ -174,7 +174,12 @@ class Power:
             if image is not None:
                 label = quick.describe(vm, epoch=image.epoch)
                 await quick.load_memory(machine, Path(image.path), label=label)
-            note_started(desk.config.paths.vm_state(vm.name), epoch=owner.epoch, migration_id=None)
+            note_started(
+                desk.config.paths.vm_state(vm.name),
+                uuid=vm.pins.uuid,
+                epoch=owner.epoch,
+                migration_id=None,
+            )
             gate = desk.gate(vm, machine)
             gate.open()
             paused = bool(image and image.paused)

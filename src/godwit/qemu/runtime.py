@@ -126,30 +126,35 @@ class Started(Record):
 
     epoch: int
     migration_id: str | None = None
+    uuid: str = ""  # of the VM: another VM may have had this name before
 
 
-def note_started(state: Path, *, epoch: int, migration_id: str | None) -> None:
+def note_started(state: Path, *, uuid: str, epoch: int, migration_id: str | None) -> None:
     """Write the note; when this returns it survives a power cut. Lower epochs are refused."""
-    before = read_started(state)
+    before = read_started(state, uuid=uuid)
     if before is not None and before.epoch > epoch:
         raise OperationFailed(
             f"epoch {epoch} cannot start: epoch {before.epoch} was started here already"
         )
     state.mkdir(parents=True, exist_ok=True)
-    note = Started(epoch=epoch, migration_id=migration_id)
+    note = Started(epoch=epoch, migration_id=migration_id, uuid=uuid)
     save_json(state / STARTED, note.model_dump(mode="json"))
 
 
-def read_started(state: Path) -> Started | None:
-    """The last note, None when no epoch ever started here; OperationFailed if it is damaged."""
+def read_started(state: Path, *, uuid: str) -> Started | None:
+    """The last note of this very VM, None when none of its epochs ever started here.
+
+    A note of a deleted VM of the same name counts for nothing. OperationFailed if it is damaged.
+    """
     try:
         content = load_json(state / STARTED)
-        return None if content is None else Started.model_validate(content)
+        note = None if content is None else Started.model_validate(content)
+        return note if note is not None and note.uuid == uuid else None
     except (ValueError, ValidationError) as error:
         raise OperationFailed(f"{state / STARTED} cannot be read: {error}") from None
 
 
 def forget_started(state: Path) -> None:
-    """Remove the note, when the VM is deleted."""
+    """Remove the note: what it told of never ran, or the VM is gone."""
     if state.is_dir():
         remove_durable(state / STARTED)

@@ -22,6 +22,7 @@ from godwit.lab import fault, leaks
 from godwit.lab.down import down
 from godwit.lab.handle import Lab
 from godwit.lab.layout import CLIENT, Layout, checked_name, state_root
+from godwit.lab.preflight import known_labs
 from godwit.lab.up import Options, up
 from godwit.model import keys
 from godwit.model.errors import GodwitError
@@ -71,8 +72,14 @@ class Cluster:
         rate: str = "1gbit",
         qemu: dict[str, str | bool] | None = None,
     ) -> Cluster:
-        """Raise it; one of the same name that somebody left is taken away first."""
-        down(checked_name(name))
+        """Raise it. Its name gets this process's number, so that two runs do not meet; what a
+        run that is dead left under such a name is taken away first."""
+        for old in known_labs():
+            stem, _, number = old.rpartition("-")
+            if stem == name and number.isdigit() and not Path(f"/proc/{number}").exists():
+                down(old)
+        name = checked_name(f"{name}-{os.getpid()}")
+        down(name)
         before = leaks.take(name)
         home = Path(tempfile.mkdtemp(prefix=f"godwit-{name}-"))
         layout = Layout(name, hosts, rate, state_root())

@@ -1,9 +1,8 @@
-"""Gathers what ``judge`` needs, from outside: processes, records, files, links, QEMU's own trace."""
+"""Gathers what ``judge`` needs from outside: processes, records, files, links, QEMU's trace."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -31,13 +30,12 @@ def spans(cluster: Cluster, vm: str, *, since: float) -> tuple[Span, ...]:
 def copies(cluster: Cluster, vm: str) -> tuple[Copy, ...]:
     """Every QEMU process of the VM on this machine, with its agent's view of it."""
     found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        host = _host_of(cluster, Path("/proc") / entry, vm)
-        process = identify(int(entry)) if host else None
+    for folder in Path("/proc").iterdir():
+        host = _host_of(cluster, folder, vm) if folder.name.isdigit() else None
+        process = identify(int(folder.name)) if host else None
         if host and process is not None:
-            found.append(Copy(host, int(entry), _status(cluster, host, vm), is_stopped(process)))
+            status = _status(cluster, host, vm)
+            found.append(Copy(host, process.pid, status, is_stopped(process)))
     return tuple(sorted(found, key=lambda copy: copy.host))
 
 

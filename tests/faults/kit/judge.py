@@ -6,6 +6,7 @@ Each violation is one sentence; no sentence means that all of them hold. What is
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from godwit.model.migration import Migration
@@ -61,7 +62,7 @@ def _two_running(seen: Evidence) -> list[str]:
 
 def _epochs(seen: Evidence) -> list[str]:
     row = (seen.epoch_before, *seen.epochs_seen, seen.owner.epoch)
-    fell = [(a, b) for a, b in zip(row, row[1:], strict=False) if b < a]
+    fell = [(a, b) for a, b in itertools.pairwise(row) if b < a]
     return [f"the epoch fell from {a} to {b}" for a, b in fell]
 
 

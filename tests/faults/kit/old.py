@@ -1,4 +1,4 @@
-"""QEMU 7.2 under emulation loses memory: the check of the stamping guest can fail, and we refuse."""
+"""QEMU 7.2 under emulation loses memory: it is refused, and the stamping guest's check can fail."""
 
 from __future__ import annotations
 

@@ -128,6 +128,7 @@ def _with_probe(moves: list[dict[str, Any]], probe: Watching) -> list[dict[str, 
     for move in moves:
         seen = probe.between(move.pop("start_ns"), move.pop("end_ns"))
         move["probe_ms"], move["probe_stalled_ms"] = seen.blackout_ms, seen.stalled_ms
+        move["probe_silence_ms"] = seen.silence_ms
     return moves
 
 

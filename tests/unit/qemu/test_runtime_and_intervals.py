@@ -64,16 +64,18 @@ def test_scan_names_what_it_cannot_read(tmp_path: Path) -> None:
 
 def test_started_note_only_rises(tmp_path: Path) -> None:
     state = tmp_path / "web"
-    assert read_started(state) is None
-    note_started(state, epoch=4, migration_id="m1")
-    note = read_started(state)
+    assert read_started(state, uuid="u1") is None
+    note_started(state, uuid="u1", epoch=4, migration_id="m1")
+    note = read_started(state, uuid="u1")
     assert note is not None
     assert (note.epoch, note.migration_id) == (4, "m1")
-    note_started(state, epoch=4, migration_id="m1")
+    note_started(state, uuid="u1", epoch=4, migration_id="m1")
     with pytest.raises(OperationFailed, match="epoch 4 was started"):
-        note_started(state, epoch=3, migration_id=None)
+        note_started(state, uuid="u1", epoch=3, migration_id=None)
+    note_started(state, uuid="u2", epoch=1, migration_id=None)  # another VM of this name
+    assert read_started(state, uuid="u1") is None
     forget_started(state)
-    assert read_started(state) is None
+    assert read_started(state, uuid="u1") is None
 
 
 def _trace(state: Path, *lines: tuple[int, float, int]) -> None:
