@@ -7,6 +7,7 @@ that ``--only`` can repeat one of them and keep the others, as long as the commi
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -50,7 +51,7 @@ def _on_lab(work: Callable[[Cluster], Section]) -> Section:
     with _lab(outer) as cluster:
         section = work(cluster)
     section.criteria += [
-        type(c)(f"{section.name}: {c.text.partition(': ')[2]}", c.passed, c.figure)
+        dataclasses.replace(c, text=f"{section.name}: {c.text.partition(': ')[2]}")
         for c in outer.criteria
     ]
     return section

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -42,7 +43,8 @@ async def upload(url: str, source: Path, *, tls: ClientTls | None) -> Any:
     except (OSError, TimeoutError, h11.RemoteProtocolError, EOFError) as error:
         raise PeerOutcomeUnknown(f"the upload to {url} broke off: {error}") from error
     finally:
-        writer.transport.abort()
+        with contextlib.suppress(AttributeError):  # Python 3.11.2: a lost TLS transport
+            writer.transport.abort()
 
 
 async def _exchange(

@@ -7,6 +7,7 @@ body with a length or in chunks (trailers are skipped; etcd sends one after erro
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
 import socket
 import ssl
@@ -120,7 +121,8 @@ class Connection:
 
     def close(self) -> None:
         """Drop the connection at once, whatever is under way on it."""
-        self._writer.transport.abort()
+        with contextlib.suppress(AttributeError):  # Python 3.11.2: a lost TLS transport
+            self._writer.transport.abort()
 
 
 def _status(line: bytes) -> int:

@@ -75,6 +75,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         reason = str(exc) if exc is not None else "the peer closed the connection"
         self._fail(ConnectionBroken(reason, answered=self._response is not None))
+        self._transport = None
 
     def _take_events(self) -> None:
         while True:
@@ -174,7 +175,9 @@ class HttpConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Drop the connection at once, with whatever is under way."""
         if self._transport is not None:
-            self._transport.abort()
+            # A TLS transport of Python 3.11.2 that is being lost has no protocol any more.
+            with contextlib.suppress(AttributeError):
+                self._transport.abort()
 
     def _send(
         self, method: str, target: bytes, headers: Headers, body: bytes, *, whole: bool

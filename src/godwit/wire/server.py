@@ -165,7 +165,8 @@ class WireServer:
         if self._state.tasks:
             await asyncio.wait(list(self._state.tasks), timeout=0.5)
         for connection in list(self._state.connections):
-            connection.transport.abort()
+            with contextlib.suppress(AttributeError):  # Python 3.11.2: a lost TLS transport
+                connection.transport.abort()
 
     async def serve(self, until: asyncio.Event, *, grace_s: float = 2.0) -> None:
         """Start, wait for the event, stop; also stops when cancelled."""

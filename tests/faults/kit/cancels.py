@@ -35,6 +35,7 @@ def run(cluster: Cluster, *, repeats: int = 1, say: Say = tell) -> Section:
             f"cancel at {point}: dark at most {BUDGET_MS:g} ms from the cancel",
             max(dark) <= BUDGET_MS,
             {"dark_ms": dark},
+            timing=True,
         )
     return section
 

@@ -210,6 +210,7 @@ def _judge(
         f"blackout as the probe saw it, p95 at most {P95_MS:g} ms",
         p95 is not None and p95 <= P95_MS,
         {"p50_ms": quantile(dark, 0.5), "p95_ms": p95, "max_ms": max(dark, default=None)},
+        timing=True,
     )
 
 

@@ -108,7 +108,8 @@ class Server:
             async with asyncio.timeout(grace_s):
                 await self._quiet.wait()
         for writer in list(self._connections):
-            writer.transport.abort()
+            with contextlib.suppress(AttributeError):  # Python 3.11.2: a lost TLS transport
+                writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, to its end. Never raises: what a peer does is no fault of ours."""
