@@ -16,6 +16,9 @@ from pathlib import Path
 from godwit.lab.probe import ProbeReport, Samples, analyse
 
 
+END_S = 60.0
+
+
 class Watching:
     """A probe of a guest. Times are nanoseconds of the monotonic clock of this machine."""
 
@@ -34,9 +37,13 @@ class Watching:
     def end(self) -> None:
         """Stop it and read what it saw."""
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(20)
-        if self._process.stderr is not None:
-            self._process.stderr.close()
+        try:
+            self._process.wait(END_S)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            if self._process.stderr is not None:
+                self._process.stderr.close()
         self.samples = Samples.load(self._file)
         self._file.unlink()
 
