@@ -15,7 +15,6 @@ from pathlib import Path
 
 from godwit.lab.probe import ProbeReport, Samples, analyse
 
-
 END_S = 60.0
 
 
