@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -95,6 +96,7 @@ class Cluster:
             self.client.close()
         finally:
             down(self.name, keep_logs=bool(os.environ.get("GODWIT_KEEP_LOGS")))
+            shutil.rmtree(self.home, ignore_errors=True)
         return leaks.compare(self._before, leaks.take(self.name))
 
     @property

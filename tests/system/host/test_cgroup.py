@@ -156,11 +156,13 @@ async def test_quota_slows_the_vcpu_threads_only() -> None:
     group = CgroupV1(NAME, CGROUP_ROOT)
     group.create()
     # Two burners, so that the one outside shows that the quota holds for the other alone.
-    child = process.spawn(
-        [sys.executable, "-S", "-c", "import os\nif os.fork(): pass\nwhile True: pass"]
-    )
+    # The other one is a process of its own: one forked by the child could escape the group
+    # before the child is in it, and would burn for ever.
+    child = process.spawn([sys.executable, "-S", "-c", BUSY])
+    other = process.spawn([sys.executable, "-S", "-c", BUSY])
     try:
         group.add_process(child.pid)
+        group.add_process(other.pid)
         await _busy(child)
         group.add_vcpu_threads(process.thread_ids(child.pid))
         assert group.quota() is None
@@ -176,7 +178,9 @@ async def test_quota_slows_the_vcpu_threads_only() -> None:
         assert group.quota() is None
     finally:
         group.kill_all()
-        assert await process.wait_exit(child) == -9
+        for one in (child, other):
+            process.kill(one)
+            assert await process.wait_exit(one) == -9
         group.remove()
 
 

@@ -205,7 +205,12 @@ async def test_who_is_not_trusted(api: Any, tmp_path: Path) -> None:
     assert caught.value.exit_code == 1
 
 
+def _threads() -> set[threading.Thread]:
+    return {one for one in threading.enumerate() if one.name == "godwit-client"}
+
+
 def test_the_synchronous_face(api: Any) -> None:
+    before = _threads()  # another test's may still be on its way out
     with Client() as client:
         assert client.vms.get("web").host == "host1"
         report = client.result(client.wait(client.vms.migrate("web", to="host2")))
@@ -215,7 +220,7 @@ def test_the_synchronous_face(api: Any) -> None:
         events.close()  # type: ignore[attr-defined]
         with client.console("web") as console:
             assert console.receive() == b"login: "
-    assert not [one for one in threading.enumerate() if one.name == "godwit-client"]
+    assert not _threads() - before
 
 
 async def test_the_synchronous_face_inside_a_loop(api: Any) -> None:
