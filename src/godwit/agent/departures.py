@@ -55,9 +55,10 @@ class Departures:
         limits = _limits(request)
         forecast = Forecast(basis="the destination was not asked")
         if destination != self.desk.host:
-            answer, offset = await self._ask_peer(slot, request, peer_url)
+            (answer, offset), hosts = await asyncio.gather(
+                self._ask_peer(slot, request, peer_url), self.desk.records.hosts()
+            )
             checks += list(answer.checks)
-            hosts = await self.desk.records.hosts()
             if destination in hosts:
                 checks += plan.check_pair(
                     self.desk.equipment.info,

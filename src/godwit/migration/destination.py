@@ -32,7 +32,7 @@ from godwit.migration.peer import (
 )
 from godwit.migration.quick import describe, load_memory
 from godwit.migration.stream import ENDED, TLS_OBJECT, Stream, announce_self, wait_status
-from godwit.migration.world import LEASE_MARGIN_S, DestinationWorld, Gate
+from godwit.migration.world import LEASE_MARGIN_S, DestinationWorld, Gate, settle
 from godwit.model import keys, ownership
 from godwit.model.errors import GodwitError, OperationFailed, Refused
 from godwit.model.ownership import Owner
@@ -89,10 +89,10 @@ class Incoming:
             raise Refused(f"{ask.migration} was called off", hint="ask again")
         self._use(machine)
         await world.guard.arm(ask.vm.name, ask.migration, "destination")
-        devices = await machine.device_tree()
-        prepared = Prepared(devices=devices)
-        if ask.method == "live":
-            port = await self._listen(machine)
+        if ask.method == "quick":
+            prepared = Prepared(devices=await machine.device_tree())
+        else:
+            devices, port = await asyncio.gather(machine.device_tree(), self._listen(machine))
             prepared = Prepared(
                 uri_host=world.migration_address,
                 uri_port=port,
@@ -293,6 +293,7 @@ class Incoming:
             self._done.set_result(
                 TakenOver(epoch=found.value.epoch, resumed_at=resumed_at, started_at=started_at)
             )
+            await settle(self.ask.vm, world.clock)
             await world.announced(self._machine())
 
     async def _runs_already(self) -> bool:

@@ -23,7 +23,7 @@ from godwit.migration.move import Move, MoveStopped, Stop, fail
 from godwit.migration.peer import PeerSilent, PrepareAsk, Prepared, TakenOver
 from godwit.migration.stream import announce_self
 from godwit.migration.watch import Watchers
-from godwit.migration.world import SourceWorld
+from godwit.migration.world import SourceWorld, settle
 from godwit.model import keys
 from godwit.model.errors import GodwitError
 from godwit.model.migration import Migration, Outcome, Stage
@@ -38,7 +38,6 @@ from godwit.store.records import CasFailed, encode
 PREPARE_S = 30.0
 SWAP_S = 2.0
 TAKE_OVER_S = 5.0
-SETTLE_S = 0.1
 _FAILURES = (
     MonitorError,
     PeerSilent,
@@ -214,14 +213,17 @@ class SourceMove:
         if taken.resumed_at is not None:
             move.timeline.resumed_at = taken.resumed_at - self.watchers.clock_offset_s
             move.timeline.clock_error_s = self.watchers.clock_error_s
-        await move.enter(Stage.ANNOUNCE, f"{move.order.destination} runs the VM")
+        move.enter_quietly(Stage.ANNOUNCE)
+        await settle(move.vm, world.clock)
+        sentence = f"{move.order.destination} runs the VM"
+        move.say(sentence)
+        await move.tell(move.record.progress.but(stage=Stage.ANNOUNCE, sentence=sentence))
         await world.holds.reach("running", vm=move.vm.name, role="source")
         try:
             await self.way.drain()
         except MoveStopped as stopped:
             return await self._lost(stopped.stop.reason)
         transferred = move.record.progress.bytes_transferred
-        await self._let_it_settle()
         await self._end_copy()
         await world.guard.disarm(move.vm.name)
         reason = f"{move.vm.name} runs on {move.order.destination} at epoch {self.link.epoch + 1}"
@@ -230,15 +232,6 @@ class SourceMove:
         await self.link.finish(also=(put(keys.migration(report.id), encode(report)),))
         await world.publish(report)
         return report
-
-    async def _let_it_settle(self) -> None:
-        """Leave the processors to the VM for a moment before this side cleans up.
-
-        An emulated guest translates its code anew after RESUME; ending a QEMU beside it costs the
-        guest 10-25 ms more of darkness (docs/design/0003).
-        """
-        if self.move.vm.pins.accelerator == "tcg":
-            await self.move.world.clock.sleep(SETTLE_S)
 
     async def _taken_over(self) -> TakenOver | Stop:
         """Wait until the destination runs; a Stop means it gave the VM back, or is lost."""

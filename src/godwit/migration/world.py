@@ -15,6 +15,7 @@ from typing import Protocol
 from godwit.migration.peer import Peer
 from godwit.model.host import HostInfo
 from godwit.model.migration import Migration
+from godwit.model.vm import Vm
 from godwit.model.world import Clock
 from godwit.qemu.machine import Machine
 from godwit.store.records import Records
@@ -29,6 +30,20 @@ The answer costs nothing while the destination is healthy: its QEMU must get thr
 anyway. A bound of 100-150 ms called off one move in five on a host with four runnable processes
 per core; see docs/design/0004.
 """
+
+
+SETTLE_S = 0.06
+"""Seconds after RESUME in which neither side does anything else; only for emulated guests."""
+
+
+async def settle(vm: Vm, clock: Clock) -> None:
+    """Leave the processors to the VM for a moment before anything is told or cleaned up.
+
+    An emulated guest translates its code anew after RESUME; work beside it (ending a QEMU, writing
+    records that wake every watcher) costs the guest 10-25 ms more of darkness (docs/design/0003).
+    """
+    if vm.pins.accelerator == "tcg":
+        await clock.sleep(SETTLE_S)
 
 
 class Gate(Protocol):
