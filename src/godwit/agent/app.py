@@ -120,8 +120,7 @@ def _host_routes(rooms: Rooms) -> list[Route]:
     desk = rooms.desk
 
     async def facts(_request: Request) -> Record:
-        networks = {name: port.mtu for name, port in desk.networks.items()}
-        return desk.equipment.info.but(networks=networks)
+        return desk.host_info()
 
     async def clock(_request: Request) -> Body:
         return {"realtime": desk.clock.realtime(), "monotonic": desk.clock.monotonic()}

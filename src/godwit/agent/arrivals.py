@@ -50,7 +50,7 @@ class Arrivals:
         uid, gid = desk.equipment.binary.user or (0, 0)
         free = memory_free(promised_bytes=desk.promised_bytes())
         facts = plan.DestinationFacts(
-            info=desk.equipment.info.but(networks=_mtus(desk)),
+            info=desk.host_info(),
             memory_free_bytes=free,
             volumes={},
             files={
@@ -234,10 +234,6 @@ class Arrivals:
         """The agent ends; what is on its way in is left to the next one."""
         for incoming in self.incoming.values():
             incoming.close()
-
-
-def _mtus(desk: Desk) -> dict[str, int]:
-    return {name: port.mtu for name, port in desk.networks.items()}
 
 
 def _ask_path(runtime: Runtime) -> Path:

@@ -22,6 +22,7 @@ from godwit.host.config import AgentConfig
 from godwit.host.errors import CgroupError
 from godwit.host.ifctl import LinkControl
 from godwit.model.errors import NotFound
+from godwit.model.host import HostInfo
 from godwit.model.vm import Vm, VmState, VmStatus
 from godwit.model.world import Clock
 from godwit.qemu.machine import Machine
@@ -106,6 +107,11 @@ class Desk:
     def gate(self, vm: Vm, machine: Machine) -> TapGate:
         """The VM's taps and their bridges here."""
         return TapGate(vm, machine.runtime, self.networks, self.links)
+
+    def host_info(self) -> HostInfo:
+        """What this host publishes about itself, with the networks it has right now."""
+        networks = {name: port.mtu for name, port in self.networks.items()}
+        return self.equipment.info.but(networks=networks)
 
     def promised_bytes(self) -> int:
         """Memory that VMs here, and those on their way in, may take."""

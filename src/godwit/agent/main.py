@@ -28,7 +28,6 @@ from godwit.host.errors import HostError
 from godwit.host.sockets import notify, watchdog_interval
 from godwit.model import keys
 from godwit.model.errors import GodwitError
-from godwit.model.host import HostInfo
 from godwit.model.world import Clock
 from godwit.qemu.tls import ensure_dh_params
 from godwit.store.client import StoreClient
@@ -115,7 +114,7 @@ async def _be_seen(desk: Desk) -> None:
     presence = json.dumps({"boot_id": desk.equipment.info.boot_id}).encode()
     while True:
         try:
-            await store.put(keys.host_info(desk.host), encode(_info(desk)))
+            await store.put(keys.host_info(desk.host), encode(desk.host_info()))
             lease = await store.lease_grant(AGENT_TTL_S)
             await store.put(keys.host_agent(desk.host), presence, lease=lease.id)
             while True:
@@ -126,11 +125,6 @@ async def _be_seen(desk: Desk) -> None:
         except StoreError as error:
             _log.warning("presence: %s", error)
             await clock.sleep(0.5)
-
-
-def _info(desk: Desk) -> HostInfo:
-    networks = {name: port.mtu for name, port in desk.networks.items()}
-    return desk.equipment.info.but(networks=networks)
 
 
 def main() -> None:

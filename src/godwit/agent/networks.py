@@ -75,6 +75,4 @@ class Networks:
 
     async def _tell(self) -> None:
         desk = self._desk
-        mtus = {name: port.mtu for name, port in desk.networks.items()}
-        info = desk.equipment.info.but(networks=mtus)
-        await desk.records.store.put(keys.host_info(desk.host), encode(info))
+        await desk.records.store.put(keys.host_info(desk.host), encode(desk.host_info()))
