@@ -247,7 +247,8 @@ def _peer_routes(rooms: Rooms) -> list[Route]:
         return await moves.prepare(ask)
 
     async def ping(request: Request) -> Record:
-        return await moves.ping(await _id(request))
+        body = await _body(request)
+        return await moves.ping(str(body.get("migration", "")), oob=body.get("oob") is True)
 
     async def take_over(request: Request) -> Record:
         body = await _body(request)

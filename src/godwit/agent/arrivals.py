@@ -98,7 +98,7 @@ class Arrivals:
         self.desk.promised[ask.vm.name] = ask.vm.memory_bytes
         incoming.adopt(machine)
 
-    async def ping(self, migration: str) -> PeerState:
+    async def ping(self, migration: str, *, oob: bool = False) -> PeerState:
         incoming = self.incoming.get(migration)
         if incoming is None:
             for slot in self.desk.slots.values():
@@ -106,7 +106,7 @@ class Arrivals:
                     status = (await slot.machine.status()).status
                     return PeerState(phase="running", qemu_status=status, started=True)
             return PeerState(phase="gone", reason=f"{self.desk.host} knows nothing of {migration}")
-        return await incoming.ping()
+        return await incoming.ping(oob=oob)
 
     async def take_over(self, migration: str, vm: str) -> TakenOver:
         if migration not in self.incoming:

@@ -23,7 +23,7 @@ from godwit.model import keys
 from godwit.model.errors import ChecksFailed, Conflict, NotFound, Unavailable
 from godwit.model.migration import Check, Forecast, Migration, MoveLimits, MovePlan, Outcome
 from godwit.model.requests import MigrateVm
-from godwit.qemu.machine import Machine
+from godwit.qemu.machine import Machine, MemoryInfo
 from godwit.qmp import MonitorError
 from godwit.store.errors import StoreError
 from godwit.store.records import encode
@@ -47,16 +47,21 @@ class Departures:
         """Every check this host and the destination can make, and the forecast; no side effects."""
         slot = self.desk.slot(request.name)
         destination = request.to or ""
-        found = await self.desk.records.owner(request.name)
+        limits = _limits(request)
+        found, here = await asyncio.gather(
+            self.desk.records.owner(request.name), self._check_here(slot, request.method)
+        )
         if found is None:
             raise NotFound(f"there is no VM {request.name}", hint="look: godwit vm list")
         checks = plan.check_request(found.value, source=self.desk.host, destination=destination)
-        checks += await self._check_here(slot, request.method)
-        limits = _limits(request)
+        checks += here
         forecast = Forecast(basis="the destination was not asked")
         if destination != self.desk.host:
-            (answer, offset), hosts = await asyncio.gather(
-                self._ask_peer(slot, request, peer_url), self.desk.records.hosts()
+            (answer, offset), hosts, past, now = await asyncio.gather(
+                self._ask_peer(slot, request, peer_url),
+                self.desk.records.hosts(),
+                self._past_moves(request.name),
+                self._load(slot.machine),
             )
             checks += list(answer.checks)
             if destination in hosts:
@@ -66,7 +71,7 @@ class Departures:
                     postcopy=request.allow_postcopy,
                     clock_offset_s=offset,
                 )
-            forecast = await self._forecast(slot, limits, answer)
+            forecast = self._forecast(limits, answer, past, now)
         return MovePlan(
             vm=request.name,
             destination=destination,
@@ -163,7 +168,10 @@ class Departures:
             peer=peer,
             publish=self._publish,
             dial=lambda host, port: open_stream(
-                host, port, from_address=desk.config.migration.address
+                host,
+                port,
+                from_address=desk.config.migration.address,
+                rate_bits=desk.equipment.info.migration_rate_bits,
             ),
             throttle=lambda quota: self._throttle(slot, quota),
             holds=desk.holds,
@@ -225,22 +233,28 @@ class Departures:
             migration_subnet=info.migration_subnet,
         )
         try:
-            answer = await peer.check(ask, timeout=5.0)
-            offset = await measure_offset(lambda: peer.clock(timeout=1.0), exchanges=4)
+            return await asyncio.gather(peer.check(ask, timeout=5.0), _offset_s(peer))
         except PeerSilent as error:
             raise Unavailable(f"{request.to} does not answer: {error}", hint="try later") from error
-        except ValueError:
-            return answer, None
-        return answer, offset.offset_s
 
-    async def _forecast(self, slot: Slot, limits: MoveLimits, answer: CheckAnswer) -> Forecast:
+    async def _load(self, machine: Machine) -> tuple[MemoryInfo, float | None] | None:
+        """The VM's memory and its dirty rate in bytes/s; None when its QEMU does not answer."""
         try:
-            memory = await slot.machine.memory_info()
+            return await asyncio.gather(machine.memory_info(), self._dirty_rate(machine))
         except MonitorError:
+            return None
+
+    def _forecast(
+        self,
+        limits: MoveLimits,
+        answer: CheckAnswer,
+        past: list[Migration],
+        now: tuple[MemoryInfo, float | None] | None,
+    ) -> Forecast:
+        if now is None:
             return Forecast(basis="its QEMU does not answer")
-        dirty = await self._dirty_rate(slot.machine)
+        memory, dirty = now
         link = self.desk.equipment.info.migration_rate_bits / 8 or answer.link_bytes_per_s
-        past = await self._past_moves(slot.vm.name)
         resident = min(memory.resident_bytes, memory.total_bytes)
         return predict(
             Load(
@@ -282,6 +296,15 @@ class Departures:
     async def close(self) -> None:
         """The agent ends; moves are left to the next one."""
         await self.peers.close()
+
+
+async def _offset_s(peer: Peer) -> float | None:
+    """The peer's clock against ours; None when its answers make no sense."""
+    try:
+        offset = await measure_offset(lambda: peer.clock(timeout=1.0), exchanges=3)
+    except ValueError:
+        return None
+    return offset.offset_s
 
 
 def _limits(request: MigrateVm) -> MoveLimits:

@@ -17,6 +17,7 @@ from godwit.agent.facts import Equipment
 from godwit.agent.gate import TapGate
 from godwit.agent.guardlink import GuardLink
 from godwit.agent.holds import LabHolds
+from godwit.host.announce import Announcer
 from godwit.host.cgroup import open_cgroup
 from godwit.host.config import AgentConfig
 from godwit.host.errors import CgroupError
@@ -67,6 +68,7 @@ class Desk:
         self.guard = guard
         self.holds = holds
         self.links = LinkControl()
+        self.announcer = Announcer()
         self.networks = dict(config.networks)
         self.slots: dict[str, Slot] = {}
         self.promised: dict[str, int] = {}  # memory of VMs on their way in, bytes
@@ -106,7 +108,7 @@ class Desk:
 
     def gate(self, vm: Vm, machine: Machine) -> TapGate:
         """The VM's taps and their bridges here."""
-        return TapGate(vm, machine.runtime, self.networks, self.links)
+        return TapGate(vm, machine.runtime, self.networks, self.links, self.announcer)
 
     def host_info(self) -> HostInfo:
         """What this host publishes about itself, with the networks it has right now."""
@@ -220,3 +222,4 @@ class Desk:
         for slot in self.slots.values():
             await slot.machine.close()
         self.links.close()
+        self.announcer.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from godwit.host.announce import gratuitous
+from godwit.host.announce import Announcer
 from godwit.host.config import NetworkConfig
 from godwit.host.ifctl import LinkControl, flush_learned
 from godwit.model.vm import Vm
@@ -18,9 +18,15 @@ class TapGate:
     """Implements ``godwit.migration.world.Gate`` for one QEMU."""
 
     def __init__(
-        self, vm: Vm, runtime: Runtime, networks: dict[str, NetworkConfig], links: LinkControl
+        self,
+        vm: Vm,
+        runtime: Runtime,
+        networks: dict[str, NetworkConfig],
+        links: LinkControl,
+        announcer: Announcer,
     ) -> None:
         self._links = links
+        self._announcer = announcer
         self._ports = [
             (networks[nic.network], runtime.taps[nic.id], nic.mac)
             for nic in vm.nics
@@ -48,7 +54,7 @@ class TapGate:
         """
         for network, _, mac in self._ports:
             try:
-                gratuitous(network.bridge, mac)
+                self._announcer.send(network.bridge, mac)
                 if network.uplink:
                     flush_learned(network.uplink)
             except OSError as error:

@@ -59,8 +59,9 @@ class HttpPeer:
     async def prepare(self, ask: PrepareAsk, *, timeout: float) -> Prepared:
         return await self._call("prepare", ask.model_dump(mode="json"), Prepared, timeout)
 
-    async def ping(self, migration: str, *, timeout: float) -> PeerState:
-        return await self._call("ping", {"migration": migration}, PeerState, timeout)
+    async def ping(self, migration: str, *, oob: bool = False, timeout: float) -> PeerState:
+        body = {"migration": migration, "oob": oob}
+        return await self._call("ping", body, PeerState, timeout)
 
     async def take_over(self, migration: str, vm: str, *, timeout: float) -> TakenOver:
         body = {"migration": migration, "vm": vm}

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import socket
 import struct
+from types import TracebackType
+from typing import Self
 
 from godwit.host.ifctl import in_netns, mac_bytes
 
@@ -26,12 +28,34 @@ def rarp_frame(mac: str) -> bytes:
     return (header + body + raw + nobody + raw + nobody).ljust(_SHORTEST_FRAME, b"\0")
 
 
-def gratuitous(ifname: str, mac: str, *, netns_fd: int | None = None) -> None:
-    """Send one frame out of a link (on a bridge: out of all its ports).  Raises OSError."""
+class Announcer:
+    """Sends such frames in one network namespace, over one socket kept open.
 
-    def send() -> None:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as channel:
-            channel.bind((ifname, 0))
-            channel.send(rarp_frame(mac))
+    Kept, because closing a packet socket waits for the kernel's other processors: 10-20 ms, which
+    a VM that is being handed over would spend in the dark. Nothing is ever received on it.
+    """
 
-    in_netns(netns_fd, send)
+    def __init__(self, netns_fd: int | None = None) -> None:
+        self._socket = in_netns(
+            netns_fd,
+            lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0),
+        )
+
+    def close(self) -> None:
+        """Give the socket back; slow, see above."""
+        self._socket.close()
+
+    def send(self, ifname: str, mac: str) -> None:
+        """One frame out of a link (on a bridge: out of all its ports). Raises OSError."""
+        self._socket.sendto(rarp_frame(mac), (ifname, 0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -22,6 +22,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from godwit.migration.listen import listen
 from godwit.migration.peer import (
     PeerPhase,
     PeerState,
@@ -31,7 +32,7 @@ from godwit.migration.peer import (
     TakenOver,
 )
 from godwit.migration.quick import describe, load_memory
-from godwit.migration.stream import ENDED, TLS_OBJECT, Stream, announce_self, wait_status
+from godwit.migration.stream import ENDED, Stream, announce_self, wait_status
 from godwit.migration.world import LEASE_MARGIN_S, DestinationWorld, Gate, settle
 from godwit.model import keys, ownership
 from godwit.model.errors import GodwitError, OperationFailed, Refused
@@ -39,8 +40,9 @@ from godwit.model.ownership import Owner
 from godwit.model.world import Clock
 from godwit.qemu.machine import Machine
 from godwit.qmp import MonitorError, MonitorLost, MonitorTimeout, QmpError
+from godwit.store.api import WatchBatch, WatchKind
 from godwit.store.errors import StoreError
-from godwit.store.records import CasFailed, Records, Versioned
+from godwit.store.records import CasFailed, Records, Versioned, decode
 
 _RETRY_S = 0.1
 LEASE_PATIENCE_S = 5.0
@@ -83,16 +85,20 @@ class Incoming:
 
     async def _prepare(self) -> Prepared:
         ask, world = self.ask, self.world
+        self._watching.add(self._spawn(self._follow_record(), "record"))  # while QEMU comes up
         machine = await world.spawn(ask.postcopy)
         if self.phase == "gone":  # called off while QEMU was starting
             await machine.kill()
             raise Refused(f"{ask.migration} was called off", hint="ask again")
         self._use(machine)
-        await world.guard.arm(ask.vm.name, ask.migration, "destination")
+        armed = world.guard.arm(ask.vm.name, ask.migration, "destination")
         if ask.method == "quick":
-            prepared = Prepared(devices=await machine.device_tree())
+            _, devices = await asyncio.gather(armed, machine.device_tree())
+            prepared = Prepared(devices=devices)
         else:
-            devices, port = await asyncio.gather(machine.device_tree(), self._listen(machine))
+            _, port, devices = await asyncio.gather(
+                armed, listen(machine, ask, world), machine.device_tree()
+            )
             prepared = Prepared(
                 uri_host=world.migration_address,
                 uri_port=port,
@@ -103,29 +109,21 @@ class Incoming:
             raise Refused(f"{ask.migration} was called off: {self.reason}", hint="ask again")
         self.phase = "ready"
         self._look.set()
+        await machine.joined()
         await world.holds.reach("prepared", vm=ask.vm.name, role="destination")
         return prepared
 
-    async def _listen(self, machine: Machine) -> int:
-        stream = Stream(machine.monitor)
-        wanted = {"events", "return-path", "validate-uuid", "late-block-activate"}
-        if self.ask.postcopy:
-            wanted.add("postcopy-ram")
-        if self.ask.tls:
-            if self.world.migration_tls_dir is None:
-                raise Refused(f"{self.world.host} has no migration certificate", hint="issue one")
-            await stream.use_tls(self.world.migration_tls_dir, endpoint="server")
-        await stream.set_capabilities(wanted)
-        # QEMU announces at load, while the VM still belongs to the source: as little as possible,
-        # and the gate is closed, so it goes nowhere. Not 0 rounds: then QEMU frees the timer of
-        # each virtio-net card and dies when the guest resets it, at its next shutdown or reboot.
-        await stream.set_parameters(announce_rounds=1, tls_creds=TLS_OBJECT if self.ask.tls else "")
-        return await stream.listen(self.world.migration_address)
+    async def ping(self, *, oob: bool = False) -> PeerState:
+        """Where the copy stands; an empty ``qemu_status`` means its QEMU does not answer.
 
-    async def ping(self) -> PeerState:
-        """Where the copy stands; an empty ``qemu_status`` means its QEMU does not answer."""
+        ``oob`` asks out-of-band: the main loop may be busy with the last pages.
+        """
         machine, qemu, stream = self.machine, "", ""
-        if machine is not None and self.phase != "gone":
+        if machine is not None and self.phase != "gone" and oob and machine.monitor.oob:
+            with contextlib.suppress(MonitorError):
+                await machine.alive(timeout=1.0)
+                qemu = "alive"
+        elif machine is not None and self.phase != "gone":
             with contextlib.suppress(MonitorError):
                 now, read = await asyncio.gather(
                     machine.status(timeout=1.0), Stream(machine.monitor).read(timeout=1.0)
@@ -186,6 +184,7 @@ class Incoming:
         """After an agent's restart: take the waiting copy that was found; the record decides."""
         self.phase = "loaded"
         self._ran = self.world.noted_epoch() > self.ask.epoch  # another life may have let it run
+        self._watching.add(self._spawn(self._follow_record(), "record"))
         self._use(machine)
         self._look.set()
 
@@ -198,7 +197,6 @@ class Incoming:
         self.machine = machine
         self._gate = self.world.gate(machine)
         self._gate.close()
-        self._watching.add(self._spawn(self._follow_record(), "record"))
         self._watching.add(self._spawn(self._watch_exit(machine), "exit"))
         self._spawn(self._obey_record(), "look")
 
@@ -219,10 +217,21 @@ class Incoming:
         while True:
             try:
                 async with self.world.records.store.watch(key) as watch:
-                    async for _batch in watch:  # the first one says that the watch stands
-                        self._look.set()
+                    async for batch in watch:  # the first one says that the watch stands
+                        if not self._still_waiting(batch):
+                            self._look.set()
             except StoreError:
                 await self.world.clock.sleep(_RETRY_S)
+
+    def _still_waiting(self, batch: WatchBatch) -> bool:
+        """Whether a change leaves the VM with its source, on its way here: no reason to look.
+
+        The source writes such a one while the VM is dark; reading it again would cost it time.
+        """
+        if not batch.events or batch.events[-1].kind is not WatchKind.PUT:
+            return False
+        found = decode(batch.events[-1].kv, Owner)
+        return self._waiting(found) and not self._mine(found.value)
 
     async def _obey_record(self) -> None:
         while self.phase != "gone" and not self._done.done():

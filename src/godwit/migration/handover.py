@@ -174,15 +174,18 @@ class OwnerLink:
     async def finish(self, *, also: tuple[Op, ...] = ()) -> None:
         """The destination runs and the source is clean: free the record. Waits for the store."""
         while True:
-            await self.settle()
+            # What was read or written last first: nobody else has a reason to write meanwhile.
             if self.owner.migration is None or self.owner.migration.id != self.intent.id:
                 return
             try:
                 await self._write(ownership.finished(self.owner, self.intent.id), also=also)
-            except (CasFailed, StoreError):
+            except CasFailed:
+                await self.settle()
+            except StoreError:
                 await self._clock.sleep(_RETRY_S)
-                continue
-            return
+                await self.settle()
+            else:
+                return
 
     @property
     def _reservation(self) -> str:

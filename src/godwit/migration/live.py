@@ -237,7 +237,7 @@ class LiveWay:
             raise fail(f"{world.host}'s own lease lasts only {left:.1f} s: not committing")
         try:
             state, _ = await asyncio.gather(
-                world.peer.ping(move.order.id, timeout=PRE_SWITCHOVER_S),
+                world.peer.ping(move.order.id, oob=True, timeout=PRE_SWITCHOVER_S),
                 self.link.commit(timeout=COMMIT_S),
             )
         except PeerSilent as error:

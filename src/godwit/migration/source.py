@@ -148,11 +148,13 @@ class SourceMove:
 
     async def _setup(self) -> Prepared:
         move, world = self.move, self.move.world
-        await move.enter(Stage.SETUP, f"{world.host} asks {move.order.destination} to prepare")
+        asking = f"{world.host} asks {move.order.destination} to prepare"
+        telling = asyncio.ensure_future(move.enter(Stage.SETUP, asking))
         try:
             owner = await self.link.begin(memory_bytes=move.vm.memory_bytes, timeout=5.0)
         finally:
             self._bound = self.link.bound
+            await telling
         # A VM that stands paused shows no STOP; it does not run here by itself either.
         self.watchers.resumed_since_stop = not owner.paused
         await world.guard.arm(move.vm.name, move.order.id, "source")
@@ -217,15 +219,19 @@ class SourceMove:
         await settle(move.vm, world.clock)
         sentence = f"{move.order.destination} runs the VM"
         move.say(sentence)
-        await move.tell(move.record.progress.but(stage=Stage.ANNOUNCE, sentence=sentence))
+        telling = asyncio.ensure_future(
+            move.tell(move.record.progress.but(stage=Stage.ANNOUNCE, sentence=sentence))
+        )
         await world.holds.reach("running", vm=move.vm.name, role="source")
+        if self.way.postcopy:
+            await telling  # draining takes a while and tells more
         try:
             await self.way.drain()
         except MoveStopped as stopped:
+            await telling
             return await self._lost(stopped.stop.reason)
         transferred = move.record.progress.bytes_transferred
-        await self._end_copy()
-        await world.guard.disarm(move.vm.name)
+        await asyncio.gather(telling, self._end_copy(), world.guard.disarm(move.vm.name))
         reason = f"{move.vm.name} runs on {move.order.destination} at epoch {self.link.epoch + 1}"
         move.say(reason)
         report = move.report(Outcome.COMPLETED, reason).but(bytes_transferred=transferred)
@@ -281,10 +287,13 @@ class SourceMove:
         return await self._give_report(stop)
 
     async def _end_copy(self) -> None:
-        """End this host's QEMU, whose vCPUs run no more; one that does not die is only told of."""
+        """End this host's QEMU, whose vCPUs run no more; one that does not die is only told of.
+
+        At once: it let go of its disks when it was paused, and has nothing left to write.
+        """
         try:
-            await self.move.world.machine.quit()
-        except (GodwitError, MonitorError) as error:
+            await self.move.world.machine.kill()
+        except GodwitError as error:
             self.move.say(f"the copy on {self.move.world.host} does not end: {error}")
 
     # Back.

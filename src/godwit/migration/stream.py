@@ -9,6 +9,7 @@ what happened; out-of-band ``yank`` frees a source whose peer is frozen.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -45,9 +46,13 @@ _ALL_CAPABILITIES = (
 )
 TLS_OBJECT = "migration-tls"
 STREAM_FD = "migration-stream"
-TCP_NOTSENT_LOWAT = 25  # linux/tcp.h; the socket module does not name it
+# linux/tcp.h, asm-generic/socket.h; the socket module does not name them
+TCP_NOTSENT_LOWAT, SO_SNDBUFFORCE = 25, 32
+BUFFER_S = 0.008
+LEAST_BUFFER_BYTES = 1 << 20
 UNSENT_BYTES = 256 << 10
-"""Bytes the kernel may hold unsent. Measured in docs/design/0003: 32 KiB is too few for TLS."""
+"""What the kernel may hold of the stream: seconds of the link, or unsent bytes where its speed is
+not known. Measured in docs/design/0003: less slows the stream, more is dark time at the end."""
 CONNECT_S = 5.0
 
 
@@ -88,20 +93,22 @@ class Stream:
     async def set_capabilities(self, wanted: Iterable[str]) -> None:
         """Switch exactly these on and every other one that this QEMU knows off."""
         known = await self.monitor.execute("query-migrate-capabilities")
-        names = {entry["capability"] for entry in known}
+        stands = {entry["capability"]: entry["state"] for entry in known}
         wanted = set(wanted)
-        if missing := wanted - names:
+        if missing := wanted - stands.keys():
             raise QmpError(
                 "migrate-set-capabilities",
                 error_class="GenericError",
                 desc=f"this QEMU has no capability {', '.join(sorted(missing))}",
             )
+        # Only what differs: QEMU reads a command byte by byte, a long one takes milliseconds.
         states = [
             {"capability": name, "state": name in wanted}
             for name in _ALL_CAPABILITIES
-            if name in names
+            if name in stands and stands[name] != (name in wanted)
         ]
-        await self.monitor.execute("migrate-set-capabilities", {"capabilities": states})
+        if states:
+            await self.monitor.execute("migrate-set-capabilities", {"capabilities": states})
 
     async def set_parameters(self, **parameters: Any) -> None:
         """Set parameters; underscores stand for QMP's hyphens."""
@@ -152,9 +159,9 @@ class Stream:
     async def connect_on(self, sock: socket.socket) -> None:
         """Source: start the stream on a connection of our own making.
 
-        QEMU has no option for TCP_NOTSENT_LOWAT, and without it megabytes that QEMU counts as
-        sent still wait in the socket when the VM is stopped: 20-35 ms of every blackout. The
-        socket is handed over (and closed here).
+        QEMU has no option that bounds what its socket holds, and megabytes that it counts as sent
+        would still wait there when the VM is stopped: 20-35 ms of every blackout. The socket is
+        handed over (and closed here).
         """
         with sock:
             await self.monitor.pass_fd(sock.fileno(), STREAM_FD)
@@ -186,10 +193,13 @@ class Stream:
         )
 
 
-async def open_stream(host: str, port: int, *, from_address: str) -> socket.socket:
+async def open_stream(
+    host: str, port: int, *, from_address: str, rate_bits: int = 0
+) -> socket.socket:
     """A blocking TCP socket to the destination's QEMU, from our migration address.
 
-    OSError or TimeoutError when it cannot be reached.
+    ``rate_bits`` is the link's speed in bits/s, 0 when it is not known. OSError or TimeoutError
+    when the destination cannot be reached.
     """
     loop = asyncio.get_running_loop()
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
@@ -199,13 +209,23 @@ async def open_stream(host: str, port: int, *, from_address: str) -> socket.sock
             sock.bind((from_address, 0))
         async with asyncio.timeout(CONNECT_S):
             await loop.sock_connect(sock, (host, port))
-        sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        _limit_backlog(sock, rate_bits)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(True)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _limit_backlog(sock: socket.socket, rate_bits: int) -> None:
+    """What waits in the socket when the VM is stopped has to be sent while it is dark."""
+    if rate_bits:
+        size = max(LEAST_BUFFER_BYTES, int(rate_bits / 8 * BUFFER_S))
+        with contextlib.suppress(PermissionError):  # not root: the next line does part of it
+            sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, size)
+            return
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
 
 def reading(answer: dict[str, Any]) -> Reading:

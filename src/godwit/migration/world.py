@@ -32,15 +32,15 @@ per core; see docs/design/0004.
 """
 
 
-SETTLE_S = 0.06
+SETTLE_S = 0.01
 """Seconds after RESUME in which neither side does anything else; only for emulated guests."""
 
 
 async def settle(vm: Vm, clock: Clock) -> None:
     """Leave the processors to the VM for a moment before anything is told or cleaned up.
 
-    An emulated guest translates its code anew after RESUME; work beside it (ending a QEMU, writing
-    records that wake every watcher) costs the guest 10-25 ms more of darkness (docs/design/0003).
+    An emulated guest translates its code anew after RESUME, and work beside it (ending a QEMU,
+    writing records that wake every watcher) keeps it from its first answers (docs/design/0003).
     """
     if vm.pins.accelerator == "tcg":
         await clock.sleep(SETTLE_S)

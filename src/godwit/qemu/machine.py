@@ -57,8 +57,11 @@ class MemoryInfo:
 class Machine:
     """A running QEMU process with its monitor; make one with `spawn` or `adopt`."""
 
-    def __init__(self, runtime: Runtime, monitor: Monitor) -> None:
+    def __init__(
+        self, runtime: Runtime, monitor: Monitor, *, joining: asyncio.Future[None] | None = None
+    ) -> None:
         """Not for callers: the process must be alive and the monitor connected."""
+        self._joining = joining
         self.runtime = runtime
         self.monitor = monitor
         self.exited = asyncio.Event()
@@ -93,6 +96,11 @@ class Machine:
             raise
         machine.witness("ADOPT", running=now.running, status=now.status)
         return machine
+
+    async def joined(self) -> None:
+        """Return once the process is in its control group; CgroupError or OSError if it is not."""
+        if self._joining is not None:
+            await asyncio.shield(self._joining)
 
     @property
     def vm(self) -> str:
@@ -147,6 +155,10 @@ class Machine:
         """The run state right now."""
         answer = await self.monitor.execute("query-status", timeout=timeout)
         return RunStatus(str(answer["status"]), bool(answer["running"]))
+
+    async def alive(self, *, timeout: float = RUN_TIMEOUT) -> None:
+        """Return when QEMU answers out-of-band; its main loop may be busy. MonitorError if not."""
+        await self.monitor.execute_oob("query-yank", timeout=timeout)
 
     async def cont(self, *, timeout: float = RUN_TIMEOUT) -> float:
         """Let the vCPUs run; the time of RESUME by QEMU's own stamp.
@@ -266,6 +278,8 @@ class Machine:
         if not self.exited.is_set():
             raise Conflict(f"the QEMU of {self.vm} (process {self.pid}) still runs")
         await self.close()
+        if self._joining is not None:
+            await asyncio.wait({self._joining})
         discard_traces(self.runtime)
 
     async def _watch_exit(self) -> None:

@@ -6,7 +6,7 @@ Order, and what a crash of the agent leaves at each step:
    monitor refuses or answers ``prelaunch``/``inmigrate``, see `end_unfinished`
 2. QEMU started, our copies of its descriptors closed
 3. record with pid and start time                      - the next agent adopts
-4. control group, monitor session                      - as 3
+4. monitor session, control group                      - as 3
 Nothing ran so far: the machine comes up stopped. The guest first runs at `Machine.cont`.
 """
 
@@ -71,6 +71,7 @@ async def spawn(
 
     Taps are open and on no bridge. Conflict when a QEMU of this VM is recorded already,
     OperationFailed with QEMU's own words when it does not come up within ``deadline`` seconds.
+    An incoming one may still be on its way into its control group: see `Machine.joined`.
     After any failure no process, tap, socket, record or control group of this start is left.
     """
     if load_runtime(place.run) is not None:
@@ -129,15 +130,18 @@ async def _bring_up(
         pid=process.pid, start_time=process.start_time, argv=(place.binary.path, *options)
     )
     runtime.save()
-    # The kernel takes 10-20 ms to move a process between groups; QEMU needs longer to come up.
+    monitor = await _connect_or_exit(runtime, deadline)
+    undo.push_async_callback(monitor.close)
+    # The kernel takes 10-20 ms to move a process between groups, and lets it make no thread
+    # meanwhile. So QEMU comes up first, and a copy on its way in does other things beside.
     joining = asyncio.create_task(
         asyncio.to_thread(_join_cgroup, place.cgroup, process.pid), name=f"qemu {vm.name}: cgroup"
     )
     undo.push_async_callback(asyncio.wait, {joining})
-    monitor = await _connect_or_exit(runtime, deadline)
-    undo.push_async_callback(monitor.close)
-    await joining
-    machine = Machine(runtime, monitor)
+    machine = Machine(runtime, monitor, joining=joining)
+    undo.push_async_callback(machine.close)
+    if not incoming:
+        await machine.joined()
     machine.witness("START", role=runtime.role, migration=runtime.migration)
     return machine
 

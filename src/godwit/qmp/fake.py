@@ -34,7 +34,7 @@ Sleep = Callable[[float], Awaitable[None]]
 _QUEUE_LIMIT = 7
 """In-band requests QEMU queues before it stops reading a monitor."""
 
-_OOB_COMMANDS = frozenset({"yank", "migrate-recover", "migrate-pause", "x-oob-test"})
+_OOB_COMMANDS = frozenset({"yank", "query-yank", "migrate-recover", "migrate-pause", "x-oob-test"})
 
 
 @dataclass(frozen=True, slots=True)

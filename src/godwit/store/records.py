@@ -55,14 +55,14 @@ class Records:
     ) -> Versioned[T] | None:
         """The record at ``key``, read linearizably; None when there is none."""
         found = await self.store.get(key, timeout=timeout)
-        return None if found is None else _decode(found, kind)
+        return None if found is None else decode(found, kind)
 
     async def list(
         self, prefix: str, kind: type[T], *, suffix: str = ""
     ) -> dict[str, Versioned[T]]:
         """All records under ``prefix`` whose key ends in ``suffix``, by key."""
         found = await self.store.range(prefix)
-        return {kv.key: _decode(kv, kind) for kv in found.kvs if kv.key.endswith(suffix)}
+        return {kv.key: decode(kv, kind) for kv in found.kvs if kv.key.endswith(suffix)}
 
     async def cas(
         self,
@@ -194,5 +194,6 @@ def new_event(
     )
 
 
-def _decode(kv: KeyValue, kind: type[T]) -> Versioned[T]:
+def decode(kv: KeyValue, kind: type[T]) -> Versioned[T]:
+    """A stored value as its record, for what a watch handed out; ValueError for another thing."""
     return Versioned(kind.model_validate_json(kv.value), kv.mod_revision)

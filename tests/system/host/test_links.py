@@ -168,10 +168,10 @@ def test_rarp_reaches_the_wire_and_teaches_the_bridge(ns: str, ns2: str) -> None
     wire(ns, ns2)
     with netns.opened_netns(ns) as a, netns.opened_netns(ns2) as b:
         ear = netns.socket_in_netns(a, socket.AF_PACKET, socket.SOCK_RAW, 0)
-        with ear:
+        with ear, announce.Announcer(b) as announcer:
             ear.bind(("br0", announce.ETHERTYPE_RARP))
             ear.settimeout(2)
-            announce.gratuitous("far0", MAC, netns_fd=b)
+            announcer.send("far0", MAC)
             assert ear.recv(100) == announce.rarp_frame(MAC)
     table = netns.run_in_netns(ns, ["bridge", "fdb", "show", "br", "br0"], timeout=5).decode()
     assert f"{MAC} dev w0 master br0" in table
@@ -183,10 +183,11 @@ def test_announcing_on_a_bridge_leaves_through_its_ports(ns: str, ns2: str) -> N
         netns.opened_netns(ns) as a,
         netns.opened_netns(ns2) as b,
         netns.socket_in_netns(b, socket.AF_PACKET, socket.SOCK_RAW, 0) as ear,
+        announce.Announcer(a) as announcer,
     ):
         ear.bind(("far0", announce.ETHERTYPE_RARP))
         ear.settimeout(2)
-        announce.gratuitous("br0", MAC, netns_fd=a)
+        announcer.send("br0", MAC)
         assert ear.recv(100) == announce.rarp_frame(MAC)
 
 

@@ -218,6 +218,7 @@ class LabMachine(Machine):
         self.exited = qemu.died
         self.exit_status = None
         self._epoch = epoch
+        self._joining = None
         self.tree = TREE
 
     vm = "web"  # type: ignore[assignment]
@@ -451,12 +452,12 @@ class DirectPeer:
         found: Prepared = await self._call("prepare", work, timeout)
         return found
 
-    async def ping(self, migration: str, *, timeout: float) -> PeerState:
+    async def ping(self, migration: str, *, oob: bool = False, timeout: float) -> PeerState:
         async def work() -> PeerState:
             incoming = self.agent.incoming.get(migration)
             if incoming is None:
                 return PeerState(phase="gone", reason=f"host2 knows nothing of {migration}")
-            return await incoming.ping()
+            return await incoming.ping(oob=oob)
 
         found: PeerState = await self._call("ping", work, timeout)
         return found

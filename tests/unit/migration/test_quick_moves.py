@@ -36,7 +36,6 @@ async def test_the_good_way_in_its_order(tmp_path: Path) -> None:
             "host2: notes epoch 8",
             "host2: gate opens",
             "host2: cont",
-            "host1: quit",
             "record: host2 8 running",
         )
         assert seen == [True]
