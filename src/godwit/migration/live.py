@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 
 from godwit.migration import policy, postcopy
-from godwit.migration.forecast import DEFAULT_OVERHEAD_MS
 from godwit.migration.handover import OwnerLink
 from godwit.migration.move import Move, MoveStopped, fail
 from godwit.migration.peer import PeerSilent, PrepareAsk, Prepared
@@ -46,8 +45,7 @@ class LiveWay:
         self.postcopy = False
         self._events: EventStream | None = None
         self._started = False
-        past = sorted(move.world.past_overhead_ms)
-        self._overhead_ms = past[len(past) // 2] if past else DEFAULT_OVERHEAD_MS
+        self._overhead_ms = policy.overhead(move.world.past_overhead_ms)
 
     def ask(self) -> PrepareAsk:
         """The same VM, paused, listening on the migration network."""

@@ -49,7 +49,7 @@ STREAM_FD = "migration-stream"
 # linux/tcp.h, asm-generic/socket.h; the socket module does not name them
 TCP_NOTSENT_LOWAT, SO_SNDBUFFORCE = 25, 32
 BUFFER_S = 0.008
-LEAST_BUFFER_BYTES = 1 << 20
+LEAST_BUFFER_BYTES = 256 << 10
 UNSENT_BYTES = 256 << 10
 """What the kernel may hold of the stream: seconds of the link, or unsent bytes where its speed is
 not known. Measured in docs/design/0003: less slows the stream, more is dark time at the end."""

@@ -243,7 +243,7 @@ async def test_a_writer_faster_than_the_link_ends_in_words_or_moves_when_allowed
         assert report.total_ms is not None
         assert report.total_ms < 60_000
         await rig.judge("host1")
-        assert guest.parameters["downtime-limit"] == 240
+        assert guest.parameters["downtime-limit"] == 220
 
 
 @virtual

@@ -244,3 +244,13 @@ def test_any_stream_of_samples_is_survived(samples: list[tuple[int, int, int]]) 
         )
         state, decision = decide(state, sample, limits, overhead_ms=60)
         assert decision.limit_ms is None or decision.limit_ms <= 240
+
+
+@pytest.mark.parametrize(
+    ("past", "expected"),
+    [((), policy.RESERVE_MS), ((50.0,), 50.0), ((40.0, 90.0, 50.0, 60.0), 90.0)],
+)
+def test_what_is_kept_free_of_the_budget_covers_most_past_moves(
+    past: tuple[float, ...], expected: float
+) -> None:
+    assert policy.overhead(past) == expected
