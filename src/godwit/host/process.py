@@ -82,11 +82,12 @@ def _open_stream(stream: Stream, flags: int) -> tuple[int, bool]:
     return os.open(stream or os.devnull, flags | os.O_CLOEXEC, 0o640), True
 
 
-def _as_user(argv: Sequence[str], user: tuple[int, int], groups: Sequence[int]) -> list[str]:
+def as_user(argv: Sequence[str], user: tuple[int, int], groups: Sequence[int]) -> list[str]:
     """The command that becomes a user and then, in the same process, ``argv``.
 
-    Popen can change the user itself, but only by a fork that copies our page tables: 10 ms for a
-    daemon of 90 MiB, where this costs 1 ms.  No capability survives the exec.
+    ``user`` is (uid, gid), ``groups`` its only supplementary groups; no
+    capability survives the exec.  Raises ProgramMissing.  Popen can change the user itself, but
+    only by a fork that copies our page tables: 10 ms for a daemon of 90 MiB, where this costs 1 ms.
     """
     program = shutil.which(argv[0])
     if program is None:
@@ -119,7 +120,7 @@ def spawn(
     Raises ProgramMissing, or OSError when the kernel refuses.  With ``user``, a program that
     exists but may not be run by that user ends at once with a status other than 0.
     """
-    command = list(argv) if user is None else _as_user(argv, user, groups)
+    command = list(argv) if user is None else as_user(argv, user, groups)
     with contextlib.ExitStack() as opened:
         descriptors = []
         writing = os.O_WRONLY | os.O_CREAT | os.O_APPEND

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from godwit.host.errors import ProgramFailed, ProgramMissing, ProgramTimedOut
-from godwit.host.run import run, run_async, with_netns
+from godwit.host.run import Limits, run, run_async, with_netns
 from godwit.model.errors import OperationFailed
 
 PYTHON = sys.executable
@@ -106,3 +107,85 @@ def test_namespace_by_name_or_path() -> None:
     assert with_netns(["ip", "a"], None) == ["ip", "a"]
     assert with_netns(["ip", "a"], "sw")[:2] == ["nsenter", "--net=/run/netns/sw"]
     assert with_netns(["ip"], f"/proc/{os.getpid()}/ns/net")[1].startswith("--net=/proc/")
+
+
+def test_limits_come_outside_of_the_user() -> None:
+    full = Limits(memory_bytes=1, cpu_seconds=2, file_bytes=0).around(["x", "y"])
+    assert full == ["prlimit", "--core=0", "--as=1", "--cpu=2", "--fsize=0", "--", "x", "y"]
+    assert Limits().around(["x"]) == ["prlimit", "--core=0", "--", "x"]
+
+
+def test_a_file_may_not_grow_past_its_limit(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    with pytest.raises(ProgramFailed) as caught:
+        run(["dd", "if=/dev/zero", f"of={path}", "bs=4096", "count=4", "status=none"],
+            timeout=5, limits=Limits(file_bytes=8192))  # fmt: skip
+    assert caught.value.returncode == -signal.SIGXFSZ
+    assert path.stat().st_size == 8192
+
+
+async def test_memory_and_time_are_limited() -> None:
+    hungry = [PYTHON, "-c", "x = bytearray(1 << 30)"]
+    with pytest.raises(ProgramFailed, match="MemoryError"):
+        await run_async(hungry, timeout=10, limits=Limits(memory_bytes=256 << 20))
+    with pytest.raises(ProgramFailed) as caught:
+        await run_async(
+            [PYTHON, "-c", "while True: pass"], timeout=20, limits=Limits(cpu_seconds=1)
+        )
+    assert caught.value.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
+
+
+def test_a_missing_program_is_still_told_with_limits() -> None:
+    with pytest.raises(ProgramMissing):
+        run(["godwit-no-such-program"], timeout=5, limits=Limits(cpu_seconds=1))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+async def test_another_user_has_no_groups_and_no_capabilities() -> None:
+    argv = ["grep", "-E", "^(Uid|Gid|Groups|Cap(Inh|Prm|Eff))", "/proc/self/status"]
+    for said in (
+        run(argv, timeout=10, user=(65534, 65533)),
+        await run_async(argv, timeout=10, user=(65534, 65533)),
+    ):
+        found = dict(line.split(":", 1) for line in said.decode().splitlines())
+        assert {key: set(value.split()) for key, value in found.items()} == {
+            "Uid": {"65534"},
+            "Gid": {"65533"},
+            "Groups": set(),
+            "CapInh": {"0" * 16},
+            "CapPrm": {"0" * 16},
+            "CapEff": {"0" * 16},
+        }
+
+
+async def test_descriptors_are_passed_on(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("inside")
+    descriptor = os.open(tmp_path / "f", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        argv = ["cat", f"/proc/self/fd/{descriptor}"]
+        assert run(argv, timeout=5, pass_fds=[descriptor]) == b"inside"
+        limits = Limits(cpu_seconds=5)
+        said = await run_async(argv, timeout=5, pass_fds=[descriptor], limits=limits)
+        assert said == b"inside"
+    finally:
+        os.close(descriptor)
+
+
+async def test_output_is_heard_on_the_way() -> None:
+    heard: list[bytes] = []
+    script = "import sys,time\nfor n in (1,2): print(n, flush=True); time.sleep(0.2)\nsys.exit(n)"
+    with pytest.raises(ProgramFailed) as caught:
+        await run_async([PYTHON, "-c", script], timeout=10, on_output=heard.append)
+    assert (b"".join(heard), caught.value.returncode) == (b"1\n2\n", 2)
+    assert len(heard) > 1  # not all at the end; where a pipe is cut is the kernel's choice
+    heard.clear()
+    assert await run_async(["cat"], timeout=5, input=b"abc", on_output=heard.append) == b"abc"
+    assert b"".join(heard) == b"abc"
+
+
+async def test_listening_can_be_cancelled(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    argv = [PYTHON, "-c", NEST, str(note)]
+    with pytest.raises(ProgramTimedOut):
+        await run_async(argv, timeout=1.0, on_output=lambda _: None)
+    assert gone(int(note.read_text()))

@@ -1,0 +1,119 @@
+"""``broker.json`` and ``peer.json``: how an agent finds its storage daemons after its own restart.
+
+Written as a whole but not forced to the disk, like QEMU's ``runtime.json``: it has to survive the
+death of the agent, not that of the machine (``boot_id`` tells). ``pid`` 0: no daemon, but the
+gates' epochs still hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Final, Self
+
+from pydantic import Field, ValidationError
+
+from godwit.host.files import load_json
+from godwit.host.process import Process
+from godwit.model.base import Name, Record
+from godwit.model.errors import OperationFailed
+from godwit.storage.gate import Gate
+from godwit.storage.nodes import BrokerDisk, PeerTarget
+
+BROKER: Final = "broker.json"
+PEER: Final = "peer.json"
+
+
+class Served(Record):
+    """A disk in a broker: its gate, and the peer that an open gate leads to, if any."""
+
+    disk: BrokerDisk
+    gate: Gate = Field(default_factory=Gate)
+    peer: PeerTarget | None = None
+
+
+class DaemonRecord(Record):
+    """A storage daemon of one VM on this host.
+
+    ``run`` is the VM's run directory, ``start_time`` (clock ticks since boot) makes the pid
+    unmistakable.
+    """
+
+    vm: Name
+    host: str
+    run: Path
+    pid: int = 0
+    start_time: int = 0
+    boot_id: str = ""
+    cgroup: str = ""
+    argv: tuple[str, ...] = ()
+
+    @property
+    def process(self) -> Process:
+        """The identity of the daemon's process."""
+        return Process(self.pid, self.start_time)
+
+    def _save(self, name: str) -> None:
+        path = self.run / name
+        fresh = path.with_name(f".{name}.new")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            json.dump(self.model_dump(mode="json"), stream)
+        fresh.replace(path)
+
+    @classmethod
+    def _load(cls, path: Path) -> Self | None:
+        try:
+            content = load_json(path)
+            return None if content is None else cls.model_validate(content)
+        except (ValueError, ValidationError) as error:
+            raise OperationFailed(
+                f"{path} cannot be read: {error}",
+                hint="end the storage daemon of that VM by hand and remove the file",
+            ) from None
+
+
+class BrokerRecord(DaemonRecord):
+    """The broker of a VM: where QEMU reaches it, its disks and their gates."""
+
+    socket: Path
+    disks: dict[str, Served] = Field(default_factory=dict)
+
+    def save(self) -> None:
+        """Replace the file; a reader sees the old one or the new one."""
+        self._save(BROKER)
+
+    def remove(self) -> None:
+        """Forget the broker; fine when it is forgotten already."""
+        (self.run / BROKER).unlink(missing_ok=True)
+
+
+def load_broker(run: Path) -> BrokerRecord | None:
+    """The record in a VM's run directory, None when there is none; OperationFailed if damaged."""
+    return BrokerRecord._load(run / BROKER)
+
+
+class PeerRecord(DaemonRecord):
+    """The daemon that exports a VM's disks to other hosts.
+
+    ``exports`` maps a disk to the epoch it is exported for; ``floors`` to the highest epoch ever
+    seen, below which it is exported no more.
+    """
+
+    port: int
+    exports: dict[str, int] = Field(default_factory=dict)
+    floors: dict[str, int] = Field(default_factory=dict)
+
+    def save(self) -> None:
+        """Replace the file; a reader sees the old one or the new one."""
+        self._save(PEER)
+
+    def remove(self) -> None:
+        """Forget the daemon; fine when it is forgotten already."""
+        (self.run / PEER).unlink(missing_ok=True)
+
+
+def load_peer(run: Path) -> PeerRecord | None:
+    """The record in a VM's run directory, None when there is none; OperationFailed if damaged."""
+    return PeerRecord._load(run / PEER)

@@ -1,0 +1,108 @@
+"""What a broker says to its daemon: sequences of QMP commands, each of them small.
+
+They raise what the monitor raises: `QmpError` (the daemon said no), `MonitorTimeout` and
+`MonitorLost` (the outcome is unknown). `Unclear` is a "no" to a step that takes another one back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from godwit.model.errors import OperationFailed
+from godwit.qmp import MonitorError, QmpError
+from godwit.storage import nodes
+from godwit.storage.broker_daemon import Daemon
+from godwit.storage.nodes import BrokerDisk, Node
+
+DELETED: Final = "BLOCK_EXPORT_DELETED"
+
+
+class Unclear(MonitorError):
+    """The daemon refused to undo a step, so nobody knows what it has open."""
+
+
+async def named_nodes(daemon: Daemon, *, timeout: float) -> dict[str, int]:
+    """The named nodes and the bytes each shows."""
+    answer = await daemon.execute("query-named-block-nodes", {"flat": True}, timeout=timeout)
+    return {str(node["node-name"]): int(node["image"]["virtual-size"]) for node in answer}
+
+
+async def export_ids(daemon: Daemon, *, timeout: float) -> frozenset[str]:
+    """The exports there are."""
+    answer: list[dict[str, Any]] = await daemon.execute("query-block-exports", timeout=timeout)
+    return frozenset(str(one["id"]) for one in answer)
+
+
+async def add_closed(daemon: Daemon, disk: BrokerDisk, export: Node, *, timeout: float) -> None:
+    """Add a disk's placeholder, the node above it, and its export."""
+    over = nodes.export_node(disk, over=nodes.failing_node_name(disk.id))
+    for node in (*nodes.placeholder_nodes(disk), over):
+        await daemon.execute("blockdev-add", node, timeout=timeout)
+    await daemon.execute("block-export-add", export, timeout=timeout)
+
+
+async def open_target(daemon: Daemon, disk: BrokerDisk, target: Node, *, timeout: float) -> None:
+    """Open what the gate leads to, see that it has the right size, and let I/O through.
+
+    After `QmpError` or `OperationFailed` it is not open.
+    """
+    name = str(target["node-name"])
+    await daemon.execute("blockdev-add", target, timeout=timeout)
+    try:
+        check_size(disk, (await named_nodes(daemon, timeout=timeout)).get(name, 0))
+        await reopen(daemon, disk, over=name, timeout=timeout)
+    except (QmpError, OperationFailed) as error:
+        try:
+            await daemon.execute("blockdev-del", {"node-name": name}, timeout=timeout)
+        except QmpError as refusal:
+            raise Unclear(f"{error}, and then {refusal}") from error
+        raise
+
+
+async def reopen(daemon: Daemon, disk: BrokerDisk, *, over: str, timeout: float) -> None:
+    """Put the disk's export over another node; what is left is drained and flushed first."""
+    options = {"options": [nodes.export_node(disk, over=over)]}
+    await daemon.execute("blockdev-reopen", options, timeout=timeout)
+
+
+async def close_target(daemon: Daemon, disk: BrokerDisk, node: str, *, timeout: float) -> None:
+    """Let no I/O through and close what the gate led to.
+
+    After `QmpError` it is open as before (the last flush failed).
+    """
+    await reopen(daemon, disk, over=nodes.failing_node_name(disk.id), timeout=timeout)
+    try:
+        await daemon.execute("blockdev-del", {"node-name": node}, timeout=timeout)
+    except QmpError as error:
+        raise Unclear(str(error)) from error
+
+
+async def delete_export(daemon: Daemon, export: str, *, force: bool, timeout: float) -> None:
+    """Take an export away; `QmpError` when a client uses it and not ``force``. Fine if it is gone.
+
+    Forced, its clients lose their connection and what they had not heard of is unanswered.
+    """
+    if export not in await export_ids(daemon, timeout=timeout):
+        return
+    with daemon.monitor.events(DELETED) as deleted:
+        arguments = {"id": export, "mode": "hard" if force else "safe"}
+        await daemon.execute("block-export-del", arguments, timeout=timeout)
+        await deleted.wait(lambda event: event.data.get("id") == export, timeout=timeout)
+
+
+async def delete_nodes(daemon: Daemon, names: Sequence[str], *, timeout: float) -> None:
+    """Remove those of the nodes that exist, in this order."""
+    there = await named_nodes(daemon, timeout=timeout)
+    for name in names:
+        if name in there:
+            await daemon.execute("blockdev-del", {"node-name": name}, timeout=timeout)
+
+
+def check_size(disk: BrokerDisk, size_bytes: int) -> None:
+    """OperationFailed unless the image shows the guest what its record says."""
+    if size_bytes != disk.size_bytes:
+        raise OperationFailed(
+            f"{disk.path} holds {size_bytes} bytes, the record says {disk.size_bytes}",
+            hint="was the image replaced? put the right one back",
+        )

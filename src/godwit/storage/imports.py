@@ -1,0 +1,233 @@
+"""Takes in disk images that strangers made, from a file of this host or from an address.
+
+    fetch      into a file without a name (addresses only)
+    examine    by its own bytes: is it what it is said to be, whole, and leads nowhere?
+    measure    by qemu-img, as the QEMU user and within limits, as all that follows
+    check      its structure, where the format has a check
+    convert    to a name that we claimed, compare the copy, check the copy
+    look back  did the source change meanwhile?
+
+Only then the image has its name for good. QEMU never opens what it names inside, a fault in
+qemu-img meets no privileges, and on a refusal nothing stays behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from godwit.host.errors import ProgramFailed
+from godwit.host.run import run_async
+from godwit.model.errors import Conflict, NotFound, OperationFailed, Refused
+from godwit.model.vm import DiskFormat
+from godwit.qemu.launch import Binary
+from godwit.storage import vhd
+from godwit.storage.convert import copied
+from godwit.storage.fetch import fetch, is_url, shown
+from godwit.storage.foreign import Claims, check_size, examine
+from godwit.storage.formats import LARGEST_VIRTUAL, TIB, SourceFormat
+from godwit.storage.images import ImageInfo, check_open, open_info
+from godwit.storage.qemu_img import OpenImage, Progress, opened
+
+ImportProgress = Callable[[str, float], None]
+"""Hears the stage (``fetch``, ``check``, ``convert``) and how much of it is done, from 0 to 1."""
+
+_LOOK_TIMEOUT: Final = 30.0
+_FLATTEN: Final = "flatten it where it comes from: qemu-img convert"
+
+
+@dataclass(frozen=True, slots=True)
+class ImportLimits:
+    """The most that is taken: bytes that the guest would see, and bytes of the file."""
+
+    virtual_bytes: int = LARGEST_VIRTUAL
+    file_bytes: int = 16 * TIB
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What of a file changes when somebody writes or replaces it; only root can turn it back."""
+
+    device: int
+    inode: int
+    size: int
+    changed_ns: int
+
+    @staticmethod
+    def of(descriptor: int) -> _Seen:
+        status = os.fstat(descriptor)
+        return _Seen(status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns)
+
+
+async def import_image(
+    source: str,
+    *,
+    source_format: SourceFormat,
+    target: Path,
+    target_format: DiskFormat,
+    tool: Binary,
+    owner: tuple[int, int] | None = None,
+    limits: ImportLimits | None = None,
+    progress: ImportProgress | None = None,
+) -> ImageInfo:
+    """Bring the image at ``source`` (an absolute path, or http:// or https://) into a volume.
+
+    ``tool`` is qemu-img with the user that may look at strangers' images; a file of this host has
+    to be readable for that user, so nothing is imported that only root may read. Refused, with
+    the reason in one line, for every image that should not be trusted; Conflict when the target
+    exists; OperationFailed when the fetching or the copying fails.
+    """
+    allowed = limits or ImportLimits()
+    name = shown(source) if is_url(source) else source
+    if os.path.lexists(target):  # before much is fetched; claimed for good later
+        raise Conflict(f"{target} exists already", hint="choose another name")
+    if not target.parent.is_dir():
+        raise NotFound(f"there is no directory {target.parent}", hint="make it first")
+    async with _opened(source, target, tool, allowed, _stage(progress, "fetch")) as descriptor:
+        before = _Seen.of(descriptor)
+        image = await _judged(name, source_format, descriptor, before.size, tool, allowed)
+        if progress is not None:
+            progress("check", 1.0)
+        async with copied(
+            image,
+            target,
+            target_format,
+            owner=owner or tool.user,
+            tool=tool,
+            progress=_stage(progress, "convert"),
+        ) as copy:
+            if _Seen.of(descriptor) != before:
+                raise Refused(f"{name} changed while it was read", hint="let nobody write it")
+            return await _described(copy, tool)
+
+
+def _stage(progress: ImportProgress | None, stage: str) -> Progress | None:
+    return None if progress is None else lambda value: progress(stage, value)
+
+
+@contextlib.asynccontextmanager
+async def _opened(
+    source: str,
+    target: Path,
+    tool: Binary,
+    limits: ImportLimits,
+    progress: Progress | None,
+) -> AsyncIterator[int]:
+    """A descriptor of the stranger's image."""
+    if not is_url(source):
+        path = Path(source)
+        if not path.is_absolute():
+            raise Refused(f"{source} is not an absolute path", hint="name it from the root")
+        with opened(path) as descriptor:
+            size = os.fstat(descriptor).st_size
+            if size > limits.file_bytes:
+                raise Refused(
+                    f"{source} is {size} bytes, at most {limits.file_bytes} are taken",
+                    hint="allow more",
+                )
+            await _check_readable(descriptor, path, tool)
+            yield descriptor
+        return
+    # Beside the target, where there is room for an image; without a name it goes with us.
+    with tempfile.TemporaryFile(dir=target.parent) as file:
+        if tool.user is not None:
+            os.fchown(file.fileno(), *tool.user)
+        await fetch(source, file, largest_bytes=limits.file_bytes, progress=progress)
+        yield file.fileno()
+
+
+async def _check_readable(descriptor: int, path: Path, tool: Binary) -> None:
+    """Refused unless the tool's user finds and may read just this file under its name."""
+    if tool.user is None:
+        return
+    status = os.fstat(descriptor)
+    try:
+        await run_async(["test", "-r", str(path)], timeout=_LOOK_TIMEOUT, user=tool.user)
+        words = ["stat", "-L", "-c", "%d:%i", "--", str(path)]
+        said = await run_async(words, timeout=_LOOK_TIMEOUT, user=tool.user)
+    except ProgramFailed:
+        said = b""
+    if said.decode().strip() != f"{status.st_dev}:{status.st_ino}":
+        raise Refused(
+            f"{path} may not be read by the user that looks at strangers' images",
+            hint=f"put it where everybody may read it: chmod o+r {path}",
+        )
+
+
+async def _judged(
+    name: str,
+    source_format: SourceFormat,
+    descriptor: int,
+    file_size: int,
+    tool: Binary,
+    limits: ImportLimits,
+) -> OpenImage:
+    """The image, fit to be copied; Refused, with its name and the reason, when it is not."""
+
+    def read(offset: int, length: int) -> bytes:
+        return os.pread(descriptor, length, offset) if length > 0 else b""
+
+    try:
+        claims = await asyncio.to_thread(
+            _examined, source_format, read, file_size, limits.virtual_bytes
+        )
+        # Of the raw kinds the payload alone is opened: what comes after is not the guest's.
+        payload = claims.virtual_size if source_format == "vhd-fixed" else None
+        image = OpenImage(Path(name), source_format, descriptor, size=payload)
+        await _measured(image, claims, tool, limits)
+    except Conflict:
+        raise
+    except Refused as error:
+        raise Refused(f"{name} is not taken: {error.message}", hint=error.hint) from error
+    except OperationFailed as error:
+        raise Refused(
+            f"{name} is not taken: {error.message}", hint="is the file whole? fetch it again"
+        ) from error
+    return image
+
+
+def _examined(
+    source_format: SourceFormat,
+    read: vhd.Read,
+    file_size: int,
+    largest_virtual: int,
+) -> Claims:
+    try:
+        claims = examine(source_format, read, file_size, largest_virtual=largest_virtual)
+        if source_format == "vhd":
+            footer = vhd.parse_footer(read(0, vhd.FOOTER_BYTES))
+            if footer is not None:
+                vhd.check_blocks(footer, read, file_size)
+    except (OSError, OverflowError) as error:
+        # An offset beyond what a file can have is one more way to be cut off.
+        raise Refused(f"it cannot be read where it points to ({error})") from error
+    return claims
+
+
+async def _measured(image: OpenImage, claims: Claims, tool: Binary, limits: ImportLimits) -> None:
+    info = await open_info(image, tool=tool, what="qemu-img does not open it")
+    check_size(info.virtual_size, largest_virtual=limits.virtual_bytes)
+    if info.data_file or info.backing:
+        raise Refused(f"it leads to another file ({info.data_file or info.backing})", hint=_FLATTEN)
+    if info.encrypted:
+        raise Refused("it is encrypted", hint="decrypt it where it comes from")
+    if claims.virtual_size is not None and info.virtual_size != claims.virtual_size:
+        raise Refused(
+            f"it claims to hold {claims.virtual_size} bytes, qemu-img finds {info.virtual_size}"
+        )
+    report = await check_open(image, tool=tool)
+    if report.damaged:
+        raise Refused(f"it is {report.words}", hint="is the file whole? fetch it again")
+
+
+async def _described(copy: OpenImage, tool: Binary) -> ImageInfo:
+    if copy.size is not None:
+        blocks = os.fstat(copy.descriptor).st_blocks
+        return ImageInfo("vpc", copy.size, blocks * 512)
+    return await open_info(copy, tool=tool)
