@@ -16,6 +16,7 @@ from typing import Literal
 from godwit.model.errors import InvalidRequest
 from godwit.model.vm import Disk, Nic, Vm
 from godwit.qemu import layout
+from godwit.qemu.blocks import disk_device, disk_nodes
 from godwit.qemu.intervals import TRACE_POINT
 from godwit.qemu.quirks import SHORT_RAM, SHORT_RAM_BYTES, SHORT_RAM_MULTIPLE, USO_FEATURE
 
@@ -31,6 +32,7 @@ class Plugs:
 
     ``monitors`` and ``serial`` are listening unix sockets, ``console_log`` is open for appending,
     ``taps`` holds the queues of each card by its id, ``vhost`` the matching /dev/vhost-net.
+    ``broker`` is the socket of the VM's storage broker, empty when it has none.
     """
 
     monitors: tuple[int, int]
@@ -43,6 +45,7 @@ class Plugs:
     sandbox: bool = True
     data_dir: str = ""
     aio: Literal["threads", "native", "io_uring"] = "threads"
+    broker: str = ""
 
     def descriptors(self) -> tuple[int, ...]:
         """Everything the new process has to inherit."""
@@ -169,57 +172,8 @@ def _fixed_devices(vm: Vm) -> Iterator[Option]:
     )
 
 
-def disk_nodes(disk: Disk, *, aio: str = "threads") -> tuple[dict[str, object], ...]:
-    """The block nodes of a disk, file first, as ``blockdev-add`` takes them.
-
-    The format is always named and a backing file inside the image is never followed.  The image
-    lock stays automatic: it is the last net under two QEMUs on one image.
-    """
-    cache = {"direct": True, "no-flush": False}
-    common: dict[str, object] = {"read-only": False, "discard": "unmap", "cache": cache}
-    file: dict[str, object] = {
-        "driver": "file",
-        "node-name": layout.file_node(disk),
-        "filename": disk.path,
-        "aio": aio,
-        **common,
-    }
-    image: dict[str, object] = {
-        "driver": disk.format,
-        "node-name": layout.format_node(disk),
-        "file": layout.file_node(disk),
-        **common,
-    }
-    if disk.format == "qcow2":
-        image["backing"] = None
-    return file, image
-
-
-def disk_device(disk: Disk, *, boot: bool = False) -> dict[str, object]:
-    """The disk itself, as ``device_add`` takes it."""
-    device: dict[str, object] = {
-        "driver": "scsi-hd",
-        "id": disk.id,
-        "bus": f"{layout.SCSI}.0",
-        "channel": 0,
-        "scsi-id": disk.lun,
-        "lun": 0,
-        "drive": layout.format_node(disk),
-        "serial": disk.serial,
-        "device_id": disk.serial,
-        "logical_block_size": 512,
-        "physical_block_size": 512,
-        "write-cache": "on",
-        "werror": "stop",
-        "rerror": "stop",
-    }
-    if boot:
-        device["bootindex"] = 1
-    return device
-
-
 def _disk(vm: Vm, disk: Disk, plugs: Plugs) -> Iterator[Option]:
-    for node in disk_nodes(disk, aio=plugs.aio):
+    for node in disk_nodes(disk, vm=vm.name, aio=plugs.aio, broker=plugs.broker):
         yield "-blockdev", json.dumps(node, separators=(",", ":"))
     boot = not vm.boot.kernel and disk is vm.disks[0]
     yield "-device", _device(disk_device(disk, boot=boot))

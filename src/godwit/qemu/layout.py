@@ -54,6 +54,11 @@ def file_node(disk: Disk) -> str:
     return f"file-{_short(disk.id)}"
 
 
+def export_name(vm: str, disk: Disk) -> str:
+    """Name under which the VM's storage broker offers a disk to the QEMU of its own host."""
+    return f"{vm}-{disk.id}"
+
+
 def netdev(nic: Nic) -> str:
     """Name of the host's side of a card."""
     return f"host-{nic.id}"

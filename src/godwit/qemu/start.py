@@ -30,6 +30,7 @@ from godwit.host.taps import Tap, open_tap
 from godwit.model.errors import Conflict, OperationFailed
 from godwit.model.vm import Vm
 from godwit.qemu.argv import Plugs, build_argv
+from godwit.qemu.devices import grant_device
 from godwit.qemu.launch import Binary, log_size, log_tail
 from godwit.qemu.layout import tap_name
 from godwit.qemu.machine import Machine, discard_traces
@@ -44,7 +45,8 @@ class Place:
     """Where on this host a VM's QEMU lives.
 
     ``run`` and ``state`` are the VM's own directories. ``cgroup`` is the name of its control
-    group, empty for none. ``features`` come from `BinaryFacts`.
+    group, empty for none. ``features`` come from `BinaryFacts`. ``broker`` is the socket of the
+    VM's storage broker, empty when it has none; the QEMU user must be able to connect to it.
     """
 
     host: str
@@ -56,6 +58,7 @@ class Place:
     boot_id: str = ""
     sandbox: bool = True
     aio: Literal["threads", "native", "io_uring"] = "threads"
+    broker: str = ""
 
 
 async def spawn(
@@ -119,6 +122,9 @@ async def _bring_up(
     incoming: bool,
     deadline: float,
 ) -> Machine:
+    for disk in vm.disks:
+        if disk.source == "device":
+            grant_device(Path(disk.path), place.binary.user)
     with contextlib.ExitStack() as ours:
         plugs = _plug(ours, vm, place, runtime, incoming)
         options = build_argv(vm, plugs)
@@ -183,6 +189,7 @@ def _plug(
         sandbox=place.sandbox,
         data_dir=place.binary.data_dir,
         aio=place.aio,
+        broker=place.broker,
     )
 
 

@@ -22,6 +22,7 @@ _PROPERTIES: Mapping[str, tuple[str, ...]] = {
     "virtio-net-pci": ("mac", "vectors", "parent_bus"),
     "virtio-scsi-pci": ("num_queues",),
     "scsi-hd": ("scsi-id", "serial"),
+    "scsi-block": ("scsi-id",),
 }
 
 

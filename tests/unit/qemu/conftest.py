@@ -11,6 +11,23 @@ from godwit.model.vm import Boot, Disk, Nic, Pins, Vm
 UUID = "6f0e9b6c-4d3c-4f0a-9a53-0a4f5e1f2b3c"
 
 
+def _disk(n: int, kind: str) -> Disk:
+    """A disk of some format, or (``device``) a block device passed through."""
+    device = kind in ("device", "lun")
+    values: dict[str, object] = {
+        "id": f"disk{n}",
+        "volume": "" if device else "shared",
+        "path": "/dev/mapper/lun7" if device else f"/clusterstorage/shared/web/disk{n}.{kind}",
+        "size_bytes": 1 << 30,
+        "serial": f"GW{n:018d}",
+        "lun": n,
+        "format": "raw" if device else kind,
+        "source": "device" if device else "image",
+        "passthrough": kind == "lun",
+    }
+    return Disk.model_validate(values)
+
+
 def _make(
     *,
     disks: int = 0,
@@ -18,6 +35,7 @@ def _make(
     kernel: bool = True,
     accelerator: str = "tcg",
     queues: int = 1,
+    kinds: tuple[str, ...] = (),
     **more: object,
 ) -> Vm:
     boot = "/clusterstorage/shared/.godwit/boot/"
@@ -46,7 +64,8 @@ def _make(
                 format="qcow2" if n == 0 else "raw",
             )
             for n in range(disks)
-        ),
+        )
+        + tuple(_disk(n, kind) for n, kind in enumerate(kinds)),
         "nics": tuple(
             Nic(id=f"net{n}", network="lan", mac=f"02:00:00:00:00:{n:02x}", queues=queues)
             for n in range(nics)

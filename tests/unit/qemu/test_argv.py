@@ -34,6 +34,10 @@ CASES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
         {"vhost": {"net0": (30, 31, 32, 33)}},
     ),
     "disk-boot": ({"disks": 2, "kernel": False}, {}),
+    "all-formats": (
+        {"kinds": ("raw", "qcow2", "vhd-fixed", "vhd", "vhdx", "device", "lun")},
+        {"broker": "/run/godwit/vms/web/nbd.sock"},
+    ),
     "old-qemu": ({"nics": 1}, {"features": frozenset(), "data_dir": "/opt/qemu-7.2/share"}),
 }
 

@@ -1,0 +1,82 @@
+"""A disk's nodes for each format, source and tier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from godwit.model.errors import InvalidRequest
+from godwit.model.vm import Disk
+from godwit.qemu.blocks import disk_device, disk_nodes, node_names, stored_size
+
+
+def _disk(**more: Any) -> Disk:
+    values: dict[str, Any] = {
+        "id": "disk1",
+        "volume": "shared",
+        "path": "/clusterstorage/shared/web/disk1.img",
+        "size_bytes": (1 << 30) + 1,
+        "format": "raw",
+        "serial": "GW1",
+        "lun": 1,
+    }
+    return Disk.model_validate(values | more)
+
+
+@pytest.mark.parametrize(
+    ("shape", "drivers"),
+    [
+        ({"format": "raw"}, ["file", "raw"]),
+        ({"format": "qcow2"}, ["file", "qcow2"]),
+        ({"format": "vhd-fixed"}, ["file", "raw"]),
+        ({"source": "device", "path": "/dev/sdz"}, ["host_device", "raw"]),
+        ({"format": "vhd"}, ["nbd"]),
+        ({"format": "vhdx"}, ["nbd"]),
+        ({"format": "qcow2", "tier": "brokered"}, ["nbd"]),
+    ],
+)
+def test_drivers(shape: dict[str, Any], drivers: list[str]) -> None:
+    disk = _disk(**shape)
+    nodes = disk_nodes(disk, vm="web", broker="/run/b.sock")
+    assert [node["driver"] for node in nodes] == drivers
+    assert tuple(node["node-name"] for node in nodes) == node_names(disk)
+    assert disk_device(disk)["drive"] == nodes[-1]["node-name"]
+    for node in nodes:
+        assert node["cache"] == {"direct": True, "no-flush": False}
+        assert node["read-only"] is False
+
+
+def test_a_fixed_vhd_ends_before_its_footer() -> None:
+    _, image = disk_nodes(_disk(format="vhd-fixed"), vm="web")
+    assert (image["offset"], image["size"]) == (0, (1 << 30) + 512)
+    assert stored_size(512) == 512
+    assert stored_size(513) == 1024
+    assert "size" not in disk_nodes(_disk(), vm="web")[1], "a raw image may grow"
+
+
+def test_only_qcow2_names_its_backing() -> None:
+    assert disk_nodes(_disk(format="qcow2"), vm="web")[1]["backing"] is None
+    assert "backing" not in disk_nodes(_disk(), vm="web")[1]
+
+
+def test_a_brokered_disk_asks_the_socket_of_its_own_vm() -> None:
+    (node,) = disk_nodes(_disk(format="vhdx"), vm="web", broker="/run/b.sock")
+    assert node["server"] == {"type": "unix", "path": "/run/b.sock"}
+    assert node["export"] == "web-disk1"
+    assert node["reconnect-delay"] == 600
+    with pytest.raises(InvalidRequest, match="storage broker"):
+        disk_nodes(_disk(format="vhdx"), vm="web")
+
+
+def test_the_guest_sees_the_same_device_whatever_lies_under_it() -> None:
+    shapes: list[dict[str, Any]] = [{}, {"format": "vhdx"}, {"source": "device"}]
+    first, *others = (disk_device(_disk(**shape)) for shape in shapes)
+    assert all(other == first for other in others)
+    assert (first["werror"], first["rerror"]) == ("stop", "stop")
+    assert (first["channel"], first["scsi-id"], first["lun"]) == (0, 1, 0)
+    lun = disk_device(_disk(source="device", passthrough=True))
+    assert lun["driver"] == "scsi-block"
+    assert "serial" not in lun, "it has its own"
+    assert {key: lun[key] for key in lun if key != "driver"}.items() <= first.items()
+    assert disk_device(_disk(), boot=True) == {**first, "bootindex": 1}
