@@ -43,6 +43,8 @@ async def adopt_all(desk: Desk, departures: Departures, arrivals: Arrivals) -> N
             await _one(desk, departures, arrivals, runtime)
         except (OperationFailed, MonitorError, OSError, StoreError) as error:
             await desk.event("vm.unadopted", runtime.vm, f"not adopted: {error}", level="error")
+    here = set(desk.slots) | {incoming.ask.vm.name for incoming in arrivals.incoming.values()}
+    await desk.brokers.sweep(here)
     await _stale_records(desk)
 
 
@@ -79,6 +81,7 @@ async def _go_on_receiving(desk: Desk, arrivals: Arrivals, machine: Machine) -> 
     ask = load_ask(machine.runtime)
     if ask is None:
         raise OperationFailed("what this copy was prepared for cannot be read", hint="")
+    await desk.brokers.adopt(ask.vm, epoch=ask.epoch + 1, owned=False)
     await desk.guard.register(machine.runtime)
     arrivals.adopt(ask, machine)
 
@@ -89,10 +92,14 @@ async def _act(
     vm = await desk.records.vm(machine.vm)
     if action is Action.END or vm is None or owner is None:
         await machine.kill()
+        if vm is not None:
+            await desk.brokers.adopt(vm.value, epoch=machine.epoch, owned=False)
+            await desk.brokers.end(machine.vm)
         await machine.discard()
         return
     if action is Action.ADOPT and machine.epoch != owner.epoch:
         machine.amend(epoch=owner.epoch)  # a gift came back, with a new epoch, while we were away
+    await desk.brokers.adopt(vm.value, epoch=owner.epoch, owned=action is Action.ADOPT)
     gate = desk.gate(vm.value, machine)
     slot = await desk.put(vm.value, machine, gate, paused=owner.paused)
     if action is Action.ADOPT:
@@ -100,6 +107,7 @@ async def _act(
         status = await machine.status()
         if status.status in ("paused", "postmigrate") and not owner.paused:
             # Taken by its owner, noted, but the agent died before (or right after) ``cont``.
+            await desk.brokers.open(machine.vm, owner.epoch)
             gate.announce()
             await machine.cont()
             slot.state = VmState.RUNNING

@@ -21,8 +21,10 @@ from godwit.agent.arrivals import Arrivals
 from godwit.agent.console import bridge
 from godwit.agent.departures import Departures
 from godwit.agent.desk import Desk
+from godwit.agent.disks import Disks
 from godwit.agent.facts import load, memory_free
 from godwit.agent.files import Files
+from godwit.agent.images import Images
 from godwit.agent.power import Power
 from godwit.migration.peer import CheckAsk, PrepareAsk
 from godwit.model.base import Record, check_name
@@ -56,6 +58,8 @@ class Rooms:
     departures: Departures
     arrivals: Arrivals
     files: Files
+    disks: Disks
+    images: Images
 
 
 def build(rooms: Rooms) -> Starlette:
@@ -63,6 +67,8 @@ def build(rooms: Rooms) -> Starlette:
     routes = [
         *_host_routes(rooms),
         *_vm_routes(rooms),
+        *_disk_routes(rooms.disks),
+        *_image_routes(rooms.images),
         *_peer_routes(rooms),
         *_lab_routes(rooms),
         WebSocketRoute("/v1/vms/{vm}/console", _console(rooms)),
@@ -227,6 +233,70 @@ def _vm_routes(rooms: Rooms) -> list[Route]:
         for verb, handler in verbs
     ]
     return [*routes, _route("/v1/migrations/{id}/cancel", "POST", cancel, roles=(MANAGER,))]
+
+
+def _image_routes(images: Images) -> list[Route]:
+    async def inspect(request: Request) -> Body:
+        return await images.inspect(await _disk(request))
+
+    async def grow(request: Request) -> Body:
+        return await images.grow(await _disk(request), _size(await _body(request)))
+
+    async def export(request: Request) -> Body:
+        body = await _body(request)
+        target, kind = str(body.get("target", "")), str(body.get("format", ""))
+        return await images.export(await _disk(request), target, kind)
+
+    async def bring_in(request: Request) -> Body:
+        body = await _body(request)
+        words = ("path", "source", "format", "target_format")
+        return await images.bring_in(*(str(body.get(word, "")) for word in words))
+
+    verbs: list[tuple[str, Handler]] = [("inspect", inspect), ("grow", grow), ("export", export)]
+    return [
+        *(
+            _route(f"/v1/vms/{{vm}}/disks/{verb}", "POST", handler, roles=(MANAGER,))
+            for verb, handler in verbs
+        ),
+        _route("/v1/volumes/{volume}/import", "POST", bring_in, roles=(MANAGER,)),
+    ]
+
+
+def _disk_routes(disks: Disks) -> list[Route]:
+    async def show(request: Request) -> Body:
+        return await disks.show(_name(request))
+
+    async def add(request: Request) -> Record:
+        return await disks.add(_name(request), await _disk(request))
+
+    async def remove(request: Request) -> Record:
+        body = await _body(request)
+        force = body.get("force") is True
+        return await disks.remove(_name(request), str(body.get("disk", "")), force=force)
+
+    async def resize(request: Request) -> Record:
+        body = await _body(request)
+        return await disks.resize(_name(request), str(body.get("disk", "")), _size(body))
+
+    verbs: list[tuple[str, Handler]] = [("add", add), ("remove", remove), ("resize", resize)]
+    return [
+        _route("/v1/vms/{vm}/disks", "GET", show, roles=(MANAGER,)),
+        *(
+            _route(f"/v1/vms/{{vm}}/disks/{verb}", "POST", handler, roles=(MANAGER,))
+            for verb, handler in verbs
+        ),
+    ]
+
+
+async def _disk(request: Request) -> Disk:
+    return Disk.model_validate((await _body(request)).get("disk"))
+
+
+def _size(body: dict[str, Any]) -> int:
+    size = body.get("size_bytes")
+    if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
+        raise InvalidRequest(f"{size!r} is not a size", hint="a positive number of bytes")
+    return size
 
 
 async def _disks(request: Request) -> list[Disk]:

@@ -6,8 +6,10 @@ import logging
 import socket
 from pathlib import Path
 
+from godwit.agent.brokers import VmDisks
 from godwit.agent.desk import Desk
 from godwit.agent.facts import memory_free, usable_by
+from godwit.agent.files import images
 from godwit.migration import plan
 from godwit.migration.destination import Incoming, give_back
 from godwit.migration.peer import (
@@ -21,6 +23,7 @@ from godwit.migration.peer import (
 )
 from godwit.migration.world import DestinationWorld
 from godwit.model.errors import ChecksFailed, Conflict, NotFound
+from godwit.model.vm import Vm
 from godwit.qemu.machine import Machine
 from godwit.qemu.runtime import (
     Runtime,
@@ -45,7 +48,7 @@ class Arrivals:
     async def check(self, ask: CheckAsk) -> CheckAnswer:
         """What only this host can tell about taking the VM in."""
         desk = self.desk
-        files = {disk.path: True for disk in ask.vm.disks}
+        files = {disk.path: True for disk in images(list(ask.vm.disks))}
         files |= {path: False for path in (ask.vm.boot.kernel, ask.vm.boot.initrd) if path}
         uid, gid = desk.equipment.binary.user or (0, 0)
         free = memory_free(promised_bytes=desk.promised_bytes())
@@ -55,7 +58,8 @@ class Arrivals:
             volumes={},
             files={
                 path: usable_by(Path(path), uid, gid, write=write) for path, write in files.items()
-            },
+            }
+            | _missing_devices(ask.vm),
             macs_in_use=tuple(
                 nic.mac
                 for slot in desk.slots.values()
@@ -161,9 +165,10 @@ class Arrivals:
         state = desk.config.paths.vm_state(name)
 
         async def start(_postcopy: bool) -> Machine:
+            await desk.brokers.start(ask.vm)
             machine = await spawn(
                 ask.vm,
-                desk.place(name),
+                desk.place(ask.vm),
                 epoch=ask.epoch + 1,
                 incoming=True,
                 migration=ask.migration,
@@ -193,6 +198,7 @@ class Arrivals:
 
         async def gone(reason: str) -> None:
             desk.promised.pop(name, None)
+            await desk.brokers.end(name)
             incoming = self.incoming.get(ask.migration)
             if incoming is not None and incoming.machine is not None:
                 await desk.guard.forget(name)
@@ -216,6 +222,7 @@ class Arrivals:
             noted_epoch=noted,
             announced=announced,
             gone=gone,
+            disks=VmDisks(desk.brokers, name),
             holds=desk.holds,
             migration_address=desk.config.migration.address,
             migration_tls_dir=tls,
@@ -250,3 +257,9 @@ def load_ask(runtime: Runtime) -> PrepareAsk | None:
         return PrepareAsk.model_validate_json(_ask_path(runtime).read_text())
     except (OSError, ValueError):
         return None
+
+
+def _missing_devices(vm: Vm) -> dict[str, str]:
+    """What is amiss with the VM's own devices; they become the QEMU user's only at its start."""
+    paths = [disk.path for disk in vm.disks if disk.source == "device"]
+    return {path: "" if Path(path).is_block_device() else "no such block device" for path in paths}

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from godwit.agent.brokers import VmDisks
 from godwit.agent.desk import Desk, Slot
 from godwit.agent.peering import Peers
 from godwit.host.cgroup import open_cgroup
@@ -93,6 +94,8 @@ class Departures:
                 hint=failed[0].hint,
                 checks=[check.model_dump(mode="json") for check in failed],
             )
+        if order.vm in self.desk.changing:
+            raise Conflict(f"the disks of {order.vm} are being changed", hint="ask again soon")
         self.desk.moving.add(order.vm)
         peer = self.peers.to(order.destination, peer_url)
         move = SourceMove(order, slot.vm, self._source_world(slot, peer))
@@ -174,6 +177,7 @@ class Departures:
                 rate_bits=desk.equipment.info.migration_rate_bits,
             ),
             throttle=lambda quota: self._throttle(slot, quota),
+            disks=VmDisks(desk.brokers, slot.vm.name),
             holds=desk.holds,
             migration_tls_dir=tls,
             volumes=desk.config.paths.volumes,

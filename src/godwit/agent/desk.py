@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from godwit.agent.brokers import Brokers
 from godwit.agent.facts import Equipment
 from godwit.agent.gate import TapGate
 from godwit.agent.guardlink import GuardLink
@@ -69,10 +70,12 @@ class Desk:
         self.holds = holds
         self.links = LinkControl()
         self.announcer = Announcer()
+        self.brokers = Brokers(self)
         self.networks = dict(config.networks)
         self.slots: dict[str, Slot] = {}
         self.promised: dict[str, int] = {}  # memory of VMs on their way in, bytes
         self.moving: set[str] = set()
+        self.changing: set[str] = set()  # their disks come, go or grow: no move may begin
         self.on_exit: Callable[[Slot], Coroutine[Any, Any, None]] | None = None
         self._locks: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -93,17 +96,18 @@ class Desk:
             raise NotFound(f"{vm} does not run on {self.host}", hint=f"look: godwit vm show {vm}")
         return found
 
-    def place(self, vm: str) -> Place:
+    def place(self, vm: Vm) -> Place:
         """Where on this host a VM's QEMU lives."""
         paths = self.config.paths
         return Place(
             host=self.host,
-            run=paths.vm_run(vm),
-            state=paths.vm_state(vm),
+            run=paths.vm_run(vm.name),
+            state=paths.vm_state(vm.name),
             binary=self.equipment.binary,
             features=self.equipment.qemu.features,
-            cgroup=f"{self.config.cgroup.root}/{vm}",
+            cgroup=f"{self.config.cgroup.root}/{vm.name}",
             boot_id=self.equipment.info.boot_id,
+            broker=self.brokers.address(vm),
         )
 
     def gate(self, vm: Vm, machine: Machine) -> TapGate:
@@ -161,6 +165,7 @@ class Desk:
             task.cancel()
         await self.guard.forget(slot.vm.name)
         if slot.machine.exited.is_set():
+            await self.brokers.end(slot.vm.name)
             await slot.machine.discard()
 
     async def publish(self, slot: Slot, *, reason: str = "") -> None:
@@ -221,5 +226,6 @@ class Desk:
         await asyncio.gather(*tasks, return_exceptions=True)
         for slot in self.slots.values():
             await slot.machine.close()
+        await self.brokers.shut()
         self.links.close()
         self.announcer.close()

@@ -15,7 +15,7 @@ from godwit.host.files import sync_directory
 from godwit.model.base import check_name
 from godwit.model.errors import InvalidRequest, NotFound, Refused
 from godwit.model.vm import Disk
-from godwit.qemu.images import create_image
+from godwit.storage.images import check_image, create_image
 
 LARGEST_BOOT_FILE = 512 << 20
 
@@ -83,8 +83,8 @@ class Files:
         """Make the images of a new VM; on a failure none of them stays."""
         made: list[Path] = []
         try:
-            for disk in disks:
-                path = self._disk_path(disk)
+            for disk in images(disks):
+                path = self.disk_path(disk)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 await create_image(
                     path,
@@ -98,21 +98,45 @@ class Files:
                 path.unlink(missing_ok=True)
             raise
 
+    async def ready_disk(self, disk: Disk) -> bool:
+        """See to it that the disk's image is there; whether it was made just now.
+
+        Refused when one is there that is not what the record says. A device is what it is.
+        """
+        if disk.source == "device":
+            return False
+        if self.disk_path(disk).exists():
+            await check_image(disk)
+            return False
+        await self.create_disks([disk])
+        return True
+
     async def delete_disks(self, vm: str, disks: list[Disk]) -> None:
-        """Delete a VM's images and what else lies in its directory."""
-        if vm in self._desk.slots:
-            raise Refused(f"{vm} runs here", hint=f"stop it first: godwit vm stop {vm}")
-        folders = {self._disk_path(disk).parent for disk in disks}
+        """Delete a VM's images and what else lies in its directory.
+
+        Of a VM that runs here only images that are none of its disks any more.
+        """
+        slot = self._desk.slots.get(vm)
+        if slot is not None:
+            used = {disk.path for disk in slot.vm.disks} & {disk.path for disk in disks}
+            if used or not disks:
+                raise Refused(f"{vm} runs here", hint=f"stop it first: godwit vm stop {vm}")
+            for disk in images(disks):
+                self.disk_path(disk).unlink(missing_ok=True)
+            return
+        disks = images(disks)
+        folders = {self.disk_path(disk).parent for disk in disks}
         folders.add(self._desk.config.paths.volumes / "shared" / check_name(vm))
         for disk in disks:
-            self._disk_path(disk).unlink(missing_ok=True)
-        for folder in folders:
+            self.disk_path(disk).unlink(missing_ok=True)
+        # Only the VM's own: an image may lie in a folder that others share.
+        for folder in (folder for folder in folders if folder.name == vm):
             for leftover in folder.glob("saved-*"):
                 leftover.unlink()
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
-    def _disk_path(self, disk: Disk) -> Path:
+    def disk_path(self, disk: Disk) -> Path:
         """The disk's path, which must lie in its own volume: a record is no reason to leave it."""
         root = self._desk.config.paths.volumes / disk.volume
         path = Path(disk.path)
@@ -121,6 +145,11 @@ class Files:
         if root not in path.parents or ".." in path.parts:
             raise Refused(f"{path} is outside of volume {disk.volume}", hint="correct the record")
         return path
+
+
+def images(disks: list[Disk]) -> list[Disk]:
+    """The disks that are images of ours: a passed-through device is nobody's to make or delete."""
+    return [disk for disk in disks if disk.source == "image"]
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:

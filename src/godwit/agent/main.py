@@ -15,10 +15,12 @@ from godwit.agent.app import Rooms, build
 from godwit.agent.arrivals import Arrivals
 from godwit.agent.departures import Departures
 from godwit.agent.desk import Desk
+from godwit.agent.disks import Disks
 from godwit.agent.facts import survey
 from godwit.agent.files import Files
 from godwit.agent.guardlink import GuardLink
 from godwit.agent.holds import LabHolds
+from godwit.agent.images import Images
 from godwit.agent.networks import Networks
 from godwit.agent.peering import Peers
 from godwit.agent.power import Power
@@ -79,8 +81,15 @@ async def run(config: AgentConfig) -> None:
     arrivals = Arrivals(desk)
     power = Power(desk)
     departures.ended = power.ended
+    files = Files(desk)
     rooms = Rooms(
-        desk=desk, power=power, departures=departures, arrivals=arrivals, files=Files(desk)
+        desk=desk,
+        power=power,
+        departures=departures,
+        arrivals=arrivals,
+        files=files,
+        disks=Disks(desk, power, files),
+        images=Images(desk, files),
     )
     app = build(rooms)
     tls = ServerTls(identity, roles={HOST, MANAGER})

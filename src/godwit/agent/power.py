@@ -12,6 +12,7 @@ from pathlib import Path
 
 from godwit.agent.desk import Desk, Slot
 from godwit.agent.facts import memory_free
+from godwit.agent.files import images
 from godwit.migration import quick
 from godwit.migration.stream import ENDED, wait_status
 from godwit.model import keys, ownership
@@ -19,10 +20,10 @@ from godwit.model.errors import Conflict, GodwitError, NotFound, OperationFailed
 from godwit.model.ownership import Owner, OwnerState, SavedState
 from godwit.model.units import format_size
 from godwit.model.vm import Vm, VmState, VmStatus
-from godwit.qemu.images import check_image
 from godwit.qemu.runtime import note_started
 from godwit.qemu.start import spawn
 from godwit.qmp import MonitorError
+from godwit.storage.images import check_image
 from godwit.store.records import CasFailed, Versioned
 
 SAVE_S = 600.0
@@ -73,7 +74,7 @@ class Power:
         """Ask the guest to shut down, or cut its power."""
         async with self.desk.lock(name):
             slot = self.desk.slot(name)
-            found = await self._mine(slot)
+            found = await self.mine(slot)
             slot.ending = True
             try:
                 if not force:
@@ -96,7 +97,7 @@ class Power:
         """Write the memory to the VM's volume and end its QEMU."""
         async with self.desk.lock(name):
             slot = self.desk.slot(name)
-            found = await self._mine(slot)
+            found = await self.mine(slot)
             vm, epoch = slot.vm, slot.machine.epoch
             path = quick.image_path(self.desk.config.paths.volumes, vm, epoch=epoch)
             slot.ending = True
@@ -167,9 +168,12 @@ class Power:
 
     async def _power_on(self, vm: Vm, owner: Owner, image: SavedState | None) -> None:
         desk = self.desk
-        machine = await spawn(
-            vm, desk.place(vm.name), epoch=owner.epoch, incoming=image is not None
-        )
+        await desk.brokers.start(vm, epoch=owner.epoch)
+        try:
+            machine = await spawn(vm, desk.place(vm), epoch=owner.epoch, incoming=image is not None)
+        except BaseException:
+            await desk.brokers.end(vm.name)
+            raise
         try:
             if image is not None:
                 label = quick.describe(vm, epoch=image.epoch)
@@ -188,6 +192,7 @@ class Power:
             machine.amend(role="started")
         except BaseException as error:
             await machine.kill()
+            await desk.brokers.end(vm.name)
             await machine.discard()
             if isinstance(error, MonitorError | OSError | ValueError):
                 raise OperationFailed(
@@ -222,7 +227,7 @@ class Power:
     async def _hold(self, name: str, *, paused: bool) -> VmStatus:
         async with self.desk.lock(name):
             slot = self.desk.slot(name)
-            found = await self._mine(slot)
+            found = await self.mine(slot)
             # What the user wants is recorded first: it must travel along with a move.
             await self._write(name, found.value.but(paused=paused), found.revision)
             await (slot.machine.stop() if paused else slot.machine.cont())
@@ -257,7 +262,7 @@ class Power:
                 raise Refused(
                     f"{self.desk.host} has no network {nic.network}", hint="godwit network list"
                 )
-        for disk in vm.disks:
+        for disk in images(list(vm.disks)):
             await check_image(disk)
 
     async def _records(self, name: str) -> tuple[Vm, Versioned[Owner]]:
@@ -271,7 +276,7 @@ class Power:
     def _ours(self, owner: Owner, epoch: int) -> bool:
         return owner.host == self.desk.host and owner.epoch == epoch
 
-    async def _mine(self, slot: Slot) -> Versioned[Owner]:
+    async def mine(self, slot: Slot) -> Versioned[Owner]:
         """The record of a VM that runs here, free of moves."""
         found = await self.desk.records.owner(slot.vm.name)
         if found is None or not self._ours(found.value, slot.machine.epoch):

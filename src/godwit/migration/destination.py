@@ -322,6 +322,7 @@ class Incoming:
         self.phase = "starting"
         await world.note_started(owner.epoch, self.ask.migration)
         await world.holds.reach("started", vm=self.ask.vm.name, role="destination")
+        await world.disks.open(owner.epoch)
         gate = self._open_gate()
         if owner.paused:
             return None

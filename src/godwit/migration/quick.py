@@ -32,8 +32,8 @@ _SAMPLE_S = 0.2
 
 
 def image_path(volumes: Path, vm: Vm, *, epoch: int) -> Path:
-    """Where the memory of this epoch is saved: beside the VM's first disk."""
-    volume = vm.disks[0].volume if vm.disks else "shared"
+    """Where the memory of this epoch is saved: beside the VM's first image."""
+    volume = next((disk.volume for disk in vm.disks if disk.volume), "shared")
     return volumes / volume / vm.name / f"saved-{epoch}.mem"
 
 

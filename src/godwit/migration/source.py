@@ -186,6 +186,7 @@ class SourceMove:
     async def _handover(self) -> None:
         move, world = self.move, self.move.world
         world.gate.close()
+        await world.disks.close()
         await move.hold("completed")
         move.check()
         move.enter_quietly(Stage.HANDOVER)
@@ -353,6 +354,7 @@ class SourceMove:
             move.say(f"the guest ended by itself: QEMU says {now.status}")
             return
         world.gate.open()
+        await world.disks.open(world.machine.epoch)
         if not now.running and not self.link.owner.paused:
             await world.machine.cont()
         world.gate.announce()

@@ -65,6 +65,31 @@ class Gate(Protocol):
         ...
 
 
+class DiskGate(Protocol):
+    """What stands between this host and the VM's brokered disks; direct ones need none.
+
+    Closing returns only when nothing of this host can write them any more. Both are idempotent.
+    """
+
+    async def close(self) -> None:
+        """Let nothing through: flush, close the images, or end the broker."""
+        ...
+
+    async def open(self, epoch: int) -> None:
+        """Let the VM's QEMU write, as owner at this epoch."""
+        ...
+
+
+class NoDisks:
+    """A VM all of whose disks its QEMU opens by itself: its own life is the gate."""
+
+    async def close(self) -> None:
+        """Nothing stands open."""
+
+    async def open(self, epoch: int) -> None:
+        """Nothing to open."""
+
+
 class GuardLink(Protocol):
     """The host's guard, as far as a move needs it."""
 
@@ -129,6 +154,7 @@ class SourceWorld:
     publish: Callable[[Migration], Awaitable[None]]
     throttle: Callable[[float], None]  # vCPU quota as a share of a core each; 1.0 lifts it
     dial: Callable[[str, int], Awaitable[socket]]  # a stream's socket, from the migration network
+    disks: DiskGate = field(default_factory=NoDisks)
     holds: Holds = field(default_factory=NoHolds)
     migration_tls_dir: Path | None = None
     volumes: Path = Path("/clusterstorage")
@@ -151,6 +177,7 @@ class DestinationWorld:
     noted_epoch: Callable[[], int]  # highest epoch a durable note says may have run here
     announced: Callable[[Machine], Awaitable[None]]  # adopted: the VM is this agent's now
     gone: Callable[[str], Awaitable[None]]  # the copy was killed; clean up
+    disks: DiskGate = field(default_factory=NoDisks)
     holds: Holds = field(default_factory=NoHolds)
     migration_address: str = ""
     migration_tls_dir: Path | None = None

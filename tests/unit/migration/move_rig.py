@@ -30,9 +30,9 @@ from godwit.migration.peer import (
     TakenOver,
 )
 from godwit.migration.source import SourceMove
-from godwit.migration.world import DestinationWorld, SourceWorld
+from godwit.migration.world import DestinationWorld, DiskGate, NoDisks, SourceWorld
 from godwit.model import keys
-from godwit.model.errors import NotFound
+from godwit.model.errors import GodwitError, NotFound
 from godwit.model.host import HostInfo, QemuFacts
 from godwit.model.migration import Migration, MoveLimits
 from godwit.model.ownership import Owner, OwnerState
@@ -244,6 +244,28 @@ class LabMachine(Machine):
         await self.monitor.close()
 
 
+class LabDisks:
+    """A gate before brokered disks, told to the witness; ``refusal`` makes it break."""
+
+    def __init__(self, host: str, witness: Witness) -> None:
+        self.host, self.witness, self.is_open = host, witness, host == "host1"
+        self.refusal: GodwitError | None = None
+
+    async def close(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        if self.is_open:
+            self.witness.did(f"{self.host}: disks close")
+        self.is_open = False
+
+    async def open(self, epoch: int) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        if not self.is_open:
+            self.witness.did(f"{self.host}: disks open at {epoch}")
+        self.is_open = True
+
+
 class LabGate:
     """Open or closed, and told to the witness."""
 
@@ -361,6 +383,7 @@ class DestinationAgent:
             announced=announced,
             gone=gone,
             holds=rig.holds,
+            disks=rig.disks["host2"],
             migration_address="10.0.0.2",
         )
 
@@ -518,6 +541,7 @@ class Rig:
         self.witness = Witness()
         self.store = WitnessedStore(self.witness, clock=self.clock.monotonic)
         self.records = Records(self.store)
+        self.disks: dict[str, DiskGate] = {"host1": NoDisks(), "host2": NoDisks()}
         self.holds = LabHolds()
         self.guard = LabGuard()
         self.published: list[Migration] = []
@@ -578,6 +602,7 @@ class Rig:
             publish=self._publish,
             throttle=self.throttle,
             holds=self.holds,
+            disks=self.disks["host1"],
             volumes=self.path,
             past_overhead_ms=self.past_overhead_ms,
             dial=self.dial,

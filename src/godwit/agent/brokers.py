@@ -1,0 +1,305 @@
+"""The storage brokers of this host's VMs: up before QEMU, gated by ownership, gone after it.
+
+    power-on   started with open gates at the owner's epoch, then QEMU
+    arrival    started with closed gates; opened after the durable note, before ``cont``
+    departure  closed after the proof point, before the swap; opened again on the way back
+    death      another daemon behind the same socket, its gates as before: the guest only waits
+
+A VM without brokered disks has no broker, and every step here does nothing for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from godwit.host.errors import ProcessGone
+from godwit.model.disks import tier_of
+from godwit.model.errors import GodwitError
+from godwit.model.vm import Disk, Vm
+from godwit.qemu.blocks import stored_size
+from godwit.qemu.launch import Binary
+from godwit.qmp import MonitorError
+from godwit.storage.broker import Broker, Opening, listen
+from godwit.storage.broker_daemon import DaemonPlace
+from godwit.storage.broker_record import load_broker
+from godwit.storage.gate import GateState
+from godwit.storage.nodes import BrokerDisk
+from godwit.storage.settle import settle
+
+if TYPE_CHECKING:
+    from godwit.agent.desk import Desk  # it owns these brokers
+
+HEARTBEAT_S, SILENT_S = 1.0, 3.0
+"""Seconds between questions to a daemon, and after which one that is silent counts as frozen."""
+PROGRAM = "qemu-storage-daemon"
+SOCKETS = "nbd"
+_log = logging.getLogger("agent")
+
+
+def brokered(vm: Vm) -> list[BrokerDisk]:
+    """The disks of a VM that its broker serves. Pure."""
+    return [broker_disk(disk) for disk in vm.disks if tier_of(disk) == "brokered"]
+
+
+def broker_disk(disk: Disk) -> BrokerDisk:
+    """A disk as its broker knows it. Pure."""
+    return BrokerDisk(
+        id=disk.id,
+        path=disk.path,
+        format=disk.format,
+        size_bytes=stored_size(disk.size_bytes),
+        device=disk.source == "device",
+    )
+
+
+class Brokers:
+    """All brokers of this host. Belongs to the agent's event loop."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._brokers: dict[str, Broker] = {}
+        self._listeners: dict[str, socket.socket] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def start(self, vm: Vm, *, epoch: int | None = None) -> None:
+        """Start the VM's broker if it needs one; its gates are open when ``epoch`` is given."""
+        disks = brokered(vm)
+        if not disks or vm.name in self._brokers:
+            return
+        place = self._place(vm.name)
+        place.run.mkdir(parents=True, exist_ok=True, mode=0o700)
+        place.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        opening = {disk.id: Opening(epoch=epoch) for disk in disks} if epoch is not None else {}
+        listener = self._listen(vm.name)
+        try:
+            broker = await Broker.start(
+                place,
+                vm.name,
+                socket=self._path(vm.name),
+                listener=listener,
+                disks=disks,
+                opening=opening,
+            )
+        except BaseException:
+            self._hang_up(vm.name)
+            raise
+        self._keep(vm.name, broker)
+
+    async def add(self, vm: Vm, disk: Disk, *, epoch: int) -> None:
+        """Serve one more disk of a VM that runs here, its gate open; nothing for a direct one.
+
+        After a failure the broker serves what it did before.
+        """
+        if tier_of(disk) != "brokered":
+            return
+        if self.of(vm.name) is None:
+            await self.start(vm.but(disks=(disk,)), epoch=epoch)
+            return
+        async with self._lock(vm.name):
+            broker = self._brokers[vm.name]
+            if disk.id in broker.record.disks:  # left by an addition whose end nobody knows
+                await broker.acquire(disk.id, epoch=epoch)
+                return
+            try:
+                await broker.add_disk(broker_disk(disk), Opening(epoch=epoch))
+            except BaseException:
+                await asyncio.shield(broker.remove_disk(disk.id, force=True))
+                raise
+
+    async def remove(self, vm: str, disk: Disk) -> None:
+        """Serve a disk no more, its image closed; the last one takes the broker along."""
+        broker = self.of(vm)
+        if broker is None or disk.id not in broker.record.disks:
+            return
+        if len(broker.record.disks) == 1:
+            await self.end(vm)
+            return
+        async with self._lock(vm):
+            # Its QEMU has no node on it any more; a connection left over would be a strange one.
+            await broker.remove_disk(disk.id, force=True)
+
+    async def open(self, vm: str, epoch: int) -> None:
+        """Let the VM's QEMU write, for this epoch; what is open already stays open."""
+        async with self._lock(vm):
+            broker = self._brokers.get(vm)
+            if broker is None:
+                return
+            if not broker.alive:
+                wanted = {disk: Opening(epoch=epoch) for disk in broker.record.disks}
+                await broker.restart(wanted, listener=self._listener(vm))
+                self._watch(vm, broker)
+                return
+            for disk in broker.record.disks:
+                await broker.acquire(disk, epoch=epoch)
+
+    async def close(self, vm: str) -> None:
+        """Nothing of this host writes the VM's brokered disks from here on, whatever it takes."""
+        async with self._lock(vm):
+            broker = self._brokers.get(vm)
+            if broker is None:
+                return
+            released = await broker.release_all()
+            if released.how == "killed":
+                _log.warning("%s: its broker was killed: %s", vm, released.reason)
+                # What it wrote must be on the disk before another host's daemon serves it.
+                user = self._desk.equipment.binary.user
+                for served in broker.record.disks.values():
+                    await settle(served.disk.path, user=user)
+
+    async def end(self, vm: str) -> None:
+        """The VM's QEMU is gone: end its broker and remove what it left."""
+        async with self._lock(vm):
+            broker = self._brokers.pop(vm, None)
+            if broker is not None:
+                # In order first: what the daemon holds in memory reaches the image.
+                await broker.release_all()
+                await broker.kill()
+                broker.discard()
+            self._hang_up(vm)
+
+    async def adopt(self, vm: Vm, *, epoch: int, owned: bool) -> None:
+        """After a restart of the agent: take the VM's broker over, or start another one."""
+        place, record = self._place(vm.name), load_broker(self._place(vm.name).run)
+        if record is None:
+            return
+        try:
+            broker = await Broker.adopt(place, record)
+        except (ProcessGone, MonitorError, GodwitError) as error:
+            _log.warning("%s: its broker is not there any more: %s", vm.name, error)
+            wanted = {d: Opening(epoch=epoch) for d in record.disks} if owned else {}
+            broker = await Broker.revive(
+                place, record, listener=self._listener(vm.name), opening=wanted
+            )
+        self._keep(vm.name, broker)
+
+    async def sweep(self, keep: set[str]) -> None:
+        """After a restart of the agent: end brokers whose VM is not here, and forget dead ones."""
+        for path in sorted((self._desk.config.paths.run / "vms").glob("*/broker.json")):
+            vm = path.parent.name
+            record = load_broker(path.parent)
+            if vm in keep or vm in self._brokers or record is None:
+                continue
+            with contextlib.suppress(ProcessGone, MonitorError, GodwitError):
+                broker = await Broker.adopt(self._place(vm), record)
+                await broker.kill()
+            record.remove()
+            self._hang_up(vm)
+            _log.info("%s: its broker was left over and is gone", vm)
+
+    def address(self, vm: Vm) -> str:
+        """Where the VM's QEMU reaches its broker; empty when it has none."""
+        return str(self._path(vm.name)) if brokered(vm) else ""
+
+    def of(self, vm: str) -> Broker | None:
+        """The broker of a VM, if it has one here."""
+        return self._brokers.get(vm)
+
+    async def shut(self) -> None:
+        """The agent ends; the brokers do not."""
+        for broker in self._brokers.values():
+            await broker.close()
+        for listener in self._listeners.values():
+            listener.close()
+
+    # Steps.
+
+    def _place(self, vm: str) -> DaemonPlace:
+        desk = self._desk
+        paths, qemu = desk.config.paths, desk.config.qemu
+        return DaemonPlace(
+            host=desk.host,
+            run=paths.vm_run(vm),
+            state=paths.vm_state(vm),
+            binary=Binary.named(PROGRAM, user=qemu.user),
+            cgroup=f"{desk.config.cgroup.root}/{vm}-broker",
+            boot_id=desk.equipment.info.boot_id,
+        )
+
+    def _path(self, vm: str) -> Path:
+        """Not in the VM's own directory, which QEMU's user cannot enter: it connects by itself."""
+        return self._desk.config.paths.run / SOCKETS / f"{vm}.sock"
+
+    def _lock(self, vm: str) -> asyncio.Lock:
+        return self._locks.setdefault(vm, asyncio.Lock())
+
+    def _listen(self, vm: str) -> socket.socket:
+        self._hang_up(vm)
+        folder = self._path(vm).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o711)  # may be passed, not read
+        found = self._listeners[vm] = listen(self._path(vm), user=self._desk.equipment.binary.user)
+        return found
+
+    def _listener(self, vm: str) -> socket.socket:
+        """The socket the clients know; bound anew after a restart of the agent."""
+        return self._listeners.get(vm) or self._listen(vm)
+
+    def _hang_up(self, vm: str) -> None:
+        if (listener := self._listeners.pop(vm, None)) is not None:
+            listener.close()
+        self._path(vm).unlink(missing_ok=True)
+
+    def _keep(self, vm: str, broker: Broker) -> None:
+        self._brokers[vm] = broker
+        self._watch(vm, broker)
+
+    def _watch(self, vm: str, broker: Broker) -> None:
+        self._desk.background(self._revive(vm, broker), f"vm {vm}: broker")
+
+    async def _revive(self, vm: str, broker: Broker) -> None:
+        """A daemon that dies or freezes under a running VM is replaced; its requests wait."""
+        await self._until_lost(vm, broker)
+        async with self._lock(vm):
+            slot = self._desk.slots.get(vm)
+            if self._brokers.get(vm) is not broker or broker.alive:
+                return
+            if slot is None or slot.ending or vm in self._desk.moving:
+                return  # a move decides by itself who may write
+            gates = {disk: broker.gate(disk) for disk in broker.record.disks}
+            wanted = {
+                disk: Opening(epoch=slot.machine.epoch)
+                for disk, gate in gates.items()
+                if gate.unsettled or gate.state is not GateState.CLOSED
+            }
+            await self._desk.event(
+                "vm.broker", vm, "its storage broker ended; another one starts", level="warning"
+            )
+            with contextlib.suppress(GodwitError):
+                await broker.restart(wanted, listener=self._listener(vm))
+                self._watch(vm, broker)
+
+    async def _until_lost(self, vm: str, broker: Broker) -> None:
+        """Return when the daemon has ended; one that is silent for ``SILENT_S`` is ended."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await broker.ended()
+                    return
+            if vm in self._desk.moving or self._brokers.get(vm) is not broker:
+                continue  # a move has deadlines of its own
+            if await broker.answers(timeout=SILENT_S) or not broker.alive:
+                continue
+            async with self._lock(vm):
+                _log.warning("%s: its broker is silent for %g s: ending it", vm, SILENT_S)
+                try:
+                    await broker.kill()
+                except GodwitError as error:
+                    await self._desk.event("vm.broker", vm, str(error), level="error")
+
+
+class VmDisks:
+    """Implements ``godwit.migration.world.DiskGate`` for one VM."""
+
+    def __init__(self, brokers: Brokers, vm: str) -> None:
+        self._brokers, self._vm = brokers, vm
+
+    async def close(self) -> None:
+        await self._brokers.close(self._vm)
+
+    async def open(self, epoch: int) -> None:
+        await self._brokers.open(self._vm, epoch)

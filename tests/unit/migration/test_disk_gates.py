@@ -1,0 +1,81 @@
+"""Brokered disks change hands with the owner record: closed before the swap, opened after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from move_rig import EPOCH_AT_START, LabDisks, Rig
+from virtual_time import virtual
+
+from godwit.model.errors import OperationFailed
+from godwit.model.migration import Outcome
+
+
+def gated(path: Path, method: str = "live") -> tuple[Rig, LabDisks, LabDisks]:
+    """A rig whose VM has brokered disks, not entered yet."""
+    rig = Rig(path, method=method)
+    here, there = LabDisks("host1", rig.witness), LabDisks("host2", rig.witness)
+    rig.disks = {"host1": here, "host2": there}
+    return rig, here, there
+
+
+@pytest.mark.parametrize("method", ["live", "quick"])
+@virtual
+async def test_the_source_closes_before_the_swap_and_the_destination_opens_after_its_note(
+    tmp_path: Path, method: str
+) -> None:
+    rig, here, there = gated(tmp_path, method)
+    async with rig:
+        report = await rig.play()
+        assert report.outcome is Outcome.COMPLETED, report.reason
+        rig.order(
+            "host1: vcpus stop",
+            "host1: disks close",
+            "record: host2 8 running committing",
+            "host2: notes epoch 8",
+            "host2: disks open at 8",
+            "host2: cont",
+        )
+        assert not here.is_open
+        assert there.is_open
+
+
+@virtual
+async def test_called_off_after_the_proof_point_the_source_opens_again(tmp_path: Path) -> None:
+    rig, here, there = gated(tmp_path)
+    async with rig:
+        rig.at("source", "completed", lambda: rig.move.cancel("tester"))
+        report = await rig.play()
+        assert report.outcome is Outcome.CANCELLED
+        rig.order("host1: disks close", f"host1: disks open at {EPOCH_AT_START}", "host1: cont")
+        assert here.is_open
+        assert not there.is_open
+
+
+@virtual
+async def test_a_gate_that_does_not_close_keeps_the_vm_where_it_is(tmp_path: Path) -> None:
+    rig, here, there = gated(tmp_path)
+    async with rig:
+        here.refusal = OperationFailed("its broker does not die", hint="the path hangs")
+        report = await rig.play()
+        assert report.outcome is Outcome.FAILED
+        assert "its broker does not die" in report.reason
+        assert not there.is_open
+        assert not [one for one in rig.witness.effects if one.startswith("record: host2")]
+
+
+@virtual
+async def test_a_destination_that_cannot_open_gives_the_vm_back(tmp_path: Path) -> None:
+    rig, here, there = gated(tmp_path)
+    async with rig:
+        there.refusal = OperationFailed("the image is not there", hint="")
+        report = await rig.play()
+        assert report.outcome is Outcome.FAILED
+        assert "gave the VM back" in report.reason
+        rig.order(
+            "record: host2 8 running committing",
+            f"host1: disks open at {EPOCH_AT_START + 2}",
+            "host1: cont",
+        )
+        assert here.is_open
