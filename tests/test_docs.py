@@ -276,7 +276,9 @@ def _promises() -> list[str]:
 def test_every_promise_has_a_test_or_is_pending() -> None:
     promises = _promises()
     assert len(promises) > 50
-    assert [line for line in promises if not _TEST.search(line) and "pending" not in line] == []
+    shown = ("pending", "docs/proof/")  # a figure is shown by the raw values of its proof
+    bare = [line for line in promises if not _TEST.search(line)]
+    assert [line for line in bare if not any(word in line for word in shown)] == []
     numbers = [line.split()[1] for line in promises]
     assert len(set(numbers)) == len(numbers)
 

@@ -1,4 +1,4 @@
-"""Runs the full counts of issue A's proof and writes raw figures; called by ``scripts/prove``.
+"""Runs the full counts of an issue's proof and writes raw figures; called by ``scripts/prove``.
 
 Each section is a part of its own with a lab of its own; what a section found is written at once, so
 that ``--only`` can repeat one of them and keep the others, as long as the commit is the same.
@@ -21,7 +21,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.faults.kit import cancels, everyday, matrix, old, outrun, refusals, stamping
+from tests.faults.kit import (
+    brokers,
+    cancels,
+    everyday,
+    formats,
+    matrix,
+    old,
+    outrun,
+    refusals,
+    stamping,
+)
 from tests.faults.kit.cluster import Cluster
 from tests.faults.kit.report import Section, tell
 from tests.system.qemu.old_qemu import NoOldQemu, old_qemu
@@ -29,10 +39,12 @@ from tests.system.qemu.old_qemu import NoOldQemu, old_qemu
 from godwit.host.facts import memory_facts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PROOF = REPOSITORY / "docs" / "proof" / "A.json"
+PROOFS = REPOSITORY / "docs" / "proof"
 BENCH_S = 1500.0
 CANCELS = 5
 MOVES, QUICK_MOVES = 50, 4
+FORMAT_MOVES = 20
+BROKER_REPEATS = 5
 
 
 @contextmanager
@@ -97,7 +109,8 @@ def _bench() -> Section:
     return section
 
 
-SECTIONS: dict[str, Callable[[], Section]] = {
+Work = Callable[[], Section]
+_A: dict[str, Work] = {
     "matrix": lambda: _on_lab(matrix.run),
     "cancel": lambda: _on_lab(lambda cluster: cancels.run(cluster, repeats=CANCELS)),
     "stamp": lambda: _on_lab(lambda c: stamping.run(c, live=MOVES, quick=QUICK_MOVES)),
@@ -107,6 +120,11 @@ SECTIONS: dict[str, Callable[[], Section]] = {
     "old-qemu": _old,
     "bench": _bench,
 }
+_B: dict[str, Work] = {
+    "formats": lambda: _on_lab(lambda cluster: formats.run(cluster, moves=FORMAT_MOVES)),
+    "brokers": lambda: _on_lab(lambda cluster: brokers.run(cluster, repeats=BROKER_REPEATS)),
+}
+ISSUES = {"A": _A, "B": _B}
 
 
 def _git(*words: str) -> str:
@@ -132,38 +150,43 @@ def _facts() -> dict[str, Any]:
     }
 
 
-def _before(commit: str) -> dict[str, Any]:
+def _before(proof: Path, commit: str) -> dict[str, Any]:
     """The sections of an earlier run on the same commit, when there are any."""
     try:
-        kept = json.loads(PROOF.read_text())
+        kept = json.loads(proof.read_text())
     except (FileNotFoundError, ValueError):
         return {}
     return dict(kept.get("sections", {})) if kept.get("commit") == commit else {}
 
 
-def _write(commit: str, facts: dict[str, Any], done: dict[str, Any]) -> dict[str, Any]:
+def _write(issue: str, commit: str, facts: dict[str, Any], done: dict[str, Any]) -> None:
+    sections = ISSUES[issue]
     proof = {
-        "issue": "A",
+        "issue": issue,
         "commit": commit,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": facts,
-        "complete": set(done) == set(SECTIONS),
-        "criteria": [c for name in SECTIONS if name in done for c in done[name]["criteria"]],
-        "sections": {name: done[name] for name in SECTIONS if name in done},
+        "complete": set(done) == set(sections),
+        "criteria": [c for name in sections if name in done for c in done[name]["criteria"]],
+        "sections": {name: done[name] for name in sections if name in done},
     }
-    PROOF.parent.mkdir(parents=True, exist_ok=True)
-    fresh = PROOF.with_suffix(".new")
+    path = _proof(issue)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(proof, indent=1, default=str) + "\n")
-    fresh.replace(PROOF)
-    return proof
+    fresh.replace(path)
 
 
-def _carry_out(name: str) -> dict[str, Any]:
+def _proof(issue: str) -> Path:
+    return PROOFS / f"{issue}.json"
+
+
+def _carry_out(name: str, work: Work) -> dict[str, Any]:
     """A section to its end; what it stumbles over is a criterion that does not hold."""
     start = time.monotonic()
     tell(f"== {name}")
     try:
-        section = SECTIONS[name]()
+        section = work()
     except Exception as error:
         traceback.print_exc()
         section = Section(name)
@@ -184,24 +207,25 @@ def _carry_out(name: str) -> dict[str, Any]:
 def main() -> int:
     """1 when a criterion does not hold; a run with ``--only`` judges those sections alone."""
     parser = argparse.ArgumentParser(prog="scripts/prove", description=__doc__)
-    parser.add_argument("issue", choices=["A"])
-    parser.add_argument("--only", default="", help=f"some of: {','.join(SECTIONS)}")
+    parser.add_argument("issue", choices=sorted(ISSUES))
+    parser.add_argument("--only", default="", help="some of the issue's sections: NAME,NAME")
     given = parser.parse_args()
-    names = [name for name in given.only.split(",") if name] or list(SECTIONS)
-    if unknown := set(names) - set(SECTIONS):
-        parser.error(f"no section {sorted(unknown)[0]}; there are: {', '.join(SECTIONS)}")
+    sections = ISSUES[given.issue]
+    names = [name for name in given.only.split(",") if name] or list(sections)
+    if unknown := set(names) - set(sections):
+        parser.error(f"no section {sorted(unknown)[0]}; there are: {', '.join(sections)}")
     # The figures themselves lie in docs/proof: writing them changes nothing that was measured.
     changed = _git("status", "--porcelain", "--", ".", ":!docs/proof")
     commit = _git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     facts = _facts()
-    done = _before(commit) if given.only else {}
+    done = _before(_proof(given.issue), commit) if given.only else {}
     start = time.monotonic()
     for name in names:
-        done[name] = _carry_out(name)
-        _write(commit, facts, done)
+        done[name] = _carry_out(name, sections[name])
+        _write(given.issue, commit, facts, done)
     bad = [c["text"] for name in names for c in done[name]["criteria"] if not c["pass"]]
     tell(f"{len(names)} sections in {time.monotonic() - start:.0f} s, {len(bad)} criteria fail")
-    tell(f"written: {PROOF.relative_to(REPOSITORY)}")
+    tell(f"written: {_proof(given.issue).relative_to(REPOSITORY)}")
     return 1 if bad else 0
 
 

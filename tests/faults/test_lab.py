@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from .kit import cancels, cells, everyday, matrix, outrun, refusals, stamping
+from .kit import brokers, cancels, cells, everyday, formats, matrix, outrun, refusals, stamping
 from .kit.cluster import Cluster
 from .kit.report import Section
 
@@ -60,6 +60,18 @@ def test_other_networks_stay_quiet(cluster: Cluster) -> None:
 
 def test_bad_input_is_refused_and_changes_nothing(cluster: Cluster) -> None:
     passed(refusals.run(cluster))
+
+
+def test_disks_of_each_tier_move_under_a_writer(cluster: Cluster) -> None:
+    """One that QEMU opens by itself, one as raw up to its footer, one through the broker."""
+    kinds = ("raw", "vhd-fixed", "vhdx")
+    section = formats.run(cluster, moves=2, only=kinds)
+    assert section.criteria
+    assert section.broken == [], section.figures
+
+
+def test_a_storage_broker_dies_and_freezes_unnoticed(cluster: Cluster) -> None:
+    passed_once(lambda: brokers.run(cluster))
 
 
 def test_no_page_record_or_second_is_lost(cluster: Cluster) -> None:

@@ -12,7 +12,7 @@ import click
 
 from godwit.cli.session import Command, Session, completer, say, say_json, session
 from godwit.model.errors import GodwitError, InvalidRequest, OutcomeUnknown
-from godwit.model.words import ACTIONS, Action, Flag, read
+from godwit.model.words import ACTIONS, Action, Flag, merge, place_arguments, read
 
 if TYPE_CHECKING:
     from godwit.client.sync import Client
@@ -34,8 +34,13 @@ def action_command(kind: str) -> click.Command:
         metavar=action.subject.upper(),
         shell_complete=completer(noun) if noun else None,
     )
+    more = [
+        click.Argument([flag.field], metavar=flag.metavar, required=flag.required)
+        for flag in action.arguments
+    ]
     options = [_option(flag) for flag in action.flags]
-    return Command(action.verb, params=[subject, *options], callback=carry_out, help=action.help)
+    params = [subject, *more, *options]
+    return Command(action.words[-1], params=params, callback=carry_out, help=action.help)
 
 
 def _option(flag: Flag) -> click.Option:
@@ -57,7 +62,8 @@ def _option(flag: Flag) -> click.Option:
 def _request(action: Action, words: dict[str, Any]) -> Request:
     from godwit.model.requests import parse_request
 
-    fields: dict[str, Any] = {"kind": action.kind, action.subject: words[action.subject]}
+    placed = place_arguments(action, [words[flag.field] for flag in action.arguments])
+    fields: dict[str, Any] = {}
     for flag in action.flags:
         value = words[flag.field]
         if value is None or value is False or value == ():
@@ -70,17 +76,19 @@ def _request(action: Action, words: dict[str, Any]) -> Request:
         except InvalidRequest as error:
             raise InvalidRequest(f"{flag.option}: {error.message}", hint=error.hint) from None
     try:
-        return parse_request(fields)
+        subject = {"kind": action.kind, action.subject: words[action.subject]}
+        return parse_request(subject | merge(placed, fields))
     except InvalidRequest as error:
         raise _named_by_option(action, error) from None
 
 
 def _named_by_option(action: Action, error: InvalidRequest) -> InvalidRequest:
     field, _, said = error.message.partition(": ")
-    for flag in action.flags:
-        if field.partition(".")[0] == flag.field:
-            return InvalidRequest(f"{flag.option}: {said[:1].lower()}{said[1:]}", hint=error.hint)
-    return error
+    flag = action.fields.get(field.partition(".")[0])
+    if flag is None:
+        return error
+    name = flag.option or flag.metavar.strip("[]")
+    return InvalidRequest(f"{name}: {said[:1].lower()}{said[1:]}", hint=error.hint)
 
 
 def perform(request: Request) -> int:
@@ -180,6 +188,7 @@ def _told(found: Any, task: Task) -> str:
     from godwit.model.migration import Migration
     from godwit.model.network import NetworkView
     from godwit.model.vm import VmView
+    from godwit.model.volume import VolumeView
 
     if isinstance(found, Migration):
         return timeline_or_state(found)
@@ -189,6 +198,8 @@ def _told(found: Any, task: Task) -> str:
         return f"{found.name} is {found.state.value}{where}{reason}"
     if isinstance(found, NetworkView):
         return f"network {found.name} is there{reason}"
+    if isinstance(found, VolumeView):
+        return f"volume {found.name} is there{reason}"
     said = ACTIONS.get(str(task.request.get("kind")))
     name = task.subject.partition("/")[2]
     return f"{said.doing.format(name) if said else task.subject}: done{reason}"

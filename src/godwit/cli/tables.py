@@ -50,6 +50,16 @@ def plain(value: Any) -> str:
     return one_line(str(value))
 
 
+def _reached(row: Row) -> str:
+    """The hosts of a volume; how each reaches it where that is not direct."""
+    hosts = row.get("hosts") or {}
+    said = (
+        host if seen.get("state") == "direct" else f"{host} ({seen.get('state')})"
+        for host, seen in hosts.items()
+    )
+    return plain(list(said))
+
+
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "vm": (
         ("NAME", _text("name")),
@@ -78,8 +88,19 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "volume": (
         ("NAME", _text("name")),
         ("KIND", _text("kind")),
+        ("HEALTH", _text("health")),
+        ("USED", _size("used_bytes")),
+        ("CAPACITY", _size("capacity_bytes")),
+        ("HOSTS", _reached),
+    ),
+    "disk": (
+        ("ID", _text("id")),
+        ("LUN", _text("lun")),
+        ("SIZE", _size("size_bytes")),
+        ("FORMAT", _text("format")),
+        ("TIER", _text("effective_tier")),
+        ("VOLUME", _text("volume")),
         ("PATH", _text("path")),
-        ("HOSTS", _text("hosts")),
     ),
     "migration": (
         ("ID", _text("id")),
@@ -103,7 +124,10 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("REASON", _text("reason")),
     ),
 }
-_NUMBERS = {"VMS", "CPUS", "MEMORY", "FREE", "MTU", "TOTAL", "BLACKOUT", "BYTES"}
+_NUMBERS = {
+    *("VMS", "CPUS", "MEMORY", "FREE", "MTU", "TOTAL", "BLACKOUT", "BYTES"),
+    *("LUN", "SIZE", "USED", "CAPACITY"),
+}
 
 
 def table(noun: str, rows: Sequence[Row]) -> str:
@@ -138,6 +162,9 @@ def _field(field: str, value: Any) -> list[tuple[str, str]]:
     name = field.removesuffix("_bytes").removesuffix("_ms").removesuffix("_at").replace("_", " ")
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return [(name if index == 0 else "", plain(one)) for index, one in enumerate(value)]
+    if isinstance(value, dict) and all(isinstance(one, dict) for one in value.values()):
+        rows = [f"{key}: {plain(one)}" for key, one in value.items()]
+        return [(name if index == 0 else "", text) for index, text in enumerate(rows)]
     if field.endswith("_bytes"):
         return [(name, format_size(value))]
     if field.endswith("_ms") and isinstance(value, int | float):

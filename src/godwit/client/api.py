@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from godwit.model.requests import Request
     from godwit.model.task import Task
     from godwit.model.vm import VmView
+    from godwit.model.volume import VolumeView
 
 NAME = "sdk/0.1"
 
@@ -127,8 +128,9 @@ class AsyncClient:
             raise error
         return done
 
-    async def result(self, task: Task) -> Migration | VmView | NetworkView | Task:
-        """What a task was about, as it is now: the move, the VM, the network, else the task."""
+    async def result(self, task: Task) -> Migration | VmView | NetworkView | VolumeView | Task:
+        """What a task was about, as it is now: the move, the VM, the network, the volume, else
+        the task."""
         kind = str(task.request.get("kind", ""))
         name = task.subject.partition("/")[2]
         if kind in ("vm.migrate", "migration.cancel"):
@@ -139,6 +141,8 @@ class AsyncClient:
             return await self.vms.get(name)
         elif kind == "network.create":
             return await self.networks.get(name)
+        elif kind == "volume.create":
+            return await self.volumes.get(name)
         return await self.tasks.get(task.id)
 
     async def migration_of(self, task: Task) -> Migration | None:

@@ -2,13 +2,15 @@
 
 Reading gives typed records; an action sends one typed request and answers with its task at once
 (``client.wait(task)`` waits for the end). Fields and units are those of ``godwit.model.requests``.
-``sync.py`` mirrors this file; after a change here run ``scripts/client-sync``.
+``sync_nouns.py`` mirrors this file; after a change here run ``scripts/client-sync``.
 """
+# ruff: noqa: A002 - parameters are called as the fields of the requests
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from godwit.client.api import AsyncClient
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
     from godwit.model.network import NetworkView
     from godwit.model.requests import NewDisk
     from godwit.model.task import Task
-    from godwit.model.vm import VmView
-    from godwit.model.volume import VolumeView
+    from godwit.model.vm import DiskFormat, DiskTier, DiskView, VmView
+    from godwit.model.volume import VolumeKind, VolumeView
 
 
 class Vms:
@@ -100,6 +102,59 @@ class Vms:
     async def delete(self, name: str) -> Task:
         """Forget a stopped VM and delete its disks."""
         return await self._client.act("vm.delete", name=name)
+
+    async def disks(self, name: str) -> Sequence[DiskView]:
+        """A VM's disks. Errors: NotFound."""
+        from godwit.model.vm import DiskView
+
+        path = f"vms/{quote(name, safe='')}/disks"
+        return [DiskView.model_validate(row) for row in await self._client.rows(path)]
+
+    async def add_disk(
+        self,
+        name: str,
+        *,
+        volume: str | None = None,
+        size_bytes: int | None = None,
+        format: DiskFormat | None = None,
+        path: str | None = None,
+        device: str | None = None,
+        tier: DiskTier = "auto",
+        passthrough: bool = False,
+    ) -> Task:
+        """Give a VM one more disk, also while it runs: a new image (``volume``, ``size_bytes``),
+        one that is there (``volume``, ``path``, ``format``), or a host's block ``device``."""
+        return await self._client.act(
+            "vm.disk.add",
+            name=name,
+            volume=volume,
+            size_bytes=size_bytes,
+            format=format,
+            path=path,
+            device=device,
+            tier=tier,
+            passthrough=passthrough,
+        )
+
+    async def remove_disk(
+        self, name: str, disk: str, *, force: bool = False, keep: bool = False
+    ) -> Task:
+        """Take a disk from a VM and delete its image, unless ``keep``."""
+        return await self._client.act(
+            "vm.disk.remove", name=name, disk=disk, force=force, keep=keep
+        )
+
+    async def resize_disk(self, name: str, disk: str, size_bytes: int) -> Task:
+        """Let a disk grow, also while its VM runs."""
+        return await self._client.act("vm.disk.resize", name=name, disk=disk, size_bytes=size_bytes)
+
+    async def export_disk(
+        self, name: str, disk: str, target: str, *, format: DiskFormat = "qcow2"
+    ) -> Task:
+        """Write a copy of a stopped VM's disk to a new file below /clusterstorage."""
+        return await self._client.act(
+            "vm.disk.export", name=name, disk=disk, target=target, format=format
+        )
 
     @overload
     async def migrate(
@@ -227,6 +282,35 @@ class Volumes:
         from godwit.model.volume import VolumeView
 
         return VolumeView.model_validate(await self._client.row("volumes", name))
+
+    async def create(self, name: str, *, type: VolumeKind = "dir", path: str = "") -> Task:
+        """Define a volume that hosts see as /clusterstorage/NAME: ``dir`` of many, ``local`` of
+        one."""
+        return await self._client.act("volume.create", name=name, type=type, path=path)
+
+    async def delete(self, name: str) -> Task:
+        """Forget a volume that no VM uses; its files stay."""
+        return await self._client.act("volume.delete", name=name)
+
+    async def import_disk(
+        self,
+        volume: str,
+        name: str,
+        source: str,
+        *,
+        format: DiskFormat | Literal["vmdk"] = "qcow2",
+        target_format: DiskFormat = "qcow2",
+    ) -> Task:
+        """Bring an image into a volume, from a file below /clusterstorage or an http(s) URL; the
+        task's result says its path."""
+        return await self._client.act(
+            "volume.disk.import",
+            volume=volume,
+            name=name,
+            source=source,
+            format=format,
+            target_format=target_format,
+        )
 
 
 class Migrations:

@@ -217,7 +217,7 @@ class Cache:
             name: rooms.get(name, {})
             for name in (
                 *("vms", "owners", "statuses", "hosts"),
-                *("networks", "volumes", "migrations", "tasks"),
+                *("networks", "volumes", "volume_states", "migrations", "tasks"),
             )
         }
         alive = {name: frozenset(rooms.get(name, {})) for name in ("leases", "agents", "members")}

@@ -22,6 +22,7 @@ from godwit.manager.cache import Change
 from godwit.model.event import Event
 from godwit.model.migration import Migration
 from godwit.model.task import Task
+from godwit.model.volume import VolumeOnHost, VolumeState
 from godwit.wire.sse import HELLO, KEEPALIVE, SseEvent
 
 _BULKY = {"log", "passes", "stages", "checks"}  # left out of progress items: read the record
@@ -137,6 +138,8 @@ class Feed:
             return _of_task(change, value, self._now())
         if isinstance(value, Migration):
             return _of_migration(change, value, self._now())
+        if isinstance(value, VolumeOnHost):
+            return _of_volume(change, value)
         return None
 
 
@@ -197,3 +200,22 @@ def _of_migration(change: Change, move: Migration, now: float) -> Item:
         data={"migration": move.model_dump(mode="json", exclude=None if step else _BULKY)},
     )
     return _make(change, event, f"vm/{move.vm}")
+
+
+def _of_volume(change: Change, seen: VolumeOnHost) -> Item | None:
+    """News only when a host reaches its volume in another way; sizes change all the time."""
+    before = change.old if isinstance(change.old, VolumeOnHost) else None
+    if before is not None and (before.state, before.reason) == (seen.state, seen.reason):
+        return None
+    volume, _, host = change.place.name.partition("/")
+    event = Event(
+        id=f"{volume}-{host}@{change.revision}",
+        time=seen.since,
+        kind="volume.state",
+        subject=f"volume/{volume}",
+        message=f"{volume} on {host}: {seen.state.value}"
+        + (f": {seen.reason}" if seen.reason else ""),
+        level="info" if seen.state is VolumeState.DIRECT else "warning",
+        data={"host": host, **seen.model_dump(mode="json")},
+    )
+    return _make(change, event, f"host/{host}")

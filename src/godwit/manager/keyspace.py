@@ -13,7 +13,7 @@ from godwit.model.network import Network
 from godwit.model.ownership import Owner
 from godwit.model.task import Task
 from godwit.model.vm import Vm, VmStatus
-from godwit.model.volume import Volume
+from godwit.model.volume import Volume, VolumeOnHost
 
 # Manager replicas alive, each under its own lease; see godwit.manager.leadership.
 MEMBERS = keys.ROOT + "manager/members/"
@@ -40,6 +40,10 @@ _NESTED: dict[str, dict[str, tuple[str, type[Record] | None]]] = {
         "agent": ("agents", None),
     },
 }
+# Names of two parts: "VOLUME/HOST".
+_PAIRS: dict[str, tuple[str, type[Record]]] = {
+    keys.VOLUME_STATES: ("volume_states", VolumeOnHost),
+}
 _FLAT: dict[str, tuple[str, type[Record] | None]] = {
     keys.NETWORKS: ("networks", Network),
     keys.VOLUMES: ("volumes", Volume),
@@ -57,6 +61,10 @@ def place_of(key: str) -> Place | None:
             name, _, leaf = key.removeprefix(prefix).partition("/")
             found = leaves.get(leaf)
             return Place(found[0], name, found[1]) if found else None
+    for prefix, (room, record) in _PAIRS.items():
+        if key.startswith(prefix):
+            name = key.removeprefix(prefix)
+            return Place(room, name, record) if all(name.partition("/")) else None
     for prefix, (room, kind) in _FLAT.items():
         if key.startswith(prefix):
             name = key.removeprefix(prefix)

@@ -11,7 +11,7 @@ from godwit.model.network import Network
 from godwit.model.ownership import Owner, OwnerState
 from godwit.model.task import Task
 from godwit.model.vm import Vm, VmStatus
-from godwit.model.volume import Volume
+from godwit.model.volume import Volume, VolumeOnHost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class Snapshot:
     agents: frozenset[str] = frozenset()
     networks: Mapping[str, Network] = field(default_factory=dict)
     volumes: Mapping[str, Volume] = field(default_factory=dict)
+    volume_states: Mapping[str, VolumeOnHost] = field(default_factory=dict)  # "VOLUME/HOST"
     migrations: Mapping[str, Migration] = field(default_factory=dict)
     tasks: Mapping[str, Task] = field(default_factory=dict)
     members: frozenset[str] = frozenset()

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 from godwit.manager.snapshot import Snapshot
 from godwit.model.base import Name
+from godwit.model.disks import CLUSTER_STORAGE, tier_of
 from godwit.model.host import HostInfo, HostState, HostView
 from godwit.model.network import Network, NetworkView
 from godwit.model.ownership import Owner, OwnerState
-from godwit.model.vm import Vm, VmState, VmStatus, VmView
-from godwit.model.volume import VolumeView
+from godwit.model.vm import DiskView, Vm, VmState, VmStatus, VmView
+from godwit.model.volume import (
+    Volume,
+    VolumeHealth,
+    VolumeHostView,
+    VolumeOnHost,
+    VolumeState,
+    VolumeView,
+)
 
 # What a status may say of a VM that its owner runs; anything else there is merely late.
 _SEEN_RUNNING = frozenset(
@@ -153,14 +161,71 @@ def view_network(snapshot: Snapshot, network: Network) -> NetworkView:
     )
 
 
+def view_disks(vm: Vm) -> list[DiskView]:
+    """The rows of ``vm disk list``, by place on the controller."""
+    found = sorted(vm.disks, key=lambda disk: disk.lun)
+    return [DiskView(**dict(disk), effective_tier=tier_of(disk)) for disk in found]
+
+
 def all_volumes(snapshot: Snapshot) -> list[VolumeView]:
     """The volumes that hosts report or that were defined, by name."""
     names = {volume for info in snapshot.hosts.values() for volume in info.volumes}
     return [
-        VolumeView(
-            name=name,
-            path=f"/clusterstorage/{name}",
-            hosts=tuple(sorted(h.name for h in snapshot.hosts.values() if name in h.volumes)),
-        )
+        view_volume(snapshot, snapshot.volumes.get(name) or Volume(name=name))
         for name in sorted(names | set(snapshot.volumes))
     ]
+
+
+def view_volume(snapshot: Snapshot, volume: Volume) -> VolumeView:
+    """One row of ``volume list``; sizes are what the last host to speak has measured."""
+    seen = _seen_by(snapshot, volume.name)
+    hosts = {
+        info.name: _reach(snapshot, info, volume.name, seen.get(info.name))
+        for _, info in sorted(snapshot.hosts.items())
+        if volume.name in info.volumes or info.name in seen
+    }
+    sized = [one for one in seen.values() if one.capacity_bytes is not None]
+    newest = max(sized, key=lambda one: one.since, default=None)
+    return VolumeView(
+        name=volume.name,
+        kind=volume.kind,
+        path=volume.path or f"{CLUSTER_STORAGE}/{volume.name}",
+        description=volume.description,
+        coordinator=volume.coordinator,
+        capacity_bytes=newest.capacity_bytes if newest else None,
+        used_bytes=newest.used_bytes if newest else None,
+        health=_health(hosts),
+        hosts=hosts,
+        created_at=volume.created_at,
+    )
+
+
+def _seen_by(snapshot: Snapshot, volume: str) -> dict[str, VolumeOnHost]:
+    found = {}
+    for name, state in snapshot.volume_states.items():
+        seen, _, host = name.partition("/")
+        if seen == volume:
+            found[host] = state
+    return found
+
+
+def _reach(
+    snapshot: Snapshot, info: HostInfo, volume: str, seen: VolumeOnHost | None
+) -> VolumeHostView:
+    """How a host reaches a volume: what it said last, unless nobody can tell any more."""
+    state, reason = host_state(
+        leased=info.name in snapshot.leases, agent=info.name in snapshot.agents
+    )
+    if state is HostState.DOWN:
+        text = f"{info.name} is down: {reason}"
+        return VolumeHostView(state=VolumeState.UNAVAILABLE, reason=text)
+    if seen is not None:
+        return VolumeHostView(state=seen.state, reason=seen.reason)
+    return VolumeHostView(state=VolumeState.DIRECT)
+
+
+def _health(hosts: dict[str, VolumeHostView]) -> VolumeHealth:
+    states = {one.state for one in hosts.values()}
+    if not states & {VolumeState.DIRECT, VolumeState.REDIRECTED}:
+        return "unavailable"
+    return "ok" if states == {VolumeState.DIRECT} else "degraded"

@@ -7,6 +7,7 @@ VMS = ROOT + "vms/"
 HOSTS = ROOT + "hosts/"
 NETWORKS = ROOT + "networks/"
 VOLUMES = ROOT + "volumes/"
+VOLUME_STATES = ROOT + "volume-states/"  # beside the volumes, so that a list of them is clean
 MIGRATIONS = ROOT + "migrations/"
 TASKS = ROOT + "tasks/"
 EVENTS = ROOT + "events/"
@@ -56,6 +57,11 @@ def network(name: str) -> str:
 def volume(name: str) -> str:
     """A shared volume (``Volume``)."""
     return f"{VOLUMES}{name}"
+
+
+def volume_state(name: str, host: str) -> str:
+    """What a host's agent last saw of a volume (``VolumeOnHost``)."""
+    return f"{VOLUME_STATES}{name}/{host}"
 
 
 def migration(migration_id: str) -> str:

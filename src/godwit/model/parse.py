@@ -17,7 +17,15 @@ from urllib.parse import unquote
 from godwit.model.errors import InvalidRequest
 from godwit.model.render import Form
 from godwit.model.requests import ROUTES, Request, parse_request
-from godwit.model.words import ACTIONS, Action, read, read_disk
+from godwit.model.words import (
+    ACTIONS,
+    METHODS,
+    Action,
+    merge,
+    place_arguments,
+    read,
+    read_disk,
+)
 
 
 def parse(text: str, form: Form) -> Request:
@@ -41,27 +49,29 @@ def _cli(text: str) -> dict[str, Any]:
     words = shlex.split(text)
     if words[:1] != ["godwit"] or len(words) < 3:
         raise _unreadable("cli")
-    action = ACTIONS[f"{words[1]}.{words[2]}"]
-    fields: dict[str, Any] = {"kind": action.kind}
-    rest = iter(words[3:])
+    action = ACTIONS.get(".".join(words[1:3])) or ACTIONS[".".join(words[1:4])]
+    options: dict[str, Any] = {}
+    placed: list[str] = []
+    rest = iter(words[1 + len(action.words) :])
     for word in rest:
         if word == "--":
-            for last in rest:
-                _subject(action, fields, last)
+            placed += rest
         elif word.startswith("--"):
             option, equals, value = word.partition("=")
-            _option(action, fields, option, [value] if equals else rest)
+            _option(action, options, option, [value] if equals else rest)
         else:
-            _subject(action, fields, word)
-    return fields
+            placed.append(word)
+    return {"kind": action.kind, **merge(_placed(action, placed), options)}
 
 
-def _subject(action: Action, fields: dict[str, Any], word: str) -> None:
-    if action.subject in fields:
+def _placed(action: Action, words: list[str]) -> dict[str, Any]:
+    most = 1 + len(action.arguments)
+    if len(words) > most:
         raise InvalidRequest(
-            f"{word!r} is one word too many", hint="put quotes around a value with spaces"
+            f"{words[most]!r} is one word too many", hint="put quotes around a value with spaces"
         )
-    fields[action.subject] = word
+    first = {action.subject: words[0]} if words else {}
+    return first | place_arguments(action, words[1:])
 
 
 def _option(action: Action, fields: dict[str, Any], option: str, values: Any) -> None:
@@ -124,15 +134,15 @@ def _python(text: str) -> dict[str, Any]:
 def _called(node: ast.Call) -> Action | None:
     match node.func:
         case ast.Attribute(value=ast.Attribute(value=ast.Name(id="client"), attr=nouns), attr=verb):
-            return ACTIONS.get(f"{nouns.removesuffix('s')}.{verb}")
+            return METHODS.get((nouns.removesuffix("s"), verb))
     return None
 
 
 def _arguments(action: Action, node: ast.Call) -> dict[str, Any]:
     fields: dict[str, Any] = {"kind": action.kind}
-    if len(node.args) != 1:
-        raise _unreadable("python")
-    fields[action.subject] = ast.literal_eval(node.args[0])
+    names = [action.subject, *(one.field for one in action.arguments if not one.covers)]
+    for name, value in zip(names, node.args, strict=True):
+        fields[name] = ast.literal_eval(value)
     for keyword in node.keywords:
         if keyword.arg is None:
             raise _unreadable("python")

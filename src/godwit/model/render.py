@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from godwit.model.words import ACTIONS, Flag, plain, spell
+from godwit.model.words import ACTIONS, Action, Flag, plain, spell
 
 if TYPE_CHECKING:
     from godwit.model.requests import Request
@@ -40,20 +40,33 @@ def said_fields(request: Request) -> dict[str, Any]:
 
 def _cli(request: Request, wait: bool, dry_run: bool) -> str:
     action, fields = ACTIONS[request.kind], said_fields(request)
-    words = ["godwit", action.noun, action.verb]
+    words = ["godwit", *action.words]
+    placed, said = _arguments(action, fields)
     for flag in action.flags:
-        if flag.field in fields:
+        if flag.field in fields and flag.field not in said:
             words += _option(flag, fields[flag.field])
     if dry_run:
         words.append("--dry-run")
     elif not wait:
         words.append("--no-wait")
-    subject = fields[action.subject]
-    if subject.startswith("-"):
-        words += ["--", subject]  # else it would be taken for an option
+    if any(text.startswith("-") for text in placed):
+        words += ["--", *placed]  # else it would be taken for an option
     else:
-        words.insert(3, subject)
+        after = 1 + len(action.words)
+        words[after:after] = placed
     return shlex.join(words) + "\n"
+
+
+def _arguments(action: Action, fields: dict[str, Any]) -> tuple[list[str], set[str]]:
+    """The texts of the command's arguments, and the fields that they say."""
+    placed, said = [str(fields[action.subject])], {action.subject}
+    for flag in action.arguments:
+        names = flag.said(fields)
+        if names:
+            part = {name: fields[name] for name in names}
+            placed.append(spell(flag.sort, part if flag.covers else part[flag.field]))
+            said.update(names)
+    return placed, said
 
 
 def _option(flag: Flag, value: Any) -> list[str]:
@@ -131,12 +144,13 @@ def _python(request: Request, wait: bool, dry_run: bool) -> str:
     action, fields = ACTIONS[request.kind], said_fields(request)
     subject = fields.pop(action.subject)
     words = [_quoted(subject)]
-    for flag in action.flags:
-        if flag.field in fields:
-            words.append(f"{flag.field}={_literal(flag, fields[flag.field])}")
+    words += [_quoted(fields.pop(one.field)) for one in action.arguments if not one.covers]
+    for name, flag in action.fields.items():
+        if name in fields:
+            words.append(f"{name}={_literal(flag, fields[name])}")
     if dry_run:
         words.append("dry_run=True")
-    call = f"client.{action.noun}s.{action.verb}({', '.join(words)})"
+    call = f"client.{action.noun}s.{action.method}({', '.join(words)})"
     body = _PLANNED if dry_run else _WAITED if wait else _NOT_WAITED
     return _PYTHON.format(doing=action.doing.format(subject), body=body.format(call=call))
 

@@ -8,20 +8,24 @@ kind is data in ``ROUTES``.
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from godwit.model.base import Name, Value
+from godwit.model.disks import BROKERED_ONLY
 from godwit.model.errors import InvalidRequest
-from godwit.model.vm import DiskFormat
+from godwit.model.vm import DiskFormat, DiskTier
+from godwit.model.volume import VolumeKind
+
+LARGEST_DISK = 1 << 50
 
 
 class NewDisk(Value):
     """A disk to create with a VM: ``VOLUME:SIZE[:FORMAT]``."""
 
     volume: Name
-    size_bytes: int = Field(gt=0, le=1 << 50)
+    size_bytes: int = Field(gt=0, le=LARGEST_DISK)
     format: DiskFormat = "qcow2"
 
 
@@ -108,6 +112,84 @@ class MigrateVm(Value):
     allow_throttle: bool = False
 
 
+class AddDisk(Value):
+    """Give a VM one more disk, also while it runs.
+
+    A new image (``volume`` and ``size_bytes``), an image that is there (``volume``, ``path`` below
+    it and its ``format``), or a block device of the host (``device``, the same on every host).
+    ``format`` defaults to qcow2 for a new image. ``passthrough``: the device is a SCSI LUN which
+    answers the guest's commands itself.
+    """
+
+    kind: Literal["vm.disk.add"] = "vm.disk.add"
+    name: Name
+    volume: Name | None = None
+    size_bytes: int | None = Field(default=None, gt=0, le=LARGEST_DISK)
+    format: DiskFormat | None = None
+    path: str | None = None
+    device: str | None = None
+    tier: DiskTier = "auto"
+    passthrough: bool = False
+
+    @model_validator(mode="after")
+    def _is_one_disk(self) -> Self:
+        if self.device is not None:
+            self._check_device(self.device)
+        elif self.volume is None:
+            raise ValueError("name a volume (VOLUME:SIZE), or a block device with --device")
+        elif self.path is None and self.size_bytes is None:
+            raise ValueError("a new disk needs a size: VOLUME:SIZE[:FORMAT]")
+        elif self.path is not None and self.format is None:
+            raise ValueError("say the format of the image: it is never guessed")
+        if self.passthrough and self.device is None:
+            raise ValueError("only a block device can be passed through")
+        if self.tier == "direct" and self.format in BROKERED_ONLY:
+            raise ValueError(f"{self.format} always goes through the storage broker")
+        return self
+
+    def _check_device(self, device: str) -> None:
+        if self.volume is not None or self.path is not None or self.size_bytes is not None:
+            raise ValueError("a block device has no volume, image or size of its own")
+        if not device.startswith("/dev/") or ".." in device.split("/") or "\0" in device:
+            raise ValueError("a block device is named by its path, like /dev/disk/by-id/...")
+        if self.format not in (None, "raw"):
+            raise ValueError("a block device is raw")
+        if self.passthrough and self.tier == "brokered":
+            raise ValueError("a device that is passed through needs no storage broker")
+
+
+class RemoveDisk(Value):
+    """Take a disk from a VM and delete its image, unless ``keep``.
+
+    While the VM runs a disk that the guest writes to is refused unless ``force``.
+    """
+
+    kind: Literal["vm.disk.remove"] = "vm.disk.remove"
+    name: Name
+    disk: Name
+    force: bool = False
+    keep: bool = False
+
+
+class ResizeDisk(Value):
+    """Let a disk grow to ``size_bytes``, also while its VM runs; none shrinks."""
+
+    kind: Literal["vm.disk.resize"] = "vm.disk.resize"
+    name: Name
+    disk: Name
+    size_bytes: int = Field(gt=0, le=LARGEST_DISK)
+
+
+class ExportDisk(Value):
+    """Write a copy of a stopped VM's disk to ``target``, a new file below /clusterstorage."""
+
+    kind: Literal["vm.disk.export"] = "vm.disk.export"
+    name: Name
+    disk: Name
+    target: str
+    format: DiskFormat = "qcow2"
+
+
 class CancelMigration(Value):
     """Call a move off; possible until the owner swap."""
 
@@ -132,6 +214,39 @@ class DeleteNetwork(Value):
     name: Name
 
 
+class CreateVolume(Value):
+    """Define a volume that hosts see as /clusterstorage/NAME.
+
+    ``path`` is what lies beneath, for people to see.
+    """
+
+    kind: Literal["volume.create"] = "volume.create"
+    name: Name
+    type: VolumeKind = "dir"
+    path: str = ""
+
+
+class DeleteVolume(Value):
+    """Forget a volume that no VM uses; the files in it stay."""
+
+    kind: Literal["volume.delete"] = "volume.delete"
+    name: Name
+
+
+class ImportDisk(Value):
+    """Bring an image into a volume, from a file below /clusterstorage or an http(s) URL.
+
+    ``format`` says what it is, ``target_format`` what it becomes; ``name`` is the new image's.
+    """
+
+    kind: Literal["volume.disk.import"] = "volume.disk.import"
+    volume: Name
+    name: Name
+    source: str
+    format: DiskFormat | Literal["vmdk"] = "qcow2"
+    target_format: DiskFormat = "qcow2"
+
+
 class CancelTask(Value):
     """Ask a task to stop; what cannot be stopped says so."""
 
@@ -149,9 +264,16 @@ Request = Annotated[
     | SaveVm
     | RestoreVm
     | MigrateVm
+    | AddDisk
+    | RemoveDisk
+    | ResizeDisk
+    | ExportDisk
     | CancelMigration
     | CreateNetwork
     | DeleteNetwork
+    | CreateVolume
+    | DeleteVolume
+    | ImportDisk
     | CancelTask,
     Field(discriminator="kind"),
 ]
@@ -174,9 +296,16 @@ ROUTES: dict[str, tuple[str, str]] = {
     "vm.save": ("POST", "/v1/vms/{name}/actions/save"),
     "vm.restore": ("POST", "/v1/vms/{name}/actions/restore"),
     "vm.migrate": ("POST", "/v1/vms/{name}/actions/migrate"),
+    "vm.disk.add": ("POST", "/v1/vms/{name}/disks"),
+    "vm.disk.remove": ("POST", "/v1/vms/{name}/disks/{disk}/actions/remove"),
+    "vm.disk.resize": ("POST", "/v1/vms/{name}/disks/{disk}/actions/resize"),
+    "vm.disk.export": ("POST", "/v1/vms/{name}/disks/{disk}/actions/export"),
     "migration.cancel": ("POST", "/v1/migrations/{id}/actions/cancel"),
     "network.create": ("POST", "/v1/networks"),
     "network.delete": ("DELETE", "/v1/networks/{name}"),
+    "volume.create": ("POST", "/v1/volumes"),
+    "volume.delete": ("DELETE", "/v1/volumes/{name}"),
+    "volume.disk.import": ("POST", "/v1/volumes/{volume}/actions/import"),
     "task.cancel": ("POST", "/v1/tasks/{id}/actions/cancel"),
 }
 

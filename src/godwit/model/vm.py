@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from godwit.model.base import Name, Record
 
-DiskFormat = Literal["raw", "qcow2"]
+DiskFormat = Literal["raw", "qcow2", "vhd-fixed", "vhd", "vhdx"]
+DiskTier = Literal["auto", "direct", "brokered"]
+DiskSource = Literal["image", "device"]
 
 
 class VmState(StrEnum):
@@ -41,15 +43,39 @@ class Boot(Record):
 
 
 class Disk(Record):
-    """A disk on the VM's virtio-scsi controller. ``path`` is the same on every host."""
+    """A disk on the VM's virtio-scsi controller. ``path`` is the same on every host.
+
+    ``source``: an image in a volume, or a block device as it is, which is raw and lies in no
+    volume (``volume`` is empty).  ``passthrough``: that device is a SCSI LUN which answers the
+    guest's commands itself.  ``tier`` is what was asked for; `model.disks.tier_of` says what holds.
+    """
 
     id: Name
-    volume: Name
+    volume: Name | Literal[""] = ""
     path: str
     size_bytes: int = Field(gt=0)
     format: DiskFormat = "qcow2"
+    source: DiskSource = "image"
+    tier: DiskTier = "auto"
     serial: str
     lun: int = Field(ge=0, lt=256)
+    passthrough: bool = False
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.source == "image" and not self.volume:
+            raise ValueError("an image lies in a volume")
+        if self.source == "device" and self.format != "raw":
+            raise ValueError("a block device is raw")
+        if self.passthrough and (self.source != "device" or self.tier == "brokered"):
+            raise ValueError("only a block device without a broker can be passed through")
+        return self
+
+
+class DiskView(Disk):
+    """One row of ``vm disk list -o json``: ``effective_tier`` is the way its I/O goes."""
+
+    effective_tier: Literal["direct", "brokered"]
 
 
 class Nic(Record):

@@ -1,21 +1,69 @@
-"""A shared volume: one name on every host. Issue B fills this room; here it is a directory."""
+"""A volume: one name on every host for a place that holds disks, and what each host sees of it."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Literal
+
+from pydantic import Field
 
 from godwit.model.base import Name, Record
 
+VolumeKind = Literal["dir", "local"]
+VolumeHealth = Literal["ok", "degraded", "unavailable"]
+
+
+class VolumeState(StrEnum):
+    """How a host reaches a volume; the words are those of Cluster Shared Volumes."""
+
+    DIRECT = "direct"
+    REDIRECTED = "redirected"  # through a peer; the guests notice nothing
+    PAUSED = "paused"  # neither path answers, requests wait
+    UNAVAILABLE = "unavailable"
+
 
 class Volume(Record):
-    """A directory that every host sees as ``/clusterstorage/<name>``."""
+    """A directory that hosts see as ``/clusterstorage/<name>``: all of them, or one (``local``).
+
+    ``path`` is what lies beneath, for people to see. ``coordinator`` is the host that does the
+    metadata work (create, grow, delete); it changes by compare-and-swap.
+    """
 
     name: Name
-    kind: Literal["dir"] = "dir"
+    kind: VolumeKind = "dir"
+    path: str = ""
+    description: str = ""
+    created_at: float = 0.0
+    coordinator: Name | None = None
 
 
-class VolumeView(Volume):
-    """One row of ``volume list -o json``."""
+class VolumeOnHost(Record):
+    """What a host's agent last saw of a volume (``keys.volume_state``). Sizes in bytes."""
 
+    state: VolumeState
+    reason: str = ""
+    capacity_bytes: int | None = None
+    used_bytes: int | None = None
+    since: float = 0.0
+
+
+class VolumeHostView(Record):
+    """How one host reaches a volume, with the sentence that explains it."""
+
+    state: VolumeState
+    reason: str = ""
+
+
+class VolumeView(Record):
+    """One row of ``volume list -o json``; a size is null when no host has said it."""
+
+    name: Name
+    kind: VolumeKind = "dir"
     path: str
-    hosts: tuple[str, ...] = ()
+    description: str = ""
+    coordinator: Name | None = None
+    capacity_bytes: int | None = None
+    used_bytes: int | None = None
+    health: VolumeHealth = "ok"
+    hosts: dict[str, VolumeHostView] = Field(default_factory=dict)
+    created_at: float = 0.0

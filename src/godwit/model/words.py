@@ -7,20 +7,38 @@ Nothing here imports pydantic, so that ``godwit --help`` stays quick.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import takewhile
 from typing import Any, Literal
 
+from godwit.model.disks import FORMATS
 from godwit.model.errors import InvalidRequest
 from godwit.model.units import parse_duration, parse_size
 
-Sort = Literal["name", "text", "path", "count", "size", "ms", "seconds", "switch", "disk", "choice"]
+Sort = Literal[
+    "name",
+    "text",
+    "path",
+    "count",
+    "size",
+    "ms",
+    "seconds",
+    "switch",
+    "disk",
+    "place",
+    "choice",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One option of an action: the request's field, the option's name, what its value is."""
+    """One option of an action: the request's field, the option's name, what its value is.
+
+    An argument (no option) may stand for several fields, which it says in the order of
+    ``covers`` up to the first that is not there: ``VOLUME[:SIZE[:FORMAT]]``.
+    """
 
     field: str
     option: str
@@ -31,17 +49,24 @@ class Flag:
     required: bool = False
     choices: tuple[str, ...] = ()
     completes: str = ""  # the noun whose names complete it
+    covers: tuple[str, ...] = ()
+
+    def said(self, fields: dict[str, Any]) -> list[str]:
+        """The fields that this argument says, of those that are there."""
+        return list(takewhile(fields.__contains__, self.covers or (self.field,)))
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One kind of request: ``vm.migrate`` is said ``vm migrate`` and ``client.vms.migrate``."""
+    """One kind of request: ``vm.migrate`` is said ``vm migrate`` and ``client.vms.migrate``,
+    ``vm.disk.add`` is said ``vm disk add`` and ``client.vms.add_disk``."""
 
     kind: str
     doing: str  # "Move VM {}"
     help: str
     flags: tuple[Flag, ...] = ()
-    subject: str = "name"  # the field that the command takes as its argument
+    subject: str = "name"  # the field that the command takes as its first argument
+    arguments: tuple[Flag, ...] = ()  # the arguments after it
 
     @property
     def noun(self) -> str:
@@ -50,8 +75,24 @@ class Action:
 
     @property
     def verb(self) -> str:
-        """``migrate`` of ``vm.migrate``."""
-        return self.kind.partition(".")[2]
+        """``migrate`` of ``vm.migrate``, ``disk add`` of ``vm.disk.add``."""
+        return self.kind.partition(".")[2].replace(".", " ")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What follows ``godwit`` on a command line."""
+        return tuple(self.kind.split("."))
+
+    @property
+    def method(self) -> str:
+        """``add_disk`` of ``vm.disk.add``: what the client calls it."""
+        return "_".join(reversed(self.words[1:]))
+
+    @property
+    def fields(self) -> dict[str, Flag]:
+        """Every field but the subject with the option, or else the argument, that says it."""
+        covered = {name: one for one in self.arguments for name in one.covers or (one.field,)}
+        return covered | {flag.field: flag for flag in self.flags}
 
     def flag(self, option: str) -> Flag:
         """The flag of that option; InvalidRequest when there is none."""
@@ -72,6 +113,14 @@ def _host(option: str, help_: str) -> Flag:
     return Flag(option.removeprefix("--"), option, "name", help_, "HOST", completes="host")
 
 
+def _format(field: str, option: str, help_: str, *, more: tuple[str, ...] = ()) -> Flag:
+    return Flag(field, option, "choice", help_, choices=(*FORMATS, *more))
+
+
+def _disk_name() -> Flag:
+    return Flag("disk", "", "name", "", "DISK", required=True)
+
+
 _LIST: tuple[Action, ...] = (
     Action(
         "vm.create",
@@ -88,7 +137,7 @@ _LIST: tuple[Action, ...] = (
                 "disks",
                 "--disk",
                 "disk",
-                "A new disk; FORMAT is qcow2 (default) or raw. May be repeated.",
+                "A new disk; FORMAT: qcow2 (default), raw, vhd-fixed, vhd, vhdx. May be repeated.",
                 "VOLUME:SIZE[:FORMAT]",
                 many=True,
             ),
@@ -150,6 +199,57 @@ _LIST: tuple[Action, ...] = (
         ),
     ),
     Action(
+        "vm.disk.add",
+        "Add a disk to VM {}",
+        "Give a VM one more disk, also while it runs.",
+        (
+            Flag("path", "--existing", "text", "Take this image of the volume.", "PATH"),
+            Flag("device", "--device", "text", "Take this block device of the host.", "/dev/..."),
+            _format("format", "--format", "What the image is: needed with --existing."),
+            Flag(
+                "tier",
+                "--tier",
+                "choice",
+                "Who opens the image: QEMU (direct) or a storage broker (default: by format).",
+                choices=("auto", "direct", "brokered"),
+            ),
+            _on("--passthrough", "The device is a SCSI LUN and gets the guest's commands."),
+        ),
+        arguments=(
+            Flag(
+                "volume",
+                "",
+                "place",
+                "",
+                "[VOLUME[:SIZE[:FORMAT]]]",
+                covers=("volume", "size_bytes", "format"),
+            ),
+        ),
+    ),
+    Action(
+        "vm.disk.remove",
+        "Remove a disk from VM {}",
+        "Take a disk from a VM and delete its image.",
+        (
+            _on("--force", "Even while the guest writes to it."),
+            _on("--keep", "Keep the image."),
+        ),
+        arguments=(_disk_name(),),
+    ),
+    Action(
+        "vm.disk.resize",
+        "Resize a disk of VM {}",
+        "Let a disk grow to SIZE, also while its VM runs.",
+        arguments=(_disk_name(), Flag("size_bytes", "", "size", "", "SIZE", required=True)),
+    ),
+    Action(
+        "vm.disk.export",
+        "Export a disk of VM {}",
+        "Write a copy of a stopped VM's disk to a new file below /clusterstorage.",
+        (_format("format", "--format", "What the copy is (default qcow2)."),),
+        arguments=(_disk_name(), Flag("target", "", "text", "", "TARGET", required=True)),
+    ),
+    Action(
         "migration.cancel",
         "Cancel move {}",
         "Call a move off; possible until the owner changes.",
@@ -166,9 +266,40 @@ _LIST: tuple[Action, ...] = (
         ),
     ),
     Action("network.delete", "Delete network {}", "Remove a network that no VM uses."),
+    Action(
+        "volume.create",
+        "Create volume {}",
+        "Define a volume that hosts see as /clusterstorage/NAME.",
+        (
+            Flag(
+                "type",
+                "--kind",
+                "choice",
+                "dir: a directory that hosts share (default); local: of one host only.",
+                choices=("dir", "local"),
+            ),
+            Flag("path", "--path", "text", "What lies beneath, for people to see.", "PATH"),
+        ),
+    ),
+    Action("volume.delete", "Delete volume {}", "Forget a volume that no VM uses; its files stay."),
+    Action(
+        "volume.disk.import",
+        "Import a disk into volume {}",
+        "Bring an image into a volume, from a file below /clusterstorage or a URL.",
+        (
+            _format("format", "--format", "What it is (default qcow2).", more=("vmdk",)),
+            _format("target_format", "--target-format", "What it becomes (default qcow2)."),
+        ),
+        subject="volume",
+        arguments=(
+            Flag("name", "", "name", "", "NAME", required=True),
+            Flag("source", "", "text", "", "SOURCE", required=True),
+        ),
+    ),
     Action("task.cancel", "Cancel task {}", "Ask a task to stop.", subject="id"),
 )
 ACTIONS: dict[str, Action] = {action.kind: action for action in _LIST}
+METHODS: dict[tuple[str, str], Action] = {(one.noun, one.method): one for one in _LIST}
 
 _UNITS = (("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10))
 
@@ -193,9 +324,11 @@ def _spell_seconds(seconds: float) -> str:
     return f"{plain(seconds)}s"
 
 
-def _spell_disk(disk: dict[str, Any]) -> str:
-    words = [disk["volume"], spell_size(disk["size_bytes"])]
-    return ":".join(words + ([disk["format"]] if "format" in disk else []))
+def _spell_place(place: dict[str, Any]) -> str:
+    words = [place["volume"]]
+    if "size_bytes" in place:
+        words.append(spell_size(place["size_bytes"]))
+    return ":".join(words + ([place["format"]] if "format" in place else []))
 
 
 def _read_exactly(text: str, unit: str, scale: float) -> float:
@@ -217,26 +350,41 @@ def _read_count(text: str) -> int:
 
 def read_disk(text: str) -> dict[str, Any]:
     """The new disk of ``VOLUME:SIZE[:FORMAT]``; InvalidRequest when it is not one."""
+    disk = _read_place(text)
+    if "size_bytes" not in disk:
+        raise _not_a_disk(text)
+    return disk
+
+
+def _read_place(text: str) -> dict[str, Any]:
     parts = text.split(":")
-    if len(parts) not in (2, 3) or not all(parts):
-        raise InvalidRequest(
-            f"{text!r} is not a disk", hint="write VOLUME:SIZE[:FORMAT], like shared:2G"
-        )
-    disk: dict[str, Any] = {"volume": parts[0], "size_bytes": parse_size(parts[1])}
-    return disk | ({"format": parts[2]} if len(parts) == 3 else {})
+    if len(parts) > 3 or not all(parts):
+        raise _not_a_disk(text)
+    place: dict[str, Any] = {"volume": parts[0]}
+    if len(parts) > 1:
+        place["size_bytes"] = parse_size(parts[1])
+    return place | ({"format": parts[2]} if len(parts) == 3 else {})
+
+
+def _not_a_disk(text: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{text!r} is not a disk", hint="write VOLUME:SIZE[:FORMAT], like shared:2G"
+    )
 
 
 _SPELL: dict[str, Callable[[Any], str]] = {
     "size": spell_size,
     "ms": lambda value: f"{plain(value)}ms",
     "seconds": _spell_seconds,
-    "disk": _spell_disk,
+    "disk": _spell_place,
+    "place": _spell_place,
 }
 _READ: dict[str, Callable[[str], Any]] = {
     "size": parse_size,
     "ms": lambda text: _read_exactly(text, "ms", 1000.0),
     "seconds": lambda text: _read_exactly(text, "s", 1.0),
     "disk": read_disk,
+    "place": _read_place,
     "count": _read_count,
 }
 
@@ -244,6 +392,27 @@ _READ: dict[str, Callable[[str], Any]] = {
 def spell(sort: Sort, value: Any) -> str:
     """The text of one JSON value, as people type it."""
     return _SPELL.get(sort, str)(value)
+
+
+def place_arguments(action: Action, texts: Sequence[str | None]) -> dict[str, Any]:
+    """The fields of a command's arguments after its subject, in their order; None is not said."""
+    fields: dict[str, Any] = {}
+    for flag, text in zip(action.arguments, texts, strict=False):
+        if text is not None:
+            value = read(flag.sort, text)
+            fields |= value if flag.covers else {flag.field: value}
+    return fields
+
+
+def merge(arguments: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Both together; InvalidRequest where they say different things."""
+    for field in arguments.keys() & options.keys():
+        if arguments[field] != options[field]:
+            raise InvalidRequest(
+                f"{field}: said twice, {arguments[field]} and {options[field]}",
+                hint="say it once",
+            )
+    return arguments | options
 
 
 def read(sort: Sort, text: str) -> Any:

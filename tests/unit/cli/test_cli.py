@@ -56,6 +56,98 @@ def test_lists_and_single_objects(api: Any, capfd: pytest.CaptureFixture[str]) -
         assert godwit_(capfd, noun, "list")[0] == 0
 
 
+DISKS = """\
+ID     LUN   SIZE  FORMAT  TIER      VOLUME  PATH
+disk0    0  2 GiB  vhdx    brokered  shared  /clusterstorage/shared/web/disk0.vhdx
+"""
+VOLUMES = """\
+NAME    KIND  HEALTH      USED  CAPACITY  HOSTS
+shared  dir   degraded  30 GiB   100 GiB  host1, host2 (redirected)
+"""
+
+
+def test_disks_and_volumes_are_shown(api: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    assert godwit_(capfd, "vm", "disk", "list", "web") == (0, DISKS, "")
+    code, out, _ = godwit_(capfd, "vm", "disk", "list", "web", "-o", "json")
+    assert (code, [row["id"] for row in json.loads(out)]) == (0, ["disk0"])
+    assert godwit_(capfd, "vm", "disk", "list", "nope")[0] == 3
+    assert godwit_(capfd, "volume", "list") == (0, VOLUMES, "")
+    sheet = godwit_(capfd, "volume", "show", "shared")[1]
+    assert "host2: state=redirected reason=lost path to LUN 3" in sheet
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "body"),
+    [
+        (
+            ["vm", "disk", "add", "web", "shared:2G:vhdx"],
+            "/v1/vms/web/disks",
+            {"volume": "shared", "size_bytes": 2 << 30, "format": "vhdx"},
+        ),
+        (
+            ["vm", "disk", "add", "web", "shared", "--existing", "a.vhd", "--format", "vhd"],
+            "/v1/vms/web/disks",
+            {"volume": "shared", "path": "a.vhd", "format": "vhd"},
+        ),
+        (
+            ["vm", "disk", "add", "web", "--device", "/dev/sdb", "--passthrough"],
+            "/v1/vms/web/disks",
+            {"device": "/dev/sdb", "passthrough": True},
+        ),
+        (
+            ["vm", "disk", "remove", "web", "disk1", "--force", "--keep"],
+            "/v1/vms/web/disks/disk1/actions/remove",
+            {"force": True, "keep": True},
+        ),
+        (
+            ["vm", "disk", "resize", "web", "disk1", "3G"],
+            "/v1/vms/web/disks/disk1/actions/resize",
+            {"size_bytes": 3 << 30},
+        ),
+        (
+            ["volume", "create", "fast", "--kind", "local", "--path", "/srv/fast"],
+            "/v1/volumes",
+            {"name": "fast", "type": "local", "path": "/srv/fast"},
+        ),
+        (["volume", "delete", "fast"], "/v1/volumes/fast", None),
+    ],
+)
+def test_disk_and_volume_verbs_are_sent(
+    api: Any, capfd: pytest.CaptureFixture[str], words: list[str], path: str, body: Any
+) -> None:
+    code, out, err = godwit_(capfd, *words, "--no-wait")
+    assert (code, out, err) == (0, "t-1\n", "")
+    assert (api.actions()[0].path, api.actions()[0].json) == (path, body)
+    for form in ("cli", "curl", "python", "ansible"):
+        assert godwit_(capfd, *words, "--script", form)[0] == 0
+    assert godwit_(capfd, *words, "--dry-run")[0] == 2
+    assert len(api.actions()) == 1
+    # Waited for, it says what came of it.
+    assert godwit_(capfd, *words)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["vm", "disk", "add", "web"], "name a volume"),
+        (["vm", "disk", "add", "web", "shared:lots"], "is not a size"),
+        (["vm", "disk", "add", "web", "shared:1G", "--device", "/dev/sdb"], "no volume"),
+        (["vm", "disk", "add", "web", "s:1G:raw", "--format", "vhd"], "said twice"),
+        (["vm", "disk", "resize", "web", "disk1", "0"], "is not a usable size"),
+        (["vm", "disk", "resize", "web", "DISK", "1G"], "DISK: use lower-case"),
+        (["vm", "disk", "resize", "web", "disk1"], "missing argument"),
+        (["vm", "disk", "grow"], "there are: add, remove, resize, export, list"),
+    ],
+)
+def test_wrong_words_about_disks(
+    api: Any, capfd: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    code, out, err = godwit_(capfd, *words)
+    assert (code, out) == (2, "")
+    assert said in two_lines(err)[0]
+    assert api.asked == []
+
+
 def test_json_is_exactly_the_object(api: Any, capfd: pytest.CaptureFixture[str]) -> None:
     for words in (["vm", "list", "-o", "json"], ["-o", "json", "vm", "list"]):
         code, out, err = godwit_(capfd, *words)

@@ -65,6 +65,28 @@ VM: dict[str, Any] = {
     "memory_bytes": 512 << 20,
     "ha": False,
 }
+DISK: dict[str, Any] = {
+    "id": "disk0",
+    "volume": "shared",
+    "path": "/clusterstorage/shared/web/disk0.vhdx",
+    "size_bytes": 2 << 30,
+    "format": "vhdx",
+    "serial": "GW0",
+    "lun": 0,
+    "effective_tier": "brokered",
+}
+VOLUME: dict[str, Any] = {
+    "name": "shared",
+    "kind": "dir",
+    "path": "/clusterstorage/shared",
+    "capacity_bytes": 100 << 30,
+    "used_bytes": 30 << 30,
+    "health": "degraded",
+    "hosts": {
+        "host1": {"state": "direct", "reason": ""},
+        "host2": {"state": "redirected", "reason": "lost path to LUN 3"},
+    },
+}
 HOST: dict[str, Any] = {
     "name": "host1",
     "state": "up",
@@ -111,7 +133,7 @@ class FakeApi:
             "networks": {
                 "lan": {"name": "lan", "bridge": "br-lan", "mtu": 1500, "subnet": "10.91.0.0/22"}
             },
-            "volumes": {"shared": {"name": "shared", "path": "/clusterstorage/shared"}},
+            "volumes": {"shared": dict(VOLUME)},
             "migrations": {},
             "tasks": {},
         }
@@ -236,6 +258,8 @@ class FakeApi:
             raise NotFound(f"no {noun.removesuffix('s')} {rest[0]}", hint="look at the list")
         if not rest:
             return list(rows.values())
+        if rest[1:] == ["disks"]:
+            return [DISK]
         if noun == "tasks" and "wait" in asked.query and self.holds_requests:
             ended = self._final.setdefault(rest[0], asyncio.Event())
             try:
@@ -260,7 +284,7 @@ class FakeApi:
             )
             return 200, plan.model_dump(mode="json")
         number = len(self.rows["tasks"]) + 1
-        name = fields.get("name") or fields.get("id")
+        name = fields.get("volume" if kind == "volume.disk.import" else "name") or fields.get("id")
         noun = kind.partition(".")[0]
         task = Task(
             id=f"t-{number}",
@@ -285,6 +309,9 @@ class FakeApi:
                 "state": "stopped",
                 "host": None,
             }
+        elif kind == "volume.create":
+            name = task.request["name"]
+            self.rows["volumes"][name] = {**VOLUME, "name": name}
         elif kind == "network.create":
             self.rows["networks"][task.request["name"]] = {
                 "name": task.request["name"],

@@ -64,6 +64,46 @@ async def test_a_move_is_sent_followed_and_reported(api: Any) -> None:
     assert len(set(stages)) >= 3
 
 
+async def test_disks_and_volumes(api: Any) -> None:
+    async with AsyncClient() as client:
+        (disk,) = await client.vms.disks("web")
+        assert (disk.format, disk.effective_tier, disk.tier) == ("vhdx", "brokered", "auto")
+        volume = await client.volumes.get("shared")
+        assert volume.hosts["host2"].reason == "lost path to LUN 3"
+        task = await client.vms.add_disk("web", volume="shared", size_bytes=1 << 30, format="raw")
+        assert getattr(await client.result(await client.wait(task)), "name", "") == "web"
+        await client.vms.remove_disk("web", "disk0", force=True)
+        await client.vms.resize_disk("web", "disk0", 4 << 30)
+        await client.vms.export_disk("web", "disk0", "/clusterstorage/shared/copy.qcow2")
+        task = await client.volumes.create("fast", type="local")
+        made = await client.result(await client.wait(task))
+        assert getattr(made, "health", "") == "degraded"
+        await client.volumes.import_disk("shared", "debian", "https://example.org/d", format="raw")
+        await client.volumes.delete("fast")
+    sent = [(asked.method, asked.path, asked.json) for asked in api.actions()]
+    assert sent == [
+        (
+            "POST",
+            "/v1/vms/web/disks",
+            {"volume": "shared", "size_bytes": 1 << 30, "format": "raw"},
+        ),
+        ("POST", "/v1/vms/web/disks/disk0/actions/remove", {"force": True}),
+        ("POST", "/v1/vms/web/disks/disk0/actions/resize", {"size_bytes": 4 << 30}),
+        (
+            "POST",
+            "/v1/vms/web/disks/disk0/actions/export",
+            {"target": "/clusterstorage/shared/copy.qcow2"},
+        ),
+        ("POST", "/v1/volumes", {"name": "fast", "type": "local"}),
+        (
+            "POST",
+            "/v1/volumes/shared/actions/import",
+            {"name": "debian", "source": "https://example.org/d", "format": "raw"},
+        ),
+        ("DELETE", "/v1/volumes/fast", None),
+    ]
+
+
 async def test_a_plan_sends_no_task(api: Any) -> None:
     async with AsyncClient() as client:
         plan = await client.vms.migrate("web", dry_run=True)

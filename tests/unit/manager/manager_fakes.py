@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastapi import FastAPI, Request, WebSocket
 from starlette.responses import Response
 
 from godwit.model import keys, ownership
-from godwit.model.errors import GodwitError, NotFound, Refused
+from godwit.model.errors import Conflict, GodwitError, NotFound, Refused
 from godwit.model.host import HostInfo, QemuFacts
 from godwit.model.migration import (
     Forecast,
@@ -22,7 +23,7 @@ from godwit.model.migration import (
     Stage,
 )
 from godwit.model.ownership import MoveIntent, Owner, SavedState
-from godwit.model.vm import VmState, VmStatus
+from godwit.model.vm import Disk, VmState, VmStatus
 from godwit.store.records import Records, encode
 from godwit.wire.problem import Problem, problem_response
 
@@ -69,7 +70,9 @@ class FakeAgent:
         self.slow_start.set()
         self.cancelled: set[str] = set()
         self.files: dict[str, bytes] = {}
-        self.disks: set[str] = set()
+        self.disks: set[str] = set()  # images on the volumes
+        self.plugged: dict[str, set[str]] = {}  # VM -> disks added to its machine
+        self.device_bytes = 5 * GIB
         self.moves: set[asyncio.Task[None]] = set()
         self.app = self._make()
 
@@ -134,17 +137,28 @@ class FakeAgent:
 
         @app.post("/v1/vms/{vm}/{verb}", status_code=200)
         async def verb(vm: str, verb: str, request: Request) -> Response:
-            body = await request.json()
-            self.calls.append((verb, body))
-            self.news.set()
-            if verb in self.refuse:
-                raise self.refuse[verb]
-            if verb in self.drop_before:
-                await asyncio.Event().wait()
-            answer = await getattr(self, "do_" + verb.replace("-", "_"))(vm, body)
-            if verb in self.drop_after:
-                await asyncio.Event().wait()
-            return answer
+            return await self._do(vm, verb, await request.json())
+
+        @app.post("/v1/vms/{vm}/disks/{verb}", status_code=200)
+        async def disk_verb(vm: str, verb: str, request: Request) -> Response:
+            return await self._do(vm, f"disks/{verb}", await request.json())
+
+        @app.post("/v1/volumes/{volume}/import", status_code=200)
+        async def import_image(volume: str, request: Request) -> Response:
+            return await self._do(volume, "import", await request.json())
+
+    async def _do(self, name: str, verb: str, body: dict[str, Any]) -> Response:
+        self.calls.append((verb, body))
+        self.news.set()
+        if verb in self.refuse:
+            raise self.refuse[verb]
+        if verb in self.drop_before:
+            await asyncio.Event().wait()
+        method = "do_" + verb.replace("-", "_").replace("/", "_")
+        answer: Response = await getattr(self, method)(name, body)
+        if verb in self.drop_after:
+            await asyncio.Event().wait()
+        return answer
 
     async def _owner(self, vm: str, change: Any) -> Owner:
         found = await self.records.update(keys.vm_owner(vm), Owner, change)
@@ -179,8 +193,53 @@ class FakeAgent:
         return Response(b"{}", media_type="application/json")
 
     async def do_create_disks(self, _vm: str, body: Any) -> Response:
-        self.disks |= {disk["path"] for disk in body["disks"]}
+        wanted = {disk["path"] for disk in body["disks"]}
+        if wanted & self.disks:
+            raise Conflict(f"{wanted & self.disks} exists already", hint="choose another name")
+        self.disks |= wanted
         return Response(b"{}", media_type="application/json")
+
+    async def do_disks_add(self, vm: str, body: Any) -> Response:
+        disk = Disk.model_validate(body["disk"])
+        if disk.source == "device":
+            disk = disk.but(size_bytes=self.device_bytes)
+        else:
+            assert disk.path in self.disks
+        # An agent never sees a disk that the record does not have.
+        spec = await self.records.vm(vm)
+        assert spec is not None
+        assert disk.id in {one.id for one in spec.value.disks}
+        self.plugged.setdefault(vm, set()).add(disk.id)
+        return Response(disk.model_dump_json(), media_type="application/json")
+
+    async def do_disks_remove(self, vm: str, body: Any) -> Response:
+        if body["disk"] not in self.plugged.get(vm, set()):
+            raise NotFound(f"{vm} has no disk {body['disk']}", hint="look")
+        self.plugged[vm].discard(body["disk"])
+        return Response(b"{}", media_type="application/json")
+
+    async def do_disks_resize(self, _vm: str, body: Any) -> Response:
+        return _json({"id": body["disk"], "size_bytes": -(-body["size_bytes"] // 512) * 512})
+
+    async def do_disks_grow(self, _vm: str, body: Any) -> Response:
+        return _json({"size_bytes": -(-body["size_bytes"] // 512) * 512})
+
+    async def do_disks_inspect(self, _vm: str, body: Any) -> Response:
+        if body["disk"]["path"] not in self.disks and body["disk"]["source"] == "image":
+            raise NotFound(f"there is no {body['disk']['path']}", hint="look at the volume")
+        return _json({"size_bytes": self.device_bytes})
+
+    async def do_disks_export(self, _vm: str, body: Any) -> Response:
+        if body["target"] in self.disks:
+            raise Conflict(f"{body['target']} exists already", hint="choose another name")
+        self.disks.add(body["target"])
+        return _json({"size_bytes": body["disk"]["size_bytes"]})
+
+    async def do_import(self, _volume: str, body: Any) -> Response:
+        if body["path"] in self.disks:
+            raise Conflict(f"{body['path']} exists already", hint="choose another name")
+        self.disks.add(body["path"])
+        return _json({"size_bytes": GIB})
 
     async def do_delete_disks(self, _vm: str, body: Any) -> Response:
         self.disks -= {disk["path"] for disk in body["disks"]}
@@ -189,8 +248,6 @@ class FakeAgent:
     async def do_plan(self, _vm: str, _body: Any) -> Response:
         forecast = Forecast(converges=True, total_ms=900.0, blackout_ms=60.0)
         checks = self.checks or [{"name": "all", "result": "pass", "message": "fine"}]
-        import json
-
         body = {"checks": checks, "forecast": forecast.model_dump()}
         return Response(json.dumps(body), media_type="application/json")
 
@@ -237,6 +294,10 @@ class FakeAgent:
         await store.put(keys.host_info(self.name), encode(host_info(self.name, url)))
         await store.put(keys.host_lease(self.name), b"{}")
         await store.put(keys.host_agent(self.name), b"{}")
+
+
+def _json(value: Any) -> Response:
+    return Response(json.dumps(value), media_type="application/json")
 
 
 def refused(text: str) -> Refused:

@@ -438,6 +438,10 @@ def test_keys_and_places_agree() -> None:
         keys.task("a"): "tasks",
         keys.event("a"): "events",
     }
+    both = place_of(keys.volume_state("a", "host1"))
+    assert both is not None
+    assert (both.room, both.name) == ("volume_states", "a/host1")
+    assert place_of(keys.VOLUME_STATES + "a") is None
     for key, where in wanted.items():
         place = place_of(key)
         assert place is not None
@@ -450,9 +454,9 @@ def test_volumes_are_what_hosts_report() -> None:
     snapshot = Snapshot(
         hosts={"host1": host_info("host1"), "host2": host_info("host2", volumes=("shared", "x"))}
     )
-    assert [(v.name, v.hosts) for v in all_volumes(snapshot)] == [
-        ("shared", ("host1", "host2")),
-        ("x", ("host2",)),
+    assert [(v.name, list(v.hosts)) for v in all_volumes(snapshot)] == [
+        ("shared", ["host1", "host2"]),
+        ("x", ["host2"]),
     ]
 
 

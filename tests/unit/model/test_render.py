@@ -26,6 +26,9 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 TEMPLATES = st.sampled_from(
     ["{{ x }}", "a{% b %}", "{#", "$(id)", "`id`", "'\"", "-x", "\\U00e9", "END\n"]
 )
+FORMATS = st.sampled_from(["raw", "qcow2", "vhd-fixed", "vhd", "vhdx"])
+PATHS = st.from_regex(r"/?[a-z-][a-z.{}' -]{0,20}", fullmatch=True)
+SIZES = st.integers(1, 1 << 50) | st.integers(1, 1 << 20).map(lambda mib: mib << 20)
 BY_FIELD: dict[str, st.SearchStrategy[object]] = {
     "name": NAMES,
     "id": IDS,
@@ -41,7 +44,7 @@ BY_FIELD: dict[str, st.SearchStrategy[object]] = {
             {
                 "volume": NAMES,
                 "size_bytes": st.integers(1, 1 << 50),
-                "format": st.sampled_from(["raw", "qcow2"]),
+                "format": FORMATS,
             }
         ),
         max_size=3,
@@ -60,13 +63,37 @@ BY_FIELD: dict[str, st.SearchStrategy[object]] = {
     "mtu": st.integers(576, 9216),
     "subnet": TEXTS,
     "uplink": TEXTS,
+    "disk": NAMES,
+    "volume": NAMES,
+    "keep": st.booleans(),
+    "size_bytes": SIZES,
+    "format": FORMATS,
+    "target_format": FORMATS,
+    "target": TEXTS,
+    "source": TEXTS | TEMPLATES,
+    "type": st.sampled_from(["dir", "local"]),
+    "path": PATHS,
 }
+# One disk is one of three things; each has fields of its own.
+_NEW = {"volume": NAMES, "size_bytes": SIZES, "format": st.none() | FORMATS}
+_EXISTING = {"volume": NAMES, "size_bytes": st.none() | SIZES, "format": FORMATS, "path": PATHS}
+_DEVICE = {
+    "device": PATHS.map(lambda path: "/dev/" + path.replace("..", "")),
+    "format": st.none() | st.just("raw"),
+    "passthrough": st.booleans(),
+}
+_TIERS = st.sampled_from(["auto", "brokered"])
 KINDS: dict[str, type[BaseModel]] = {
     one.model_fields["kind"].default: one for one in get_args(get_args(requests.Request)[0])
 }
 
 
 def any_request(kind: str) -> st.SearchStrategy[Request]:
+    if kind == "vm.disk.add":
+        common = {"kind": st.just(kind), "name": NAMES}
+        image = common | {"tier": _TIERS}
+        ways = (image | _NEW, image | _EXISTING, common | _DEVICE)
+        return st.one_of(*(st.fixed_dictionaries(way) for way in ways)).map(parse_request)
     fields = {
         name: st.just(kind) if name == "kind" else BY_FIELD[name]
         for name in KINDS[kind].model_fields
@@ -78,7 +105,7 @@ def test_the_tables_know_every_request_and_every_field() -> None:
     assert set(ACTIONS) == set(KINDS) == set(ROUTES)
     for kind, model in KINDS.items():
         action = ACTIONS[kind]
-        said = {flag.field for flag in action.flags} | {action.subject, "kind"}
+        said = set(action.fields) | {action.subject, "kind"}
         assert said == set(model.model_fields), kind
 
 
@@ -110,6 +137,97 @@ def test_the_command_line() -> None:
     assert render(parse_request(create | {"append": "-v it's"}), "cli") == (
         "godwit vm create web --memory 512M '--append=-v it'\"'\"'s' --disk shared:2G:raw\n"
     )
+
+
+DISK_LINES = [
+    (
+        {"kind": "vm.disk.add", "name": "web", "volume": "shared", "size_bytes": 2 << 30},
+        "godwit vm disk add web shared:2G",
+    ),
+    (
+        {
+            "kind": "vm.disk.add",
+            "name": "web",
+            "volume": "shared",
+            "size_bytes": 2 << 30,
+            "format": "vhdx",
+        },
+        "godwit vm disk add web shared:2G:vhdx",
+    ),
+    (
+        {"kind": "vm.disk.add", "name": "web", "volume": "shared", "path": "a", "format": "raw"},
+        "godwit vm disk add web shared --existing a --format raw",
+    ),
+    (
+        {"kind": "vm.disk.add", "name": "web", "device": "/dev/sdb", "passthrough": True},
+        "godwit vm disk add web --device /dev/sdb --passthrough",
+    ),
+    (
+        {"kind": "vm.disk.remove", "name": "web", "disk": "disk1", "keep": True},
+        "godwit vm disk remove web disk1 --keep",
+    ),
+    (
+        {"kind": "vm.disk.resize", "name": "web", "disk": "disk1", "size_bytes": 3 << 30},
+        "godwit vm disk resize web disk1 3G",
+    ),
+    (
+        {"kind": "vm.disk.export", "name": "web", "disk": "disk1", "target": "-x"},
+        "godwit vm disk export -- web disk1 -x",
+    ),
+    (
+        {"kind": "volume.create", "name": "fast", "type": "local"},
+        "godwit volume create fast --kind local",
+    ),
+    (
+        {
+            "kind": "volume.disk.import",
+            "volume": "shared",
+            "name": "debian",
+            "source": "https://example.org/d.vmdk",
+            "format": "vmdk",
+        },
+        "godwit volume disk import shared debian https://example.org/d.vmdk --format vmdk",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "line"), DISK_LINES)
+def test_the_lines_of_disks_and_volumes(fields: dict[str, object], line: str) -> None:
+    request = parse_request(fields)
+    assert render(request, "cli") == line + "\n"
+    assert parse(line, "cli") == request
+
+
+def test_the_python_of_a_disk_calls_what_the_client_has() -> None:
+    text = render(parse_request(DISK_LINES[4][0]), "python")
+    assert 'client.vms.remove_disk("web", "disk1", keep=True)' in text
+    text = render(parse_request(DISK_LINES[1][0]), "python")
+    size = 2 << 30
+    call = f'add_disk("web", volume="shared", size_bytes={size}, format="vhdx")'
+    assert f"client.vms.{call}" in text
+
+
+def test_every_python_form_has_its_method() -> None:
+    import inspect
+
+    from godwit.client import nouns
+
+    for action in ACTIONS.values():
+        function = getattr(getattr(nouns, action.noun.capitalize() + "s"), action.method)
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        placed = [one for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
+        assert len(placed) == 1 + sum(not one.covers for one in action.arguments), action.kind
+        named = {one.name for one in parameters} - {"dry_run"}
+        fields = set(KINDS[action.kind].model_fields) - {"kind"}
+        assert len(named) == len(fields), action.kind
+        assert fields - named <= {action.subject}, action.kind
+
+
+def test_a_format_said_twice_must_be_the_same() -> None:
+    line = "godwit vm disk add web shared:1G:raw --format"
+    assert parse(f"{line} raw", "cli").format == "raw"  # type: ignore[union-attr]
+    with pytest.raises(InvalidRequest, match="said twice"):
+        parse(f"{line} vhd", "cli")
 
 
 def test_curl_keeps_the_token_off_the_command_line() -> None:
@@ -150,6 +268,16 @@ def test_nonsense_is_refused_in_words(form: Form, text: str) -> None:
         "godwit vm create web --memory lots",
         "godwit vm migrate web --sideways",
         "godwit vm migrate 'Not A Name'",
+        "godwit vm disk",
+        "godwit vm disk fly web",
+        "godwit vm disk add web",
+        "godwit vm disk add web shared",
+        "godwit vm disk add web shared --existing a",
+        "godwit vm disk add web shared:1G --device /dev/sdb",
+        "godwit vm disk add web shared:1G other",
+        "godwit vm disk add web shared:1G:vhdx --tier direct",
+        "godwit vm disk resize web disk1",
+        "godwit vm disk remove web",
     ],
 )
 def test_wrong_lines_are_refused_in_words(line: str) -> None:
@@ -188,6 +316,9 @@ def test_reading_values(sort: str, text: str, value: object) -> None:
         ("disk", "shared"),
         ("disk", "shared:"),
         ("disk", "a:1G:raw:x"),
+        ("place", "a:"),
+        ("place", ":1G"),
+        ("place", "a:1G:raw:x"),
     ],
 )
 def test_garbage_values(sort: str, text: str) -> None:

@@ -18,7 +18,7 @@ from godwit.model.host import HostView
 from godwit.model.migration import Migration
 from godwit.model.network import NetworkView
 from godwit.model.task import Task
-from godwit.model.vm import VmView
+from godwit.model.vm import DiskView, VmView
 from godwit.model.volume import VolumeView
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ LONGEST_WAIT_S = 60.0
 
 _MANY: dict[type[BaseModel], TypeAdapter[Any]] = {
     kind: TypeAdapter(list[kind])  # type: ignore[valid-type]
-    for kind in (VmView, HostView, NetworkView, VolumeView, Migration, Task)
+    for kind in (VmView, DiskView, HostView, NetworkView, VolumeView, Migration, Task)
 }
 Wait = Annotated[
     float, Query(ge=0, le=3600, description="hold the answer until the task is final, in seconds")
@@ -94,6 +94,11 @@ def _add_vms_and_hosts(app: FastAPI, rooms: Rooms) -> None:
     @_get(app, "/v1/vms/{name}", VmView, "One VM")
     async def vm(name: str) -> Response:
         return one(known(views.vm_of(rooms.cache.snapshot, name), "vm", name))
+
+    @_get(app, "/v1/vms/{name}/disks", list[DiskView], "A VM's disks")
+    async def disks(name: str) -> Response:
+        found = known(rooms.cache.snapshot.vms.get(name), "vm", name)
+        return many(DiskView, views.view_disks(found))
 
     @_get(app, "/v1/hosts", list[HostView], "All hosts")
     async def hosts() -> Response:

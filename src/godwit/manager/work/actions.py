@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
-from godwit.manager.work import cancel, define_acts, moves, vms
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from godwit.manager.work import cancel, define_acts, disks, moves, vms, volumes
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.world import World
 from godwit.model import requests as ask
 
+Act = Callable[[World, TaskRun, Any], Awaitable[Done]]
+
+
+async def _cancel_move(world: World, run: TaskRun, request: ask.CancelMigration) -> Done:
+    return await cancel.cancel(world, run, request.id)
+
+
+# Each takes the request of its type; a test sees to it that none is missing.
+ACTS: dict[type[Any], Act] = {
+    ask.CreateVm: define_acts.create_vm,
+    ask.DeleteVm: define_acts.delete_vm,
+    ask.StartVm: vms.start,
+    ask.RestoreVm: vms.start,
+    ask.StopVm: vms.stop,
+    ask.PauseVm: vms.hold,
+    ask.ResumeVm: vms.hold,
+    ask.SaveVm: vms.save,
+    ask.MigrateVm: moves.migrate,
+    ask.AddDisk: disks.add,
+    ask.RemoveDisk: disks.remove,
+    ask.ResizeDisk: disks.resize,
+    ask.ExportDisk: volumes.export_disk,
+    ask.CreateNetwork: define_acts.create_network,
+    ask.DeleteNetwork: define_acts.delete_network,
+    ask.CreateVolume: volumes.create_volume,
+    ask.DeleteVolume: volumes.delete_volume,
+    ask.ImportDisk: volumes.import_disk,
+    ask.CancelMigration: _cancel_move,
+    ask.CancelTask: cancel.cancel_task,
+}
+
 
 async def act(world: World, run: TaskRun) -> Done:
     """Carry out the task's request to its end. Raises Godwit errors and those of the store."""
-    match run.request:
-        case ask.CreateVm() as request:
-            return await define_acts.create_vm(world, run, request)
-        case ask.DeleteVm() as request:
-            return await define_acts.delete_vm(world, run, request)
-        case ask.CreateNetwork() as request:
-            return await define_acts.create_network(world, run, request)
-        case ask.DeleteNetwork() as request:
-            return await define_acts.delete_network(world, run, request)
-        case ask.StartVm() | ask.RestoreVm() as request:
-            return await vms.start(world, run, request)
-        case ask.StopVm() as request:
-            return await vms.stop(world, run, request)
-        case ask.PauseVm() | ask.ResumeVm() as request:
-            return await vms.hold(world, run, request)
-        case ask.SaveVm() as request:
-            return await vms.save(world, run, request)
-        case ask.MigrateVm() as request:
-            return await moves.migrate(world, run, request)
-        case ask.CancelMigration() as request:
-            return await cancel.cancel(world, run, request.id)
-        case ask.CancelTask() as request:
-            return await cancel.cancel_task(world, run, request)
+    request = run.request
+    return await ACTS[type(request)](world, run, request)

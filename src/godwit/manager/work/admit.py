@@ -11,6 +11,7 @@ from typing import TypeVar
 from godwit.manager.placement import Need
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import all_volumes, host_state
+from godwit.manager.work.disk_rules import admit_disk, admit_volume, check_disk_action
 from godwit.model import requests as ask
 from godwit.model.errors import Conflict, InvalidRequest, NotFound, Refused, Unavailable
 from godwit.model.host import HostInfo, HostState
@@ -27,8 +28,9 @@ def subject_of(request: ask.Request) -> str:
         return f"migration/{request.id}"
     if isinstance(request, ask.CancelTask):
         return f"task/{request.id}"
-    kind = "network" if isinstance(request, ask.CreateNetwork | ask.DeleteNetwork) else "vm"
-    return f"{kind}/{request.name}"
+    if isinstance(request, ask.ImportDisk):
+        return f"image/{request.volume}/{request.name}"
+    return f"{request.kind.partition('.')[0]}/{request.name}"
 
 
 def admit(snapshot: Snapshot, request: ask.Request) -> str:
@@ -50,6 +52,8 @@ def admit(snapshot: Snapshot, request: ask.Request) -> str:
             known(snapshot.migrations.get(request.id), "migration", request.id)
         case ask.CancelTask():
             known(snapshot.tasks.get(request.id), "task", request.id)
+        case ask.CreateVolume() | ask.DeleteVolume() | ask.ImportDisk():
+            admit_volume(snapshot, request)
         case _:
             _admit_vm_action(snapshot, request)
     if not isinstance(request, ask.CancelMigration | ask.CancelTask):
@@ -127,6 +131,7 @@ def check_unused(snapshot: Snapshot, name: str) -> None:
         )
 
 
+DISK_REQUESTS = (ask.AddDisk, ask.RemoveDisk, ask.ResizeDisk, ask.ExportDisk)
 VmRequest = (
     ask.DeleteVm
     | ask.StartVm
@@ -136,6 +141,10 @@ VmRequest = (
     | ask.SaveVm
     | ask.RestoreVm
     | ask.MigrateVm
+    | ask.AddDisk
+    | ask.RemoveDisk
+    | ask.ResizeDisk
+    | ask.ExportDisk
 )
 
 
@@ -146,6 +155,8 @@ def _admit_vm_action(snapshot: Snapshot, request: VmRequest) -> None:
     if wanted is not None:
         known(snapshot.hosts.get(wanted), "host", wanted)
     check_action(owner, request)
+    if isinstance(request, DISK_REQUESTS):
+        admit_disk(snapshot, request)
 
 
 def check_action(owner: Owner, request: VmRequest) -> None:
@@ -176,6 +187,8 @@ def check_action(owner: Owner, request: VmRequest) -> None:
             raise Refused(
                 f"{name} is {state.value}, not running", hint=f"first: godwit vm start {name}"
             )
+        case ask.AddDisk() | ask.RemoveDisk() | ask.ResizeDisk() | ask.ExportDisk():
+            check_disk_action(owner, request)
         case _:
             return
 
@@ -195,12 +208,16 @@ def busy(task: Task) -> Conflict:
     return Conflict(f"{name} is busy: {kind} is still under way (task {task.id})", hint=hint)
 
 
+# What a cut of the power would disturb; a change of disks ends well without the machine.
+_UNDISTURBED = frozenset({"vm.create", "vm.delete", "vm.migrate", "vm.disk.export"})
+
+
 def may_join(request: ask.Request, running: Task) -> bool:
     """May ``request`` begin while ``running`` is unfinished? Only cutting the power may."""
     forced = isinstance(request, ask.StopVm) and request.force
     kind = running.request.get("kind")
     repeated = kind == "vm.stop" and bool(running.request.get("force"))
-    return forced and kind not in ("vm.create", "vm.delete", "vm.migrate") and not repeated
+    return forced and kind not in _UNDISTURBED and not repeated
 
 
 def need_of(snapshot: Snapshot, vm: str) -> Need:

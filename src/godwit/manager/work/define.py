@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 
 from godwit.manager.snapshot import Snapshot
+from godwit.model.disks import image_path
 from godwit.model.network import Network
 from godwit.model.requests import CreateNetwork, CreateVm
 from godwit.model.vm import Boot, Disk, Nic, Pins, Vm
 from godwit.qemu.pins import new_mac, new_serial, next_disk, next_nic_id
 
-VOLUMES = "/clusterstorage"
 _LONGEST_BRIDGE = 15  # the kernel's limit for interface names
 
 
@@ -48,7 +48,7 @@ def _disks(request: CreateVm, uuid: str) -> tuple[Disk, ...]:
             Disk(
                 id=disk_id,
                 volume=wanted.volume,
-                path=f"{VOLUMES}/{wanted.volume}/{request.name}/{disk_id}.{wanted.format}",
+                path=image_path(wanted.volume, request.name, disk_id, wanted.format),
                 size_bytes=wanted.size_bytes,
                 format=wanted.format,
                 serial=new_serial(uuid, disk_id),

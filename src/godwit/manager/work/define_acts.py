@@ -7,6 +7,7 @@ is undone when a later step says no.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from typing import Any
 
 from godwit.manager.snapshot import Snapshot
@@ -55,8 +56,9 @@ async def create_vm(world: World, run: TaskRun, request: CreateVm) -> Done:
             )
     except OutcomeUnknown:
         raise  # what is there may be in use by the agent that was asked; `vm delete` clears it
-    except GodwitError:
-        await _unclaim(world, vm)
+    except GodwitError as error:
+        # A Conflict: a file of that name was there before us, such as a disk that was kept.
+        await _unclaim(world, vm, images=not isinstance(error, Conflict))
         raise
     await _log(world, "vm.created", f"vm/{vm.name}", f"{vm.name} defined by {run.task.by}")
     pinned = f"{vm.pins.machine}, {vm.pins.cpu_model}, {vm.pins.accelerator}"
@@ -99,11 +101,12 @@ async def _claim(run: TaskRun, vm: Vm, owner: Owner) -> None:
         ) from None
 
 
-async def _unclaim(world: World, vm: Vm) -> None:
-    with contextlib.suppress(GodwitError):
-        await on_some_host(
-            world, vm, "POST", f"/v1/vms/{vm.name}/delete-disks", {"disks": _dump(vm)}
-        )
+async def _unclaim(world: World, vm: Vm, *, images: bool) -> None:
+    if images:
+        with contextlib.suppress(GodwitError):
+            await on_some_host(
+                world, vm, "POST", f"/v1/vms/{vm.name}/delete-disks", {"disks": _dump(vm)}
+            )
     names = (keys.vm_spec(vm.name), keys.vm_owner(vm.name), keys.vm_status(vm.name))
     await world.records.store.txn([], [delete(name) for name in names])
 
@@ -112,9 +115,16 @@ def _dump(vm: Vm) -> list[dict[str, Any]]:
     return [disk.model_dump(mode="json") for disk in vm.disks]
 
 
-def helpers(snapshot: Snapshot, vm: Vm | None, *, prefer: str | None = None) -> list[HostInfo]:
-    """Hosts that are up and see all the VM's volumes, the preferred first. Pure."""
-    volumes = {disk.volume for disk in vm.disks} if vm else set()
+def helpers(
+    snapshot: Snapshot,
+    vm: Vm | None,
+    *,
+    prefer: str | None = None,
+    volumes: Collection[str] = (),
+) -> list[HostInfo]:
+    """Hosts that are up and see all the VM's volumes (and these), the preferred first. Pure."""
+    own = {disk.volume for disk in vm.disks if disk.volume} if vm else set()
+    volumes = {*own, *volumes}
     found = [
         info
         for info in snapshot.hosts.values()
@@ -133,15 +143,18 @@ async def on_some_host(
     body: dict[str, Any],
     *,
     prefer: str | None = None,
+    volumes: Collection[str] = (),
+    deadline_s: float = _DISKS_S,
 ) -> Any:
     """Ask the first host that can be reached; Unavailable when there is none.
 
-    Only what was certainly not done is asked of the next host.
+    Only what was certainly not done is asked of the next host. ``volumes`` are those it must see
+    beside the VM's.
     """
     last: GodwitError | None = None
-    for info in helpers(world.cache.snapshot, vm, prefer=prefer):
+    for info in helpers(world.cache.snapshot, vm, prefer=prefer, volumes=volumes):
         try:
-            return await world.agents.call(info, method, path, body, deadline_s=_DISKS_S)
+            return await world.agents.call(info, method, path, body, deadline_s=deadline_s)
         except Unavailable as error:
             last = error
     raise last or Unavailable(

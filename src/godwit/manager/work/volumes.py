@@ -1,0 +1,135 @@
+"""Volumes: define and forget them, bring images in and out.
+
+A volume's record is only its definition: its files are neither made nor deleted with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from godwit.manager.work.admit import check_action
+from godwit.manager.work.define_acts import on_some_host
+from godwit.manager.work.disk_rules import (
+    check_volume_unused,
+    define_volume,
+    find_disk,
+    import_target,
+)
+from godwit.manager.work.tasks import Done, TaskRun
+from godwit.manager.work.vms import fresh_owner
+from godwit.manager.world import World
+from godwit.model import keys
+from godwit.model.disks import volume_of
+from godwit.model.errors import Conflict, NotFound, OutcomeUnknown
+from godwit.model.requests import CreateVolume, DeleteVolume, ExportDisk, ImportDisk
+from godwit.store.api import delete, exists
+from godwit.store.records import CasFailed
+
+_COPY_S = 6 * 3600.0
+"""Seconds for a copy of an image: a slow network and terabytes, but not for ever."""
+
+
+async def create_volume(world: World, run: TaskRun, request: CreateVolume) -> Done:
+    """Write the definition; its hosts must see the directory already."""
+    key, name = keys.volume(request.name), request.name
+    volume = define_volume(world.cache.snapshot, request, now=run.task.created_at)
+    try:
+        await world.records.cas(key, volume, 0)
+    except CasFailed:
+        if not (run.adopted and world.cache.snapshot.volumes.get(name) == volume):
+            raise Conflict(
+                f"there is a volume {name} already", hint=f"look: godwit volume show {name}"
+            ) from None
+    await _log(world, "volume.created", f"volume/{name}", f"{name} defined by {run.task.by}")
+    by = f", {volume.coordinator} coordinates it" if volume.coordinator else ""
+    return Done(f"volume {name} is defined{by}", {"volume": name})
+
+
+async def delete_volume(world: World, run: TaskRun, request: DeleteVolume) -> Done:
+    """Forget the definition; the files stay."""
+    name, key = request.name, keys.volume(request.name)
+    check_volume_unused(world.cache.snapshot, name)
+    answer = await world.records.store.txn([exists(key)], [delete(key)])
+    if not answer.succeeded and not run.adopted:
+        raise NotFound(f"no volume {name} is defined", hint="look with: godwit volume list")
+    await _log(world, "volume.deleted", f"volume/{name}", f"{name} forgotten by {run.task.by}")
+    return Done(f"volume {name} is forgotten; its files stay", {"volume": name})
+
+
+async def import_disk(world: World, run: TaskRun, request: ImportDisk) -> Done:
+    """Have a host that sees the volume fetch, check and convert a foreign image into it."""
+    path = import_target(request)
+    await run.say(f"importing {request.source} as {path}", progress={"path": path})
+    source = volume_of(request.source) if request.source.startswith("/") else None
+    answer = await _copy(
+        world,
+        run,
+        path,
+        f"/v1/volumes/{request.volume}/import",
+        {
+            "path": path,
+            "source": request.source,
+            "format": request.format,
+            "target_format": request.target_format,
+        },
+        volumes={request.volume, *([source] if source else [])},
+    )
+    size = answer.get("size_bytes")
+    message = f"{path} imported from {request.source} by {run.task.by}"
+    await _log(world, "disk.imported", run.task.subject, message)
+    hint = f"{request.volume} --existing {path} --format {request.target_format}"
+    return Done(
+        f"{path} is there; attach it: godwit vm disk add VM {hint}",
+        {"path": path, "format": request.target_format, "size_bytes": size},
+    )
+
+
+async def export_disk(world: World, run: TaskRun, request: ExportDisk) -> Done:
+    """Have a host write a copy of a stopped VM's disk; nothing is overwritten."""
+    name = request.name
+    check_action(await fresh_owner(world, name), request)
+    spec = await world.records.vm(name)
+    if spec is None:
+        raise NotFound(f"no vm {name}", hint="look with: godwit vm list")
+    disk = find_disk(spec.value, request.disk)
+    await run.say(f"copying {disk.id} to {request.target}", progress={"path": request.target})
+    target = volume_of(request.target)
+    await _copy(
+        world,
+        run,
+        request.target,
+        f"/v1/vms/{name}/disks/export",
+        {
+            "disk": disk.model_dump(mode="json"),
+            "target": request.target,
+            "format": request.format,
+        },
+        volumes={one for one in (disk.volume, target) if one},
+    )
+    message = f"{disk.id} copied to {request.target} by {run.task.by}"
+    await _log(world, "disk.exported", f"vm/{name}", message)
+    return Done(
+        f"{disk.id} of {name} copied to {request.target}",
+        {"vm": name, "path": request.target, "format": request.format},
+    )
+
+
+async def _copy(
+    world: World, run: TaskRun, target: str, path: str, body: dict[str, Any], volumes: set[str]
+) -> Any:
+    try:
+        return await on_some_host(
+            world, None, "POST", path, body, volumes=volumes, deadline_s=_COPY_S
+        )
+    except Conflict as error:
+        if not run.adopted:
+            raise
+        # The host may have been asked before us: what is there is whole, or still in the making.
+        raise OutcomeUnknown(
+            f"{target} is there already, and the manager that had it made is gone",
+            hint="look at it; if it is not whole, delete it and ask again",
+        ) from error
+
+
+async def _log(world: World, kind: str, subject: str, message: str) -> None:
+    await world.records.append_event(kind, subject, message, at=world.clock.realtime())

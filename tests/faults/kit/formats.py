@@ -1,0 +1,131 @@
+"""Live moves under a writer, once for each disk format, beside raw in the same run.
+
+The guest writes checksummed records and counts those its disk acknowledged; afterwards the closed
+image is read from outside. A guest whose disk goes through a broker must notice no more than one
+whose disk QEMU opens by itself.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from godwit.host.errors import HostError
+from godwit.host.run import run as run_program
+from godwit.lab.logcheck import LogCheck, check_log
+from godwit.model.vm import Disk
+from godwit.storage import formats
+
+from .cluster import Cluster
+from .guest import Guest
+from .report import Say, Section, quantile, tell
+from .watching import watching
+
+FORMATS = ("raw", "qcow2", "vhd-fixed", "vhd", "vhdx")
+SIZE = "256M"
+RECORDS_PER_S = 100
+WITHIN_MS = 15.0
+"""How much darker than raw's the median move of a format may be."""
+
+
+def run(
+    cluster: Cluster, *, moves: int = 20, only: tuple[str, ...] = FORMATS, say: Say = tell
+) -> Section:
+    """So many live moves of one VM per format, one VM after the other."""
+    section = Section("formats")
+    for kind in only:
+        section.figures[kind] = _one(cluster, kind, moves, say)
+    _judge(section, moves)
+    return section
+
+
+def _one(cluster: Cluster, kind: str, moves: int, say: Say) -> dict[str, Any]:
+    vm = f"disk-{kind}"
+    guest = cluster.make(vm, host="host1", disks=[f"shared:{SIZE}:{kind}"])
+    guest.ask(f"log dev=sda rate={RECORDS_PER_S} fresh=1", timeout=20.0)
+    done: list[dict[str, Any]] = []
+    with watching(cluster.netns, guest.address) as _probe:
+        for number in range(moves):
+            before = guest.stats()["log"]["acknowledged"]
+            source = str(cluster.owner(vm).host)
+            move = cluster.move(vm, cluster.other(source), method="live")
+            done.append(
+                {
+                    "id": move.id,
+                    "outcome": move.state.value,
+                    "reason": move.reason,
+                    "blackout_ms": move.blackout_ms,
+                    "total_ms": move.total_ms,
+                    "written_on": guest.stats()["log"]["acknowledged"] - before,
+                }
+            )
+            say(f"{kind} {number + 1}/{moves}: {move.state.value}, dark {move.blackout_ms} ms")
+    logged = _log_end(guest)
+    cluster.client.wait(cluster.client.vms.stop(vm, timeout_s=30.0))
+    (disk,) = cluster.client.vms.get(vm).disks
+    path = cluster.lab.layout.volume.parent / Path(disk.path).relative_to("/clusterstorage")
+    found = {
+        "moves": done,
+        "log": logged,
+        "offline": asdict(_read(path, disk, logged)),
+        "check": _image_check(path, disk),
+    }
+    cluster.client.wait(cluster.client.vms.delete(vm))
+    return found
+
+
+def _log_end(guest: Guest) -> dict[str, Any]:
+    before = dict(guest.stats()["log"])
+    guest.ask("log dev=off", timeout=20.0, each=5.0)
+    after = dict(guest.stats()["log"])
+    return before | {"acknowledged": max(before["acknowledged"], after["acknowledged"])}
+
+
+def _read(path: Path, disk: Disk, logged: dict[str, Any]) -> LogCheck:
+    """The records as the closed image holds them."""
+    driver = formats.FORMATS[disk.format].driver
+    with tempfile.TemporaryDirectory(prefix="godwit-log-") as folder:
+        raw = Path(folder) / "raw"
+        run_program(
+            ["qemu-img", "convert", "-f", driver, "-O", "raw", str(path), str(raw)], timeout=60.0
+        )
+        with raw.open("rb") as stream:
+            return check_log(stream, acknowledged=logged["acknowledged"], log_id=logged["log_id"])
+
+
+def _image_check(path: Path, disk: Disk) -> str:
+    """qemu-img's verdict; "none" for a format that has no check."""
+    if not formats.FORMATS[disk.format].has_check:
+        return "none"
+    try:
+        run_program(
+            ["qemu-img", "check", "-q", "-f", formats.FORMATS[disk.format].driver, str(path)],
+            timeout=60.0,
+        )
+    except HostError as error:
+        return str(error)
+    return "clean"
+
+
+def _judge(section: Section, moves: int) -> None:
+    raw = quantile([m["blackout_ms"] for m in section.figures["raw"]["moves"]], 0.5)
+    for kind, found in section.figures.items():
+        failed = [m for m in found["moves"] if m["outcome"] != "completed"]
+        section.judge(f"{kind}: {moves} live moves under a writer complete", not failed, failed)
+        idle = [m["id"] for m in found["moves"] if m["written_on"] <= 0]
+        section.judge(f"{kind}: the guest went on writing through every move", not idle, idle)
+        check = found["offline"]
+        good = not check["lost"] and not check["torn"] and check["acknowledged"] > 0
+        section.judge(f"{kind}: 0 lost, 0 torn acknowledged records", good, check)
+        section.judge(
+            f"{kind}: image check clean", found["check"] in ("clean", "none"), found["check"]
+        )
+        dark = quantile([m["blackout_ms"] for m in found["moves"]], 0.5)
+        section.judge(
+            f"{kind}: median blackout within {WITHIN_MS:g} ms of raw's",
+            raw is not None and dark is not None and dark <= raw + WITHIN_MS,
+            {"median_ms": dark, "raw_ms": raw},
+            timing=True,
+        )
