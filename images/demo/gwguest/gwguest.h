@@ -66,7 +66,13 @@ void echo_start(void);
 void echo_stats(struct text *out);
 
 void stamp_set(int64_t mib, double write_rate, double check_rate);
-int64_t stamp_check_now(void); /* one whole pass; the number of bad pages found in it, -1: off */
+/* What one whole pass found. `stamps`, the sum of all pages' generations, only rises while a guest
+ * lives: who keeps an earlier one outside sees pages that went back together with all that the
+ * guest remembers of them, by how many writes. */
+struct stamp_found {
+    int64_t bad, stamps; /* bad is -1 when nothing is stamped */
+};
+struct stamp_found stamp_check_now(void);
 bool stamp_corrupt(int64_t page);
 void stamp_stats(struct text *out);
 

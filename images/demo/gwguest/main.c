@@ -125,7 +125,7 @@ static const struct {
 #define COMMAND_COUNT (sizeof COMMANDS / sizeof *COMMANDS)
 
 /* Answers one command. Every answer has "ok", and "id" when the command had one (a retry over UDP
- * can be told from an old answer); `stats` adds "stats", `check` adds "found". */
+ * can be told from an old answer); `stats` adds "stats", `check` adds "found" and "stamps". */
 static void obey(const char *line, struct text *out)
 {
     char id[40];
@@ -148,8 +148,10 @@ static void obey(const char *line, struct text *out)
         return;
     }
     append(out, "\"ok\":true");
-    if (!strcmp(COMMANDS[i].verb, "check"))
-        append(out, ",\"found\":%lld", (long long)stamp_check_now());
+    if (!strcmp(COMMANDS[i].verb, "check")) {
+        struct stamp_found all = stamp_check_now();
+        append(out, ",\"found\":%lld,\"stamps\":%lld", (long long)all.bad, (long long)all.stamps);
+    }
     if (!strcmp(COMMANDS[i].verb, "stats")) {
         append(out, ",\"stats\":");
         stats_json(out);

@@ -176,18 +176,17 @@ void stamp_set(int64_t mib, double new_write_rate, double new_check_rate)
     worker_start(&checker, checker_body, NULL);
 }
 
-int64_t stamp_check_now(void)
+struct stamp_found stamp_check_now(void)
 {
-    if (!memory)
-        return -1;
-    int64_t found = 0;
+    struct stamp_found all = {memory ? 0 : -1, 0};
     for (int64_t page = 0; page < pages; page++) {
         pthread_mutex_lock(lock_of(page));
-        found += !page_good(page);
+        all.bad += !page_good(page);
+        all.stamps += (int64_t)memory[page * WORDS + 1];
         pthread_mutex_unlock(lock_of(page));
     }
-    passes++;
-    return found;
+    passes += memory != NULL;
+    return all;
 }
 
 bool stamp_corrupt(int64_t page)

@@ -1,4 +1,8 @@
-"""QEMU 7.2 under emulation loses memory: it is refused, and the stamping guest's check can fail."""
+"""QEMU 7.2 under emulation loses memory: it is refused, and the stamping guest's check can fail.
+
+What is lost is what was written between two passes after the first, so there must be some: a writer
+on a slow link makes four or more of them. With one pass and the last, nothing is lost.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,16 @@ from typing import Any
 
 from . import stamping
 from .cluster import Cluster
-from .guest import NoAnswer
+from .guest import Guest, NoAnswer
 from .report import Say, Section, tell
 
 VM = "aged"
-WRITE_MB_S = 30
+WRITE_MB_S = 15
+LINK = "300mbit"
 WARM_S = 2.0
 
 
-def run(binary: Path, *, moves: int = 4, say: Say = tell) -> Section:
+def run(binary: Path, *, moves: int = 8, say: Say = tell) -> Section:
     """Two labs with the old QEMU: one as it is, one with the refusal overridden."""
     section = Section("old-qemu")
     _refused(binary, section, say)
@@ -47,31 +52,47 @@ def _refused(binary: Path, section: Section, say: Say) -> None:
 
 def _overridden(binary: Path, section: Section, moves: int, say: Say) -> None:
     cluster = Cluster.up(
-        "oldq", qemu={"binary": str(binary), "allow_tcg_migration_on_old_qemu": True}
+        "oldq",
+        rate=LINK,
+        qemu={"binary": str(binary), "allow_tcg_migration_on_old_qemu": True},
     )
     rows: list[dict[str, Any]] = []
     try:
-        guest = cluster.make(VM, host="host1", append=stamping.words(WRITE_MB_S))
+        guest = _aged(cluster)
         for number in range(1, moves + 1):
             time.sleep(WARM_S)  # to write what can be lost
-            before = stamping.counters(guest.stats())
+            _, before = stamping.read_pages(guest, timeout=20.0)
             move = cluster.move(VM, cluster.other(str(cluster.owner(VM).host)))
             row: dict[str, Any] = {"id": move.id, "outcome": move.state.value}
             rows.append(row)
             try:
-                row["bad"] = guest.ask("check", timeout=30.0, each=10.0)["found"]
-                row["fallen"] = stamping.fallen(before, stamping.counters(guest.stats()))
+                bad, after = stamping.read_pages(guest, timeout=20.0)
             except NoAnswer:
                 row["silent"] = True  # too damaged to say anything
+                say(f"old QEMU, move {number}: {row}")
+                cluster.remove(VM)
+                guest = _aged(cluster)
+                continue
+            row |= {"bad": bad, "fallen": stamping.fallen(before, after)}
             say(f"old QEMU, move {number}: {row}")
-            if move.state.value == "completed" and (row.get("bad") or row.get("fallen")):
+            if _lost(row):
                 break
     finally:
         cluster.close()
     section.figures["moves"] = rows
     section.judge(
-        "the same guest on QEMU 7.2 with the refusal overridden shows lost pages (bad ones, or "
-        "counters of written pages that fell)",
-        any(row.get("bad") or (row.get("fallen") or {}).get("pages_written") for row in rows),
+        "QEMU 7.2 with the refusal overridden: the same guest has bad pages (wrong in themselves "
+        "or older than they were read before the move)",
+        any(_lost(row) for row in rows),
         rows,
     )
+
+
+def _lost(row: dict[str, Any]) -> bool:
+    """Memory of a guest that moved is wrong, or older than it was; its clock proves nothing."""
+    older = (row.get("fallen") or {}).keys() & {"pages_written", "stamps"}
+    return row["outcome"] == "completed" and bool(row.get("bad") or older)
+
+
+def _aged(cluster: Cluster) -> Guest:
+    return cluster.make(VM, host="host1", append=stamping.words(WRITE_MB_S))

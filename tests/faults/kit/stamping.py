@@ -1,7 +1,8 @@
 """Moves back and forth under a guest that would notice a lost page, write or second.
 
 A guest that loses all that it wrote lately looks sound from inside: its pages are as old as what
-it expects of them. So its counters are kept outside, too, and must never fall.
+it expects of them. So its counters and the sum of its pages' stamps are kept outside, too, and must
+never fall.
 """
 
 from __future__ import annotations
@@ -48,6 +49,12 @@ def counters(stats: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def read_pages(guest: Guest, *, timeout: float = 60.0) -> tuple[int, dict[str, float]]:
+    """Every page read now: how many are bad, and what of the guest can only rise."""
+    said = guest.ask("check", timeout=timeout, each=timeout / 2)
+    return said["found"], counters(guest.stats()) | {"stamps": said["stamps"]}
+
+
 def fallen(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
     """By how much each counter that fell did."""
     return {key: before[key] - after[key] for key in before if after[key] < before[key]}
@@ -79,7 +86,7 @@ def run(cluster: Cluster, *, live: int = 50, quick: int = 4, say: Say = tell) ->
             moves.append(_move(cluster, guest, "live" if number < live else "quick"))
             say(f"stamp {number + 1}/{live + quick}: {_line(moves[-1])}")
         logs["sdb"] = _log_end(guest)
-        found = guest.ask("check", timeout=60.0, each=30.0)["found"]
+        found, _ = read_pages(guest)
     stats = guest.stats()
     checks = _offline(cluster, logs)
     section.figures = {
@@ -94,13 +101,13 @@ def run(cluster: Cluster, *, live: int = 50, quick: int = 4, say: Say = tell) ->
 
 def _move(cluster: Cluster, guest: Guest, method: str) -> dict[str, Any]:
     source = str(cluster.owner(VM).host)
-    before = counters(guest.stats())
+    _, before = read_pages(guest)
     start = time.monotonic_ns()
     move = cluster.move(VM, cluster.other(source), method=method)
     time.sleep(0.3)  # the probe's first answers from the other side belong to this move
     end = time.monotonic_ns()
     # Every page is read here, beside the checker's own passes.
-    found = guest.ask("check", timeout=60.0, each=30.0)["found"]
+    found, after = read_pages(guest)
     return {
         "id": move.id,
         "method": method,
@@ -110,7 +117,7 @@ def _move(cluster: Cluster, guest: Guest, method: str) -> dict[str, Any]:
         "blackout_ms": move.blackout_ms,
         "bytes": move.bytes_transferred,
         "bad_found": found,
-        "fallen": fallen(before, counters(guest.stats())),
+        "fallen": fallen(before, after),
         "start_ns": start,
         "end_ns": end,
     }
