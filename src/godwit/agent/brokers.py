@@ -25,7 +25,8 @@ from godwit.qemu.blocks import stored_size
 from godwit.qemu.launch import Binary
 from godwit.qmp import MonitorError
 from godwit.storage.broker import Broker, Opening, listen
-from godwit.storage.broker_daemon import DaemonPlace
+from godwit.storage.broker_daemon import DaemonPlace, end_recorded
+from godwit.storage.broker_life import LABEL
 from godwit.storage.broker_record import load_broker
 from godwit.storage.gate import GateState
 from godwit.storage.nodes import BrokerDisk
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S, SILENT_S = 1.0, 3.0
 """Seconds between questions to a daemon, and after which one that is silent counts as frozen."""
+RETRY_S = 2.0
+"""Seconds until another daemon is tried where one does not start."""
 PROGRAM = "qemu-storage-daemon"
 SOCKETS = "nbd"
 _log = logging.getLogger("agent")
@@ -65,6 +68,7 @@ class Brokers:
         self._brokers: dict[str, Broker] = {}
         self._listeners: dict[str, socket.socket] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._shut: set[str] = set()  # another host may write: only `open` opens anything again
 
     async def start(self, vm: Vm, *, epoch: int | None = None) -> None:
         """Start the VM's broker if it needs one; its gates are open when ``epoch`` is given."""
@@ -88,6 +92,8 @@ class Brokers:
         except BaseException:
             self._hang_up(vm.name)
             raise
+        if epoch is None:
+            self._shut.add(vm.name)
         self._keep(vm.name, broker)
 
     async def add(self, vm: Vm, disk: Disk, *, epoch: int) -> None:
@@ -129,6 +135,7 @@ class Brokers:
             broker = self._brokers.get(vm)
             if broker is None:
                 return
+            self._shut.discard(vm)
             if not broker.alive:
                 wanted = {disk: Opening(epoch=epoch) for disk in broker.record.disks}
                 await broker.restart(wanted, listener=self._listener(vm))
@@ -143,6 +150,7 @@ class Brokers:
             broker = self._brokers.get(vm)
             if broker is None:
                 return
+            self._shut.add(vm)
             released = await broker.release_all()
             if released.how == "killed":
                 _log.warning("%s: its broker was killed: %s", vm, released.reason)
@@ -154,12 +162,15 @@ class Brokers:
     async def end(self, vm: str) -> None:
         """The VM's QEMU is gone: end its broker and remove what it left."""
         async with self._lock(vm):
-            broker = self._brokers.pop(vm, None)
+            broker = self._brokers.get(vm)
             if broker is not None:
+                self._shut.add(vm)
                 # In order first: what the daemon holds in memory reaches the image.
                 await broker.release_all()
                 await broker.kill()
                 broker.discard()
+                del self._brokers[vm]
+            self._shut.discard(vm)
             self._hang_up(vm)
 
     async def adopt(self, vm: Vm, *, epoch: int, owned: bool) -> None:
@@ -175,6 +186,8 @@ class Brokers:
             broker = await Broker.revive(
                 place, record, listener=self._listener(vm.name), opening=wanted
             )
+        if not owned:
+            self._shut.add(vm.name)
         self._keep(vm.name, broker)
 
     async def sweep(self, keep: set[str]) -> None:
@@ -184,9 +197,11 @@ class Brokers:
             record = load_broker(path.parent)
             if vm in keep or vm in self._brokers or record is None:
                 continue
-            with contextlib.suppress(ProcessGone, MonitorError, GodwitError):
-                broker = await Broker.adopt(self._place(vm), record)
-                await broker.kill()
+            try:
+                await end_recorded(record, path.parent / f"{LABEL}.sock", name=f"broker of {vm}")
+            except GodwitError as error:  # it may still write: its record stays, and says so
+                await self._desk.event("vm.broker", vm, str(error), level="error")
+                continue
             record.remove()
             self._hang_up(vm)
             _log.info("%s: its broker was left over and is gone", vm)
@@ -248,30 +263,42 @@ class Brokers:
         self._brokers[vm] = broker
         self._watch(vm, broker)
 
-    def _watch(self, vm: str, broker: Broker) -> None:
-        self._desk.background(self._revive(vm, broker), f"vm {vm}: broker")
+    def _watch(self, vm: str, broker: Broker, *, told: str = "") -> None:
+        self._desk.background(self._revive(vm, broker, told), f"vm {vm}: broker")
 
-    async def _revive(self, vm: str, broker: Broker) -> None:
-        """A daemon that dies or freezes under a running VM is replaced; its requests wait."""
+    async def _revive(self, vm: str, broker: Broker, told: str) -> None:
+        """A daemon that dies or freezes under a running VM is replaced; its requests wait.
+
+        ``told`` is what was said last of one that does not start: each thing is said once.
+        """
         await self._until_lost(vm, broker)
         async with self._lock(vm):
             slot = self._desk.slots.get(vm)
             if self._brokers.get(vm) is not broker or broker.alive:
                 return
-            if slot is None or slot.ending or vm in self._desk.moving:
-                return  # a move decides by itself who may write
+            if slot is None or slot.ending or vm in self._shut:
+                return  # whoever opens it again starts another one
             gates = {disk: broker.gate(disk) for disk in broker.record.disks}
             wanted = {
                 disk: Opening(epoch=slot.machine.epoch)
                 for disk, gate in gates.items()
                 if gate.unsettled or gate.state is not GateState.CLOSED
             }
-            await self._desk.event(
-                "vm.broker", vm, "its storage broker ended; another one starts", level="warning"
-            )
-            with contextlib.suppress(GodwitError):
+            if not told:
+                ended = "its storage broker ended; another one starts"
+                await self._desk.event("vm.broker", vm, ended, level="warning")
+            try:
                 await broker.restart(wanted, listener=self._listener(vm))
-                self._watch(vm, broker)
+            except GodwitError as error:
+                message = f"its storage broker does not start, the VM waits: {error}"
+                if message != told:
+                    await self._desk.event("vm.broker", vm, message, level="error")
+                told = message
+            else:
+                told = ""
+        if told:
+            await self._desk.clock.sleep(RETRY_S)  # nothing announces that a path is back
+        self._watch(vm, broker, told=told)
 
     async def _until_lost(self, vm: str, broker: Broker) -> None:
         """Return when the daemon has ended; one that is silent for ``SILENT_S`` is ended."""
@@ -280,8 +307,8 @@ class Brokers:
                 async with asyncio.timeout(HEARTBEAT_S):
                     await broker.ended()
                     return
-            if vm in self._desk.moving or self._brokers.get(vm) is not broker:
-                continue  # a move has deadlines of its own
+            if vm in self._shut or self._brokers.get(vm) is not broker:
+                continue  # the hand-over has deadlines of its own
             if await broker.answers(timeout=SILENT_S) or not broker.alive:
                 continue
             async with self._lock(vm):

@@ -370,6 +370,7 @@ class Incoming:
         """
         machine = self._machine()
         await machine.kill()
+        await self.world.disks.close()  # or the source would open what is still open here
         if not self._ran:
             await self.world.forget_note()
         self.reason = reason

@@ -245,15 +245,16 @@ class LabMachine(Machine):
 
 
 class LabDisks:
-    """A gate before brokered disks, told to the witness; ``refusal`` makes it break."""
+    """A gate before brokered disks, told to the witness; it can be made to break either way."""
 
     def __init__(self, host: str, witness: Witness) -> None:
         self.host, self.witness, self.is_open = host, witness, host == "host1"
-        self.refusal: GodwitError | None = None
+        self.stuck: GodwitError | None = None  # it does not close
+        self.refusal: GodwitError | None = None  # it does not open
 
     async def close(self) -> None:
-        if self.refusal is not None:
-            raise self.refusal
+        if self.stuck is not None:
+            raise self.stuck
         if self.is_open:
             self.witness.did(f"{self.host}: disks close")
         self.is_open = False

@@ -57,7 +57,7 @@ async def test_called_off_after_the_proof_point_the_source_opens_again(tmp_path:
 async def test_a_gate_that_does_not_close_keeps_the_vm_where_it_is(tmp_path: Path) -> None:
     rig, here, there = gated(tmp_path)
     async with rig:
-        here.refusal = OperationFailed("its broker does not die", hint="the path hangs")
+        here.stuck = OperationFailed("its broker does not die", hint="the path hangs")
         report = await rig.play()
         assert report.outcome is Outcome.FAILED
         assert "its broker does not die" in report.reason
@@ -79,3 +79,17 @@ async def test_a_destination_that_cannot_open_gives_the_vm_back(tmp_path: Path) 
             "host1: cont",
         )
         assert here.is_open
+
+
+@virtual
+async def test_a_destination_closes_what_it_opened_before_it_gives_the_vm_back(
+    tmp_path: Path,
+) -> None:
+    rig, here, there = gated(tmp_path)
+    async with rig:
+        rig.at("destination", "started", lambda: setattr(rig.agent.gate, "broken", True))
+        report = await rig.play()
+        assert report.outcome is Outcome.FAILED
+        rig.order("host2: disks open at 8", "host2: disks close", "record: host1 9 running")
+        assert here.is_open
+        assert not there.is_open
