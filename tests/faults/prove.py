@@ -26,6 +26,8 @@ from tests.faults.kit import (
     cancels,
     everyday,
     formats,
+    handover,
+    hotdisks,
     matrix,
     old,
     outrun,
@@ -123,6 +125,8 @@ _A: dict[str, Work] = {
 _B: dict[str, Work] = {
     "formats": lambda: _on_lab(lambda cluster: formats.run(cluster, moves=FORMAT_MOVES)),
     "brokers": lambda: _on_lab(lambda cluster: brokers.run(cluster, repeats=BROKER_REPEATS)),
+    "hotdisks": lambda: _on_lab(hotdisks.run),
+    "handover": lambda: _on_lab(handover.run),
 }
 ISSUES = {"A": _A, "B": _B}
 

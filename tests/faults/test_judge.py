@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +15,10 @@ from godwit.model.migration import Migration, MoveState
 from godwit.model.ownership import MoveIntent, Owner, OwnerState
 from godwit.qemu.intervals import Span
 
-from .kit import judge
+from .kit import handover, judge
 from .kit.cells import every, sample
 from .kit.judge import Copy, Evidence
+from .kit.openings import Openings
 from .kit.table import Expected
 
 MOVE = Migration(
@@ -102,3 +107,66 @@ def test_the_matrix_has_every_fault_and_a_sample_each_victim_once() -> None:
     assert sorted(cell.victim for cell in sample(7)) == sorted(processes)
     assert sample(7) == sample(7)
     assert len({sample(seed) for seed in range(20)}) > 10
+
+
+def hold_open(image: Path, flags: str) -> subprocess.Popen[str]:
+    """Another process that has the file open until it is told to end."""
+    program = f"import os; os.open({str(image)!r}, os.{flags}); print('open', flush=True); input()"
+    held = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert held.stdout is not None
+    assert held.stdout.readline() == "open\n"
+    return held
+
+
+def release(held: subprocess.Popen[str], *, kill: bool = False) -> None:
+    if kill:
+        held.kill()
+    held.communicate("\n")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    (tmp_path / "disk").write_bytes(b"x")
+    return tmp_path / "disk"
+
+
+def test_two_that_have_an_image_open_for_writing_are_seen(image: Path) -> None:
+    with Openings(image) as openings:
+        first = hold_open(image, "O_RDWR")
+        second = hold_open(image, "O_WRONLY")
+        release(second)
+        release(first)
+    assert openings.judge.together == [tuple(sorted((first.pid, second.pid)))]
+
+
+def test_one_that_was_there_before_counts(image: Path) -> None:
+    first = hold_open(image, "O_RDWR")
+    with Openings(image) as openings:
+        second = hold_open(image, "O_RDWR")
+        release(second)
+        release(first)
+    assert openings.judge.together == [tuple(sorted((first.pid, second.pid)))]
+
+
+def test_one_after_the_other_is_well_and_so_is_a_reader(image: Path) -> None:
+    with Openings(image) as openings:
+        first = hold_open(image, "O_RDWR")
+        reader = hold_open(image, "O_RDONLY")
+        release(first, kill=True)
+        second = hold_open(image, "O_RDWR")
+        release(second)
+        release(reader)
+    assert openings.judge.openings == 2
+    assert openings.judge.together == []
+
+
+def test_the_hand_over_is_sampled_with_every_victim_once() -> None:
+    everything = handover.every()
+    assert len(set(everything)) == len(everything)
+    drawn = handover.sample(7)
+    assert drawn == handover.sample(7)
+    assert [c.victim for c in drawn] == sorted({c.victim for c in everything})

@@ -6,7 +6,19 @@ from collections.abc import Callable
 
 import pytest
 
-from .kit import brokers, cancels, cells, everyday, formats, matrix, outrun, refusals, stamping
+from .kit import (
+    brokers,
+    cancels,
+    cells,
+    everyday,
+    formats,
+    handover,
+    hotdisks,
+    matrix,
+    outrun,
+    refusals,
+    stamping,
+)
 from .kit.cluster import Cluster
 from .kit.report import Section
 
@@ -72,6 +84,15 @@ def test_disks_of_each_tier_move_under_a_writer(cluster: Cluster) -> None:
 
 def test_a_storage_broker_dies_and_freezes_unnoticed(cluster: Cluster) -> None:
     passed_once(lambda: brokers.run(cluster))
+
+
+def test_a_hand_over_of_disks_breaks_and_nothing_is_lost(cluster: Cluster, seed: int) -> None:
+    print(f"GODWIT_SEED={seed}")
+    passed(handover.run(cluster, handover.sample(seed), starts=3))
+
+
+def test_disks_come_and_go_and_move_along(cluster: Cluster) -> None:
+    passed(hotdisks.run(cluster, disks=8))
 
 
 def test_no_page_record_or_second_is_lost(cluster: Cluster) -> None:

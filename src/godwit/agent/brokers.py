@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S, SILENT_S = 1.0, 3.0
 """Seconds between questions to a daemon, and after which one that is silent counts as frozen."""
+PROMPT_S = 0.5
+"""Seconds in which a daemon must answer before it is told to open: the VM stands still meanwhile."""
 RETRY_S = 2.0
 """Seconds until another daemon is tried where one does not start."""
 PROGRAM = "qemu-storage-daemon"
@@ -136,6 +138,9 @@ class Brokers:
             if broker is None:
                 return
             self._shut.discard(vm)
+            if broker.alive and not await broker.answers(timeout=PROMPT_S):
+                _log.warning("%s: its broker is silent: another one opens its disks", vm)
+                await broker.kill()
             if not broker.alive:
                 wanted = {disk: Opening(epoch=epoch) for disk in broker.record.disks}
                 await broker.restart(wanted, listener=self._listener(vm))

@@ -263,7 +263,9 @@ class Power:
                     f"{self.desk.host} has no network {nic.network}", hint="godwit network list"
                 )
         for disk in images(list(vm.disks)):
-            await check_image(disk)
+            # Past the lock: another host may be told to start the VM at this moment, and a look
+            # that held a lock would fail the one that wins.
+            await check_image(disk, in_use=True)
 
     async def _records(self, name: str) -> tuple[Vm, Versioned[Owner]]:
         spec, found = await asyncio.gather(

@@ -33,7 +33,7 @@ from godwit.model.errors import InvalidRequest, NotFound, OperationFailed, Unava
 
 UNITS = {CONTROL: ("manager", "store")}
 HOST_UNITS = ("agent", "guard")
-_QEMU = "qemu:"
+_QEMU, _BROKER = "qemu:", "broker:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +92,28 @@ class Lab:
     def process(self, where: str, what: str) -> Process:
         """A process of a node as the real machine counts it.
 
-        ``what`` is a unit (agent, guard, manager, store) or ``qemu:VM``. NotFound when it is not
-        there, or not running at this moment.
+        ``what`` is a unit (agent, guard, manager, store), ``qemu:VM`` or ``broker:VM`` (its storage
+        broker). NotFound when it is not there, or not running at this moment.
         """
         init = self.init(where)
         if what.startswith(_QEMU):
-            inner = self._qemu(where, what.removeprefix(_QEMU))
+            inner = self._recorded(where, what.removeprefix(_QEMU), "runtime.json")
+        elif what.startswith(_BROKER):
+            inner = self._recorded(where, what.removeprefix(_BROKER), "broker.json")
         elif what in self.units(where):
             inner = int(self.tell(where, "pids").get(what, 0))
         else:
-            known = ", ".join((*self.units(where), *(() if where == CONTROL else ("qemu:VM",))))
+            of_vms = () if where == CONTROL else (f"{_QEMU}VM", f"{_BROKER}VM")
+            known = ", ".join((*self.units(where), *of_vms))
             raise NotFound(f"{where} has no process {what}", hint=f"there are: {known}")
         found = outer(init.pid, inner) if inner else None
         if found is None:
             raise NotFound(f"{what} does not run on {where}", hint="look with: godwit lab status")
         return found
 
-    def _qemu(self, where: str, vm: str) -> int:
-        path = self.root_of(self.host(where)) / str(RUN)[1:] / "vms" / vm / "runtime.json"
+    def _recorded(self, where: str, vm: str, record: str) -> int:
+        """The pid that a record of the VM names, 0 when there is none."""
+        path = self.root_of(self.host(where)) / str(RUN)[1:] / "vms" / vm / record
         found = load_json(path)
         return int(found["pid"]) if isinstance(found, dict) else 0
 

@@ -8,9 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from godwit.host.files import load_json
 from godwit.host.process import Process
-from godwit.lab.handle import outer
 
 from .cluster import Cluster
 from .guest import Guest
@@ -77,12 +75,7 @@ def _once(cluster: Cluster, guest: Guest, strike: Callable[[Cluster], None]) -> 
 
 def _broker(cluster: Cluster) -> Process:
     """The daemon as the real machine counts it."""
-    host = str(cluster.owner(VM).host)
-    record = load_json(cluster.lab.root_of(host) / f"run/godwit/vms/{VM}/broker.json")
-    assert isinstance(record, dict)
-    found = outer(cluster.lab.init(host).pid, int(record["pid"]))
-    assert found is not None
-    return found
+    return cluster.lab.process(str(cluster.owner(VM).host), f"broker:{VM}")
 
 
 def _signal(cluster: Cluster, number: signal.Signals) -> None:

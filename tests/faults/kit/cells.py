@@ -83,26 +83,29 @@ def sample(seed: int) -> tuple[Cell, ...]:
     )
 
 
-def perform(cluster: Cluster, cell: Cell) -> Result:
-    """Bring one cell about and judge it. Leaves the cluster healed, the VM running."""
-    source = _ready(cluster)
+def perform(cluster: Cluster, cell: Cell, vm: str = VM, *, want: Expected | None = None) -> Result:
+    """Bring one cell about and judge it by the table, or by ``want``.
+
+    It begins on a healed cluster with the VM running, and leaves both as they then are.
+    """
+    source = ready(cluster, vm)
     destination = cluster.other(source)
-    before = cluster.owner(VM)
+    before = cluster.owner(vm)
     begun, since = time.monotonic(), time.time()
     held_on = source if cell.role == "source" else destination
     cluster.hold(held_on, cell.point, cell.role)
-    migration = cluster.begin(VM, destination)
+    migration = cluster.begin(vm, destination)
     cluster.await_held(held_on, cell.point, cell.role)
-    mend = _break(cluster, cell, source, destination)
+    mend = _break(cluster, cell, vm, source, destination)
     if _holder(cell) != cell.victim:
         cluster.release(held_on)
     mend(migration)
     # A frozen agent is ended by its watchdog, and its hold with it.
     cluster.await_end(migration, timeout=END_S)
-    want = _cells()[cell]
+    want = want or _cells()[cell]
     seen, wrong, settled = evidence.settle(
         cluster,
-        VM,
+        vm,
         migration,
         epoch_before=before.epoch,
         since=since,
@@ -128,37 +131,41 @@ def _holder(cell: Cell) -> str:
     return f"{cell.role}-agent"
 
 
-def _ready(cluster: Cluster) -> str:
+def ready(cluster: Cluster, vm: str = VM) -> str:
     """Heal everything and make the VM run somewhere; the host that runs it."""
     cluster.heal()
-    owner = cluster.owner(VM)
-    copies = evidence.copies(cluster, VM)
-    fine = (
-        owner.state.value == "running"
-        and owner.migration is None
-        and [copy.host for copy in copies] == [owner.host]
-        and cluster.guest(VM).alive()
-    )
-    if fine:
+    owner = cluster.owner(vm)
+    if _fine(cluster, vm):
         return str(owner.host)
     sys.stderr.write("  the VM is started anew\n")
     if owner.state.value not in ("stopped",):
         try:
-            cluster.client.wait(cluster.client.vms.stop(VM, force=True))
+            cluster.client.wait(cluster.client.vms.stop(vm, force=True))
         except GodwitError as error:
             sys.stderr.write(f"  stop: {error.message}\n")
-    _end_strays(cluster)
-    cluster.boot(VM, host="host1")
+    _end_strays(cluster, vm)
+    cluster.boot(vm, host="host1")
     return "host1"
 
 
-def _end_strays(cluster: Cluster) -> None:
+def _fine(cluster: Cluster, vm: str) -> bool:
+    owner = cluster.owner(vm)
+    copies = evidence.copies(cluster, vm)
+    return (
+        owner.state.value == "running"
+        and owner.migration is None
+        and [copy.host for copy in copies] == [owner.host]
+        and cluster.guest(vm).alive()
+    )
+
+
+def _end_strays(cluster: Cluster, vm: str) -> None:
     """A copy that a failed cell left would spoil the next one: end it by its pid."""
     from godwit.host.process import identify, kill, thaw
 
     until = time.monotonic() + 5.0
     while time.monotonic() < until:
-        left = evidence.copies(cluster, VM)
+        left = evidence.copies(cluster, vm)
         if not left:
             return
         for copy in left:
@@ -176,7 +183,7 @@ def _nothing(_migration: str) -> None:
     """A supervisor looks after what was broken."""
 
 
-def _break(cluster: Cluster, cell: Cell, source: str, destination: str) -> Mend:
+def _break(cluster: Cluster, cell: Cell, vm: str, source: str, destination: str) -> Mend:
     """Break it; what comes back mends it as in life, once the move goes on."""
     if cell.kind == "cut":
         fault.cut_network(cluster.lab, destination, "mig")
@@ -186,7 +193,7 @@ def _break(cluster: Cluster, cell: Cell, source: str, destination: str) -> Mend:
             fault.restore_network(cluster.lab, destination, "mig")
 
         return restore
-    where, what = _target(cell.victim, source, destination)
+    where, what = _target(cell.victim, vm, source, destination)
     act = fault.kill_process if cell.kind == "kill" else fault.freeze_process
     act(cluster.lab, where, what)
     if cell.kind == "freeze" and what.startswith("qemu:"):
@@ -206,12 +213,12 @@ def _thaw_later(cluster: Cluster, where: str, what: str, migration: str) -> None
         return
 
 
-def _target(victim: str, source: str, destination: str) -> tuple[str, str]:
+def _target(victim: str, vm: str, source: str, destination: str) -> tuple[str, str]:
     if victim in ("manager", "store"):
         return "control", victim
     side, _, process = victim.partition("-")
     where = source if side == "source" else destination
-    return where, f"qemu:{VM}" if process == "qemu" else process
+    return where, f"{process}:{vm}" if process in ("qemu", "broker") else process
 
 
 def run(

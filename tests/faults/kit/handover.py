@@ -1,0 +1,258 @@
+"""The hand-over of brokered disks, with each part of it killed and frozen at each hold point.
+
+Beside the invariants of every fault: no two processes ever have the image open for writing, and
+every record the guest's disk acknowledged is in the image, whether the guest lived on or not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from godwit.host.run import run as run_program
+from godwit.lab.logcheck import LogCheck, check_log
+from godwit.model.errors import GodwitError
+from godwit.storage import formats
+
+from . import cells, evidence
+from .cells import Cell
+from .cluster import Cluster
+from .guest import Guest, NoAnswer
+from .openings import Openings
+from .report import Say, Section, tell
+from .table import Expected
+
+VM = "gated"
+KIND = "vhdx"
+RECORDS_PER_S = 50
+POINTS = {
+    "source": ("pre-switchover", "committing", "completed", "swapped", "running"),
+    "destination": ("prepared", "take-over", "started"),
+}
+ASK_S = 0.1
+BROKERS = ("source-broker", "destination-broker")
+EITHER = Expected(("completed", "failed", "cancelled"), ("source", "destination"))
+"""A broker is replaced, or the move goes back: the VM runs in any case."""
+
+
+def every() -> tuple[Cell, ...]:
+    """All cells: QEMUs and agents as the failure table has them, and the brokers."""
+    tabled = tuple(
+        cell
+        for cell in cells.every()
+        if cell.point in POINTS[cell.role]
+        and cell.victim.partition("-")[2] in ("qemu", "agent")
+        and cell.kind in ("kill", "freeze")
+    )
+    brokers = tuple(
+        Cell(role, point, kind, victim)
+        for role, points in POINTS.items()
+        for point in points
+        for kind in ("kill", "freeze")
+        for victim in BROKERS
+        # Once D runs, S's broker has been ended in order; before D is prepared it has none.
+        if (victim, point) != ("source-broker", "running")
+    )
+    return tabled + brokers
+
+
+def sample(seed: int) -> tuple[Cell, ...]:
+    """Each victim once, at a point and in a way drawn by the seed."""
+    drawn = random.Random(seed)
+    victims = sorted({cell.victim for cell in every()})
+    return tuple(
+        drawn.choice([cell for cell in every() if cell.victim == victim]) for victim in victims
+    )
+
+
+class Acknowledged:
+    """What the guest last said of its log, asked again and again while the context lasts.
+
+    A guest that dies in a fault cannot be asked afterwards. The count never falls.
+    """
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask, name="acknowledged")
+        self.last: dict[str, Any] = guest.stats()["log"]
+
+    def __enter__(self) -> Acknowledged:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        while not self._stop.wait(ASK_S):
+            try:
+                said = self._guest.stats(timeout=0.5)["log"]
+            except NoAnswer:
+                continue
+            if said["log_id"] == self.last["log_id"]:
+                self.last = said
+
+
+def run(
+    cluster: Cluster,
+    chosen: Sequence[Cell] | None = None,
+    *,
+    starts: int = 20,
+    say: Say = tell,
+) -> Section:
+    """The chosen cells (all of them) on one VM with a disk that its broker serves; then so many
+    times both hosts are told at once to start it."""
+    cluster.heal()
+    guest = cluster.make(VM, host="host1", disks=[f"shared:128M:{KIND}"])
+    _log_anew(guest)
+    section = Section("handover")
+    rows = section.figures["cells"] = []
+    picked = tuple(every() if chosen is None else chosen)
+    for number, cell in enumerate(picked, 1):
+        row = _one(cluster, guest, cell)
+        rows.append(row)
+        say(f"{'✗' if row['wrong'] else '✓'} {number}/{len(picked)} {cell.name}: {row['reason']}")
+        for line in row["wrong"]:
+            say(f"    {line}")
+    section.figures["end"] = end = _read_closed(cluster, guest.stats()["log"], stop=True)
+    _judge(section, rows, end)
+    _start_twice(cluster, section, starts, say)
+    cluster.client.wait(cluster.client.vms.delete(VM))
+    return section
+
+
+def _start_twice(cluster: Cluster, section: Section, rounds: int, say: Say) -> None:
+    """Both agents are asked directly, past the manager: only the owner record stands between."""
+    wins: list[list[str]] = []
+    wrong: list[str] = []
+    for number in range(1, rounds + 1):
+        with Openings(_image(cluster)) as openings, ThreadPoolExecutor() as pool:
+            asked = {host: pool.submit(_start, cluster, host) for host in cluster.hosts}
+            said = {host: answer.result() for host, answer in asked.items()}
+            running = [copy.host for copy in evidence.copies(cluster, VM)]
+        won = [host for host, refused in said.items() if not refused]
+        wins.append(won)
+        if len(won) != 1 or running != won or openings.judge.together:
+            wrong.append(f"round {number}: {said}, QEMUs on {running}, {openings.judge.together}")
+        for host in won:
+            body = {"force": True}
+            cluster.lab.agent(host, "POST", f"/v1/vms/{VM}/stop", body)
+    section.figures["starts"] = wins
+    say(f"{rounds} times two starts at once: won by {wins}")
+    section.judge(
+        "two starts of one VM at once: exactly one wins, one opens the image",
+        rounds > 0 and not wrong,
+        {"rounds": rounds, "wrong": wrong},
+    )
+
+
+def _start(cluster: Cluster, host: str) -> str:
+    """Why the host refused; empty when it started the VM."""
+    try:
+        cluster.lab.agent(host, "POST", f"/v1/vms/{VM}/start", {}, deadline_s=30.0)
+    except GodwitError as error:
+        return error.message
+    return ""
+
+
+def _one(cluster: Cluster, guest: Guest, cell: Cell) -> dict[str, Any]:
+    want = EITHER if cell.victim in BROKERS else None
+    with Openings(_image(cluster)) as openings, Acknowledged(guest) as log:
+        before = log.last["acknowledged"]
+        try:
+            result = cells.perform(cluster, cell, VM, want=want)
+            row = result.as_json()
+        except (GodwitError, AssertionError, OSError, TimeoutError) as error:
+            row = {**dataclasses.asdict(cell), "name": cell.name, "reason": "not carried out"}
+            row["wrong"] = [f"{type(error).__name__}: {error}"]
+        row["openings"] = openings.judge.openings
+        row["together"] = openings.judge.together
+    wrong = list(row["wrong"])
+    if openings.judge.together:
+        wrong.append(f"two had the image open for writing: pids {openings.judge.together}")
+    if not openings.judge.openings:
+        wrong.append("nobody had the image open for writing: the witness saw nothing")
+    row["acknowledged"] = log.last["acknowledged"] - before
+    stopped = cluster.owner(VM).state.value == "stopped"
+    if stopped or not guest.alive():
+        # The guest is gone, and with it what it knew: its image is judged by what it last said.
+        row["log"] = _read_closed(cluster, log.last, stop=not stopped)
+        wrong += _losses(row["log"])
+        cells.ready(cluster, VM)
+        _log_anew(guest)
+    else:
+        said = guest.stats()["log"]
+        if said["errors"]:
+            wrong.append(f"the guest saw {said['errors']} errors of its disk")
+            _log_anew(guest)
+    row["wrong"] = wrong
+    return row
+
+
+def _log_anew(guest: Guest) -> None:
+    """Return when the guest's new log has records: what it says before belongs to the old one."""
+    old = guest.stats()["log"]["log_id"]
+    guest.ask(f"log dev=sda rate={RECORDS_PER_S} fresh=1", timeout=20.0)
+    until = time.monotonic() + 20.0
+    while (said := guest.stats()["log"])["log_id"] == old or not said["acknowledged"]:
+        assert time.monotonic() < until, f"the guest does not log: {said}"
+        time.sleep(0.05)  # the guest has no event for an acknowledged record
+
+
+def _image(cluster: Cluster) -> Path:
+    (disk,) = cluster.client.vms.get(VM).disks
+    return cluster.lab.layout.volume.parent / Path(disk.path).relative_to("/clusterstorage")
+
+
+def _read_closed(cluster: Cluster, log: dict[str, Any], *, stop: bool) -> dict[str, Any]:
+    if stop:
+        cluster.heal()
+        cluster.client.wait(cluster.client.vms.stop(VM, force=True))
+    driver = formats.FORMATS[KIND].driver
+    image = _image(cluster)
+    with tempfile.TemporaryDirectory(prefix="godwit-log-") as folder:
+        raw = Path(folder) / "raw"
+        run_program(
+            ["qemu-img", "convert", "-f", driver, "-O", "raw", str(image), str(raw)], timeout=60.0
+        )
+        run_program(["qemu-img", "check", "-q", "-f", driver, str(image)], timeout=60.0)
+        with raw.open("rb") as stream:
+            found: LogCheck = check_log(
+                stream, acknowledged=log["acknowledged"], log_id=log["log_id"]
+            )
+    return dataclasses.asdict(found)
+
+
+def _losses(check: dict[str, Any]) -> list[str]:
+    lost, torn = check["lost"], check["torn"]
+    return [f"{lost} acknowledged records lost, {torn} torn: {check}"] if lost or torn else []
+
+
+def _judge(section: Section, rows: list[dict[str, Any]], end: dict[str, Any]) -> None:
+    bad = {row["name"]: row["wrong"] for row in rows if row["wrong"]}
+    section.judge(
+        "QEMUs, brokers and agents of both sides killed and frozen at each hold point of the "
+        "hand-over: the table's outcome, never two open gates, 0 lost acknowledged records, "
+        "nothing left behind",
+        bool(rows) and not bad,
+        {"cells": len(rows), "wrong": bad},
+    )
+    section.judge("the closed image holds every acknowledged record", not _losses(end), end)
+
+
+__all__ = ["Acknowledged", "every", "run", "sample"]
