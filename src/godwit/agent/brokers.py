@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 HEARTBEAT_S, SILENT_S = 1.0, 3.0
 """Seconds between questions to a daemon, and after which one that is silent counts as frozen."""
 PROMPT_S = 0.5
-"""Seconds in which a daemon must answer before it is told to open: the VM stands still meanwhile."""
+"""Seconds in which a daemon must answer before it is told to open: the VM stands still then."""
 RETRY_S = 2.0
 """Seconds until another daemon is tried where one does not start."""
 PROGRAM = "qemu-storage-daemon"
