@@ -24,8 +24,8 @@ from godwit.model.vm import Disk, Vm
 from godwit.qemu.blocks import stored_size
 from godwit.qemu.launch import Binary
 from godwit.qmp import MonitorError
-from godwit.storage.broker import Broker, Opening, listen
-from godwit.storage.broker_daemon import DaemonPlace, end_recorded
+from godwit.storage.broker import PROMPT_TIMEOUT, Broker, Opening, listen
+from godwit.storage.broker_daemon import DaemonPlace, end_recorded, forget_recorded
 from godwit.storage.broker_life import LABEL
 from godwit.storage.broker_record import load_broker
 from godwit.storage.gate import GateState
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S, SILENT_S = 1.0, 3.0
 """Seconds between questions to a daemon, and after which one that is silent counts as frozen."""
-PROMPT_S = 0.5
-"""Seconds in which a daemon must answer before it is told to open: the VM stands still then."""
 RETRY_S = 2.0
 """Seconds until another daemon is tried where one does not start."""
 PROGRAM = "qemu-storage-daemon"
@@ -138,7 +136,7 @@ class Brokers:
             if broker is None:
                 return
             self._shut.discard(vm)
-            if broker.alive and not await broker.answers(timeout=PROMPT_S):
+            if broker.alive and not await broker.answers(timeout=PROMPT_TIMEOUT):
                 _log.warning("%s: its broker is silent: another one opens its disks", vm)
                 await broker.kill()
             if not broker.alive:
@@ -202,12 +200,15 @@ class Brokers:
             record = load_broker(path.parent)
             if vm in keep or vm in self._brokers or record is None:
                 continue
+            monitor = path.parent / f"{LABEL}.sock"
             try:
-                await end_recorded(record, path.parent / f"{LABEL}.sock", name=f"broker of {vm}")
+                await end_recorded(record, monitor, name=f"broker of {vm}")
             except GodwitError as error:  # it may still write: its record stays, and says so
                 await self._desk.event("vm.broker", vm, str(error), level="error")
                 continue
-            record.remove()
+            forget_recorded(record, monitor)
+            with contextlib.suppress(OSError):  # not empty: its QEMU left something to look at
+                path.parent.rmdir()
             self._hang_up(vm)
             _log.info("%s: its broker was left over and is gone", vm)
 
@@ -314,9 +315,12 @@ class Brokers:
                     return
             if vm in self._shut or self._brokers.get(vm) is not broker:
                 continue  # the hand-over has deadlines of its own
+            asked = broker.record.process
             if await broker.answers(timeout=SILENT_S) or not broker.alive:
                 continue
             async with self._lock(vm):
+                if broker.record.process != asked:
+                    continue  # somebody has replaced it meanwhile
                 _log.warning("%s: its broker is silent for %g s: ending it", vm, SILENT_S)
                 try:
                     await broker.kill()

@@ -49,6 +49,8 @@ __all__ = ["Broker", "Opening", "Released", "listen"]
 
 SWAP_TIMEOUT = 5.0
 """Seconds a step of a gate may take; the swap itself takes milliseconds."""
+PROMPT_TIMEOUT = 0.5
+"""Seconds within which a daemon answers a question that costs it nothing."""
 PEER_TIMEOUT = nodes.OPEN_TIMEOUT_S + SWAP_TIMEOUT
 
 
@@ -191,6 +193,10 @@ class Broker(BrokerLife):
         A daemon that refuses or does not answer is killed and its exit awaited. OperationFailed
         when it does not even die.
         """
+        if self.alive and not await self.answers(timeout=PROMPT_TIMEOUT):
+            # A VM stands still meanwhile: no flush is waited for that nobody will do.
+            await self.kill()
+            return Released("killed", reason=f"it did not answer within {PROMPT_TIMEOUT:g} s")
         releases = [self.release(disk_id, timeout=timeout) for disk_id in self.record.disks]
         results = await asyncio.gather(*releases, return_exceptions=True)
         failures = [result for result in results if result is not None]

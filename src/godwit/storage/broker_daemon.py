@@ -243,3 +243,10 @@ def remove_cgroup(name: str) -> None:
     if name:
         with contextlib.suppress(CgroupError):
             open_cgroup(name).remove()
+
+
+def forget_recorded(record: DaemonRecord, monitor: Path) -> None:
+    """Remove what a daemon that has ended left of itself: its socket, its group, its record."""
+    monitor.unlink(missing_ok=True)
+    remove_cgroup(record.cgroup)
+    record.remove()

@@ -26,7 +26,7 @@ from godwit.storage.broker_daemon import (
     Daemon,
     DaemonPlace,
     end_recorded,
-    remove_cgroup,
+    forget_recorded,
 )
 from godwit.storage.broker_record import BrokerRecord, Served
 from godwit.storage.gate import Gate, GateState
@@ -237,9 +237,7 @@ class BrokerLife:
         """Remove what a dead broker left; the socket is the caller's. Conflict while it lives."""
         if self.alive:
             raise Conflict(f"the broker of {self.record.vm} still runs", hint="kill it first")
-        (self.place.run / f"{LABEL}.sock").unlink(missing_ok=True)
-        remove_cgroup(self.record.cgroup)
-        self.record.remove()
+        forget_recorded(self.record, self.place.run / f"{LABEL}.sock")
 
     @property
     def alive(self) -> bool:

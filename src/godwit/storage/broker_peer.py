@@ -30,7 +30,7 @@ from godwit.storage.broker_daemon import (
     START_DEADLINE,
     Daemon,
     DaemonPlace,
-    remove_cgroup,
+    forget_recorded,
 )
 from godwit.storage.broker_record import PeerRecord
 from godwit.storage.nodes import BrokerDisk, PeerTarget
@@ -222,9 +222,7 @@ class PeerExport:
         """Remove what a dead daemon left, its floors too. Conflict while it lives."""
         if self.alive:
             raise Conflict(f"the export of {self.record.vm} still runs", hint="kill it first")
-        (self.place.run / f"{LABEL}.sock").unlink(missing_ok=True)
-        remove_cgroup(self.record.cgroup)
-        self.record.remove()
+        forget_recorded(self.record, self.place.run / f"{LABEL}.sock")
 
     @property
     def alive(self) -> bool:

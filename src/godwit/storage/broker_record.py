@@ -54,6 +54,10 @@ class DaemonRecord(Record):
         """The identity of the daemon's process."""
         return Process(self.pid, self.start_time)
 
+    def remove(self) -> None:
+        """Forget the daemon; fine when it is forgotten already."""
+        raise NotImplementedError
+
     def _save(self, name: str) -> None:
         path = self.run / name
         fresh = path.with_name(f".{name}.new")
