@@ -64,6 +64,7 @@ class Incoming:
         self._done.add_done_callback(_seen)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ran = False  # its vCPUs ran, or may have: then it is never given back
+        self._returning = False  # on its way back to the source: nothing is opened here any more
         self._watching: set[asyncio.Task[None]] = set()
         self._starting = asyncio.Lock()
 
@@ -320,8 +321,10 @@ class Incoming:
             if (await machine.status()).status == "inmigrate":
                 await load_memory(machine, Path(self.ask.image), label=label)
         self.phase = "starting"
+        self._check_kept()
         await world.note_started(owner.epoch, self.ask.migration)
         await world.holds.reach("started", vm=self.ask.vm.name, role="destination")
+        self._check_kept()
         await world.disks.open(owner.epoch)
         gate = self._open_gate()
         if owner.paused:
@@ -330,6 +333,11 @@ class Incoming:
         resumed_at = await self._cont(machine)
         self._spawn(self._announce(machine), "announce")
         return resumed_at
+
+    def _check_kept(self) -> None:
+        """OperationFailed when `_watch_exit` has seen the copy dead: the source may have it."""
+        if self._returning:
+            raise OperationFailed(self.reason, hint="the source goes on")
 
     async def _cont(self, machine: Machine) -> float:
         """Let the vCPUs run. Only a refusal, or a ``cont`` never sent, proves that they did not."""
@@ -368,6 +376,8 @@ class Incoming:
         A copy that may have run has written to its disks and makes the source's memory void:
         it is ended and recorded as stopped here, at the epoch it had.
         """
+        # First of all, and before any wait: a start may be under way beside this.
+        self._returning = True
         machine = self._machine()
         await machine.kill()
         await self.world.disks.close()  # or the source would open what is still open here

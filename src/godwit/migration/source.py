@@ -25,7 +25,7 @@ from godwit.migration.stream import announce_self
 from godwit.migration.watch import Watchers
 from godwit.migration.world import SourceWorld, settle
 from godwit.model import keys
-from godwit.model.errors import GodwitError
+from godwit.model.errors import Conflict, GodwitError
 from godwit.model.migration import Migration, Outcome, Stage
 from godwit.model.ownership import MoveIntent, OwnerState
 from godwit.model.vm import Vm
@@ -38,6 +38,7 @@ from godwit.store.records import CasFailed, encode
 PREPARE_S = 30.0
 SWAP_S = 2.0
 TAKE_OVER_S = 5.0
+OPEN_PATIENCE_S = 5.0
 _FAILURES = (
     MonitorError,
     PeerSilent,
@@ -354,13 +355,27 @@ class SourceMove:
             move.say(f"the guest ended by itself: QEMU says {now.status}")
             return
         world.gate.open()
-        await world.disks.open(world.machine.epoch)
+        await self._open_disks()
         if not now.running and not self.link.owner.paused:
             await world.machine.cont()
         world.gate.announce()
         with contextlib.suppress(MonitorError):
             await announce_self(world.machine.monitor)
         move.say(f"the VM runs on {world.host}")
+
+    async def _open_disks(self) -> None:
+        """Open them again; while somebody has an image open for a moment, ask again."""
+        world = self.move.world
+        until = world.clock.monotonic() + OPEN_PATIENCE_S
+        while True:
+            try:
+                await world.disks.open(world.machine.epoch)
+            except Conflict:
+                if world.clock.monotonic() > until:
+                    raise
+                await world.clock.sleep(0.1)  # nothing tells that a lock is free
+            else:
+                return
 
     async def _loaded_there(self, status: str) -> bool:
         """S's QEMU is gone or frozen after COMMITTING: does D hold the whole VM?

@@ -94,6 +94,7 @@ class Witness:
         self.timed: list[tuple[float, str]] = []
         self.clock: Callable[[], float] = lambda: 0.0
         self.running: set[str] = set()
+        self.open_gates: set[str] = set()  # hosts that may write the brokered disks
         self.violations: list[str] = []
         self.owner: Owner | None = None
         self.epochs: list[int] = []
@@ -249,6 +250,7 @@ class LabDisks:
 
     def __init__(self, host: str, witness: Witness) -> None:
         self.host, self.witness, self.is_open = host, witness, host == "host1"
+        witness.open_gates |= {host} if self.is_open else set()
         self.stuck: GodwitError | None = None  # it does not close
         self.refusal: GodwitError | None = None  # it does not open
 
@@ -258,6 +260,7 @@ class LabDisks:
         if self.is_open:
             self.witness.did(f"{self.host}: disks close")
         self.is_open = False
+        self.witness.open_gates.discard(self.host)
 
     async def open(self, epoch: int) -> None:
         if self.refusal is not None:
@@ -265,6 +268,9 @@ class LabDisks:
         if not self.is_open:
             self.witness.did(f"{self.host}: disks open at {epoch}")
         self.is_open = True
+        self.witness.open_gates.add(self.host)
+        if len(self.witness.open_gates) > 1:
+            self.witness.violations.append("two hosts may write the brokered disks")
 
 
 class LabGate:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 from move_rig import EPOCH_AT_START, LabDisks, Rig
 from virtual_time import virtual
 
-from godwit.model.errors import OperationFailed
+from godwit.model.errors import Conflict, OperationFailed
 from godwit.model.migration import Outcome
 
 
@@ -93,3 +94,56 @@ async def test_a_destination_closes_what_it_opened_before_it_gives_the_vm_back(
         rig.order("host2: disks open at 8", "host2: disks close", "record: host1 9 running")
         assert here.is_open
         assert not there.is_open
+
+
+@virtual
+async def test_a_copy_that_died_while_it_was_taken_over_opens_nothing_after_its_gift(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, here, there = gated(tmp_path)
+    async with rig:
+
+        async def die_and_linger() -> None:
+            assert rig.agent.qemu is not None
+            await rig.agent.qemu.die()
+            await given.wait()
+
+        async def slow(_vm: str) -> None:  # what is cleaned up after the gift takes its time
+            given.set()
+            await asyncio.sleep(0.1)
+
+        given = asyncio.Event()
+        monkeypatch.setattr(rig.agent.guard, "disarm", slow)
+        rig.at("destination", "take-over", die_and_linger)
+        report = await rig.play()
+        assert report.outcome is Outcome.FAILED
+        assert here.is_open
+        assert not there.is_open
+        assert "host2: disks open at 8" not in rig.witness.effects
+        await rig.judge("host1")
+
+
+@virtual
+async def test_the_witness_sees_two_open_gates(tmp_path: Path) -> None:
+    rig, _here, there = gated(tmp_path)
+    async with rig:
+        await there.open(8)
+        assert rig.witness.violations == ["two hosts may write the brokered disks"]
+        rig.witness.violations.clear()
+
+
+@virtual
+async def test_an_image_that_is_looked_at_for_a_moment_is_asked_for_again(tmp_path: Path) -> None:
+    rig, here, _there = gated(tmp_path)
+    async with rig:
+
+        def back_but_not_at_once() -> None:
+            here.refusal = Conflict("the image is in use by another process", hint="wait")
+            asyncio.get_running_loop().call_later(1.0, setattr, here, "refusal", None)
+            rig.move.cancel("tester")
+
+        rig.at("source", "completed", back_but_not_at_once)
+        report = await rig.play()
+        assert report.outcome is Outcome.CANCELLED
+        assert here.is_open
+        await rig.judge("host1")
