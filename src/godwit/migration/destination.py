@@ -67,6 +67,8 @@ class Incoming:
         self._returning = False  # on its way back to the source: nothing is opened here any more
         self._watching: set[asyncio.Task[None]] = set()
         self._starting = asyncio.Lock()
+        self._ends = asyncio.Lock()
+        self._ended = False
 
     # What the source asks for.
 
@@ -320,8 +322,8 @@ class Incoming:
             label = describe(self.ask.vm, epoch=self.ask.epoch)
             if (await machine.status()).status == "inmigrate":
                 await load_memory(machine, Path(self.ask.image), label=label)
-        self.phase = "starting"
         self._check_kept()
+        self.phase = "starting"
         await world.note_started(owner.epoch, self.ask.migration)
         await world.holds.reach("started", vm=self.ask.vm.name, role="destination")
         self._check_kept()
@@ -405,14 +407,22 @@ class Incoming:
             self._done.set_exception(
                 OperationFailed(f"{self.world.host} ended its copy: {reason}", hint="")
             )
+        # Two may come here at once (a start that failed, and who saw QEMU die): the second one
+        # finds nothing left to do, and must not cut the first one short.
+        async with self._ends:
+            if not self._ended:
+                await self._clean_up(reason)
+                self._ended = True
+        current = asyncio.current_task()
+        for task in self._tasks - ({current} if current else set()):
+            task.cancel()
+
+    async def _clean_up(self, reason: str) -> None:
         if self.machine is not None:
             await self.machine.kill()
         with contextlib.suppress(OSError, GodwitError):
             await self.world.guard.disarm(self.ask.vm.name)
         await self.world.gone(reason)
-        current = asyncio.current_task()
-        for task in self._tasks - ({current} if current else set()):
-            task.cancel()
 
     def _machine(self) -> Machine:
         if self.machine is None:

@@ -120,6 +120,7 @@ async def test_a_copy_that_died_while_it_was_taken_over_opens_nothing_after_its_
         assert here.is_open
         assert not there.is_open
         assert "host2: disks open at 8" not in rig.witness.effects
+        assert {incoming.phase for incoming in rig.agent.incoming.values()} == {"gone"}
         await rig.judge("host1")
 
 
