@@ -68,7 +68,7 @@ class Incoming:
         self._watching: set[asyncio.Task[None]] = set()
         self._starting = asyncio.Lock()
         self._ends = asyncio.Lock()
-        self._ended = False
+        self._cleaned = False
 
     # What the source asks for.
 
@@ -410,9 +410,9 @@ class Incoming:
         # Two may come here at once (a start that failed, and who saw QEMU die): the second one
         # finds nothing left to do, and must not cut the first one short.
         async with self._ends:
-            if not self._ended:
+            if not self._cleaned:
                 await self._clean_up(reason)
-                self._ended = True
+                self._cleaned = True
         current = asyncio.current_task()
         for task in self._tasks - ({current} if current else set()):
             task.cancel()
