@@ -296,9 +296,9 @@ def _disk_move_routes(moves: DiskMoves) -> list[Route]:
     async def begin(request: Request) -> Record:
         return moves.begin(_name(request), DiskMoveAsk.model_validate(await _body(request)))
 
-    async def view(request: Request) -> Record:
-        wait = float(request.query_params.get("wait", "0"))
-        return await moves.view(request.path_params["id"], wait_s=min(wait, 30.0))
+    async def wait(request: Request) -> Record:
+        seconds = float((await _body(request)).get("wait_s", 0.0))
+        return await moves.view(request.path_params["id"], wait_s=min(seconds, 30.0))
 
     async def cancel(request: Request) -> Record:
         by = str((await _body(request)).get("by", "request"))
@@ -306,7 +306,7 @@ def _disk_move_routes(moves: DiskMoves) -> list[Route]:
 
     return [
         _route("/v1/vms/{vm}/disks/move", "POST", begin, roles=(MANAGER,)),
-        _route("/v1/disk-moves/{id}", "GET", view, roles=(MANAGER,)),
+        _route("/v1/disk-moves/{id}/wait", "POST", wait, roles=(MANAGER,)),
         _route("/v1/disk-moves/{id}/cancel", "POST", cancel, roles=(MANAGER,)),
     ]
 

@@ -22,8 +22,8 @@ from godwit.model.disks import tier_of
 from godwit.model.errors import GodwitError
 from godwit.model.vm import Disk, Vm
 from godwit.qemu.blocks import stored_size
-from godwit.qemu.layout import broker_id
 from godwit.qemu.launch import Binary
+from godwit.qemu.layout import broker_id
 from godwit.qmp import MonitorError
 from godwit.storage.broker import PROMPT_TIMEOUT, Broker, Opening, listen
 from godwit.storage.broker_daemon import DaemonPlace, end_recorded, forget_recorded

@@ -211,7 +211,7 @@ class DiskMoves:
         self._note(job, slot.vm.pins.uuid, keep=job.ask.keep)
         try:
             async with self.desk.lock(job.vm):
-                await self._set_up(slot, new, mirror)
+                await self._set_up(slot, new, mirror, rate=job.ask.max_bytes_per_s)
             job.tell(stage=Stage.PRECOPY)
             await job.unless_cancelled(mirror.until_ready(job.heard))
             job.tell(stage=Stage.SWITCHOVER)
@@ -233,14 +233,14 @@ class DiskMoves:
         job.tell(stage=Stage.RESUME)
         await self._tidy(job, slot, mirror)
 
-    async def _set_up(self, slot: Slot, new: Disk, mirror: Mirror) -> None:
+    async def _set_up(self, slot: Slot, new: Disk, mirror: Mirror, *, rate: int) -> None:
         self._still_here(slot)
         await self._power.mine(slot)
         await self._files.create_disks([new])
         await _check_size(new)
         await self.desk.brokers.add(slot.vm, new, epoch=slot.machine.epoch)
         with_both = slot.vm.but(disks=(*slot.vm.disks, new))
-        await mirror.begin(self.desk.place(with_both))
+        await mirror.begin(self.desk.place(with_both), rate=rate)
 
     async def _switch_alone(self, job: _Job, slot: Slot, mirror: Mirror) -> None:
         async with self.desk.lock(job.vm):

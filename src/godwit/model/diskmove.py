@@ -12,12 +12,16 @@ from godwit.model.vm import Disk
 
 
 class DiskMoveAsk(Record):
-    """``disk`` is to lie in ``target`` from now on; its old image is deleted unless ``keep``."""
+    """``disk`` is to lie in ``target`` from now on; its old image is deleted unless ``keep``.
+
+    ``max_bytes_per_s`` 0 is no limit; it holds for a VM that runs.
+    """
 
     id: str = Field(pattern=r"^[a-z0-9-]{1,63}$")
     disk: Disk
     target: Disk
     keep: bool = False
+    max_bytes_per_s: int = Field(default=0, ge=0)
 
 
 class DiskMove(Record):

@@ -183,7 +183,8 @@ class ResizeDisk(Value):
 class MoveDisk(Value):
     """Move a disk to another volume (``to``), another ``format`` or both, also while its VM runs.
 
-    The old image is deleted at the end unless ``keep``.
+    The old image is deleted at the end unless ``keep``. ``max_bytes_per_s`` holds the copy back
+    while the VM runs.
     """
 
     kind: Literal["vm.disk.move"] = "vm.disk.move"
@@ -192,6 +193,7 @@ class MoveDisk(Value):
     to: Name | None = None
     format: DiskFormat | None = None
     keep: bool = False
+    max_bytes_per_s: int | None = Field(default=None, ge=1 << 20, le=1 << 40)
 
     @model_validator(mode="after")
     def _goes_somewhere(self) -> Self:

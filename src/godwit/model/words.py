@@ -250,6 +250,13 @@ _LIST: tuple[Action, ...] = (
             Flag("to", "--to", "name", "The volume it moves to (default: where it is).", "VOLUME"),
             _format("format", "--format", "What it becomes (default: what it is)."),
             _on("--keep", "Keep the old image."),
+            Flag(
+                "max_bytes_per_s",
+                "--max-rate",
+                "size",
+                "While the VM runs, copy at most so many bytes a second (default: no limit).",
+                "SIZE",
+            ),
         ),
         arguments=(_disk_name(),),
     ),

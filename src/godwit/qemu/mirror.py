@@ -86,9 +86,10 @@ class Mirror:
         self._job = layout.mirror_job(old)
         self._blocking = False
 
-    async def begin(self, place: Place) -> None:
-        """Open the new image and begin to copy. OperationFailed with QEMU's words when it cannot;
-        `abandon` clears up then."""
+    async def begin(self, place: Place, *, rate: int = 0) -> None:
+        """Open the new image and begin to copy, at ``rate`` bytes a second at most (0: no limit).
+
+        OperationFailed with QEMU's words when it cannot; `abandon` clears up then."""
         new, vm = self._new, self._machine.vm
         try:
             for node in disk_nodes(new, vm=vm, aio=place.aio, broker=place.broker):
@@ -100,6 +101,7 @@ class Mirror:
                     "device": layout.format_node(self._old),
                     "target": layout.format_node(new),
                     "sync": "full",
+                    "speed": rate,
                     "copy-mode": "background",
                     "on-source-error": "report",
                     "on-target-error": "report",

@@ -72,6 +72,7 @@ class Cluster:
         hosts: int = 2,
         rate: str = "1gbit",
         qemu: dict[str, str | bool] | None = None,
+        volumes: tuple[str, ...] = ("other",),
     ) -> Cluster:
         """Raise it. Its name gets this process's number, so that two runs do not meet; what a
         run that is dead left under such a name is taken away first."""
@@ -85,7 +86,10 @@ class Cluster:
         home = Path(tempfile.mkdtemp(prefix=f"godwit-{name}-"))
         layout = Layout(name, hosts, rate, state_root())
         options = replace(
-            Options(layout), qemu=qemu or {}, contexts_file=home / "godwit" / "contexts.toml"
+            Options(layout),
+            qemu=qemu or {},
+            contexts_file=home / "godwit" / "contexts.toml",
+            volumes=volumes,
         )
         up(options)
         return cls(name, lab=Lab.load(name), home=home, before=before)

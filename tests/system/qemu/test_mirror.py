@@ -15,16 +15,16 @@ from godwit.model.disks import tier_of
 from godwit.model.errors import OperationFailed
 from godwit.model.vm import Disk, DiskFormat, Vm
 from godwit.qemu import hotplug
-from godwit.qemu.layout import broker_id
 from godwit.qemu.launch import Binary
+from godwit.qemu.layout import broker_id
 from godwit.qemu.machine import Machine
 from godwit.qemu.mirror import Mirror, Seen, let_go
 from godwit.qemu.start import Place
 from godwit.storage.broker import Broker, Opening, listen
 from godwit.storage.broker_daemon import DaemonPlace
+from godwit.storage.formats import FORMATS
 from godwit.storage.images import create_image
 from godwit.storage.nodes import BrokerDisk
-from godwit.storage.formats import FORMATS
 
 from .test_hotplug import _differences, _move, _nodes, _writing_guest
 

@@ -53,9 +53,9 @@ async def move(world: World, run: TaskRun, request: MoveDisk) -> Done:
         old, new = await _plan(work, request)
     if find_disk(work.vm, old.id).path != new.path:
         if work.runs:
-            await _carry_out(work, work.host(), old, new, keep=request.keep)
+            await _carry_out(work, work.host(), _ask(run, request, old, new))
         else:
-            await _carry_out_stopped(work, old, new, keep=request.keep)
+            await _carry_out_stopped(work, _ask(run, request, old, new))
     elif not (work.runs or request.keep):
         await _delete_old(work, old)
     said = f"{old.id} of {request.name} moved to {new.path}"
@@ -71,6 +71,13 @@ async def move(world: World, run: TaskRun, request: MoveDisk) -> Done:
         result["stood_ms"] = stood
         said += f"; the VM stood still for {stood:.0f} ms"
     return Done(said, result)
+
+
+def _ask(run: TaskRun, request: MoveDisk, old: Disk, new: Disk) -> DiskMoveAsk:
+    rate = request.max_bytes_per_s or 0
+    return DiskMoveAsk(
+        id=run.task.id, disk=old, target=new, keep=request.keep, max_bytes_per_s=rate
+    )
 
 
 async def _plan(work: Work, request: MoveDisk) -> tuple[Disk, Disk]:
@@ -106,16 +113,15 @@ def _helper(work: Work, old: Disk, new: Disk) -> HostInfo:
     return found[0]
 
 
-async def _carry_out(work: Work, host: HostInfo, old: Disk, new: Disk, *, keep: bool) -> None:
+async def _carry_out(work: Work, host: HostInfo, ask: DiskMoveAsk) -> None:
     """Have the host do it and follow it to its end; raises what it ended with."""
-    ask = DiskMoveAsk(id=work.run.task.id, disk=old, target=new, keep=keep)
     with contextlib.suppress(OutcomeUnknown):  # whether it was heard is found out by looking
         await work.world.agents.call(
             host, "POST", f"/v1/vms/{work.vm.name}/disks/move", ask.model_dump(mode="json")
         )
     end = await _follow(work, host, ask)
     if end is None:
-        await _forgotten(work, host, old, new)
+        await _forgotten(work, host, ask.disk, ask.target)
     elif end.state is not MoveState.COMPLETED:
         raise _ended(end)
     else:
@@ -131,7 +137,11 @@ async def _follow(work: Work, host: HostInfo, ask: DiskMoveAsk) -> DiskMove | No
     while True:
         try:
             answer = await work.world.agents.call(
-                host, "GET", f"/v1/disk-moves/{ask.id}?wait={LOOK_S:g}", deadline_s=LOOK_S + 10.0
+                host,
+                "POST",
+                f"/v1/disk-moves/{ask.id}/wait",
+                {"wait_s": LOOK_S},
+                deadline_s=LOOK_S + 10.0,
             )
         except NotFound:
             return None
@@ -184,17 +194,18 @@ async def _forgotten(work: Work, host: HostInfo, old: Disk, new: Disk) -> None:
         )
 
 
-async def _carry_out_stopped(work: Work, old: Disk, new: Disk, *, keep: bool) -> None:
+async def _carry_out_stopped(work: Work, ask: DiskMoveAsk) -> None:
+    old, new = ask.disk, ask.target
     name = work.run.task.progress["host"]
     host = known(work.world.cache.snapshot.hosts.get(name), "host", name)
-    await _carry_out(work, host, old, new, keep=True)
+    await _carry_out(work, host, ask)
     try:
         await work.write(with_disk(work.vm, new), f"{old.id} is {new.path} in the record")
     except Conflict:
         with contextlib.suppress(GodwitError):
             await delete_image(work, new)
         raise
-    if not keep:
+    if not ask.keep:
         await _delete_old(work, old)
 
 
