@@ -29,6 +29,10 @@ from godwit.qemu.mirror import Seen, Where
 JOURNAL: Final = "disk-move.json"
 _FINAL_STEP: Final = "pending"
 
+HOLDS: Final = ("copied", "equal", "recorded", "switched")
+"""Where a lab can hold the move of a disk: before the switch, with both images equal and flushed,
+with the record written, and with the VM running on the new image and the old one still open."""
+
 
 class Journal(Record):
     """A move of a disk as it was begun; ``keep`` its old image afterwards."""

@@ -215,14 +215,17 @@ class DiskMoves:
             job.tell(stage=Stage.PRECOPY)
             await job.unless_cancelled(mirror.until_ready(job.heard))
             job.tell(stage=Stage.SWITCHOVER)
+            await self._hold("copied", job)
             await _to_its_end(self._switch_alone(job, slot, mirror))
         except Exception as error:
             if isinstance(error, MonitorLost):
                 await _gone(slot)
             if job.now.switched and slot.machine.exited.is_set():
                 # Both images were equal, and the record names the new one.
+                job.tell(reason=f"{job.vm} ended; {old.id} lies in {new.path} now")
                 await self._delete_old(job)
-            elif not job.now.switched:
+                return
+            if not job.now.switched:
                 await asyncio.shield(self._back_out(job, slot, mirror))
             if isinstance(error, MonitorLost) and not job.now.switched:
                 raise OperationFailed(
@@ -231,6 +234,7 @@ class DiskMoves:
                 ) from error
             raise
         job.tell(stage=Stage.RESUME)
+        await self._hold("switched", job)
         await self._tidy(job, slot, mirror)
 
     async def _set_up(self, slot: Slot, new: Disk, mirror: Mirror, *, rate: int) -> None:
@@ -264,8 +268,10 @@ class DiskMoves:
                 stopped_at = await machine.stop()
             await mirror.complete()
             job.tell(stage=Stage.HANDOVER)
+            await self._hold("equal", job)
             await write_new(desk.records, job.vm, old, new, owner=owner.revision)
             job.tell(switched=True)
+            await self._hold("recorded", job)
             try:
                 await mirror.finalize()
             except OperationFailed:
@@ -292,9 +298,11 @@ class DiskMoves:
             await mirror.close_old()
             await self.desk.brokers.remove(job.vm, job.ask.disk)
         except (MonitorError, GodwitError, OSError) as error:
-            # The journal stays: the next agent of this host closes and deletes it.
-            job.tell(reason=f"{words}; {job.ask.disk.path} could not be closed: {error}")
-            return
+            await _gone(slot)
+            if not slot.machine.exited.is_set():
+                # The journal stays: the next agent of this host closes and deletes it.
+                job.tell(reason=f"{words}; {job.ask.disk.path} could not be closed: {error}")
+                return
         job.tell(reason=words)
         await self._delete_old(job)
 
@@ -324,6 +332,9 @@ class DiskMoves:
         forget_journal(self._state(job.vm))
 
     # Steps.
+
+    async def _hold(self, point: str, job: _Job) -> None:
+        await self.desk.holds.reach(point, vm=job.vm, role="disk")
 
     def _still_here(self, slot: Slot) -> None:
         if self.desk.slots.get(slot.vm.name) is not slot or slot.ending:

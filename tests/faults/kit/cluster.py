@@ -249,7 +249,7 @@ class Cluster:
 
     def begin(self, vm: str, to: str, **fields: Any) -> str:
         """Ask for a move; its id as soon as it has one."""
-        self._await_task(vm)
+        self.await_task(vm)
         task = self.client.vms.migrate(vm, to=to, **fields)
         self._tasks[vm] = task.id
         until = time.monotonic() + 20.0
@@ -262,7 +262,7 @@ class Cluster:
             assert time.monotonic() < until, "the move got no record"
             time.sleep(0.01)
 
-    def _await_task(self, vm: str) -> None:
+    def await_task(self, vm: str) -> None:
         """The task of a VM's last move ends a little after the move's own record."""
         until = time.monotonic() + 20.0
         while vm in self._tasks and not self.client.tasks.get(self._tasks[vm]).state.final:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from godwit.agent.disk_journal import HOLDS
 from godwit.host.run import run as run_program
 from godwit.model.vm import Disk
 
@@ -28,22 +29,29 @@ WAY = (("qcow2", "other"), ("raw", "shared"), ("vhdx", "other"), ("qcow2", "shar
 FILL_FROM = 8
 """The part of the disk (one in so many) that is left for the log; the rest is full of data."""
 STALL_MS = 2000.0
+CRASHES = tuple((point, victim) for point in HOLDS for victim in ("agent", "qemu"))
+RATE_AGAIN = 100
+"""Records a second after a restart; the guest finds its log on the disk and goes on with it."""
 COPY_S = 20
 """Seconds that a copy takes which is to be called off on its way."""
 
 
 def run(
-    cluster: Cluster, *, size_mib: int = 2048, rate: int = 200, kill: bool = True, say: Say = tell
+    cluster: Cluster,
+    *,
+    size_mib: int = 2048,
+    rate: int = 200,
+    crashes: tuple[tuple[str, str], ...] = CRASHES,
+    say: Say = tell,
 ) -> Section:
-    """The whole way, with a cancel and the death of an agent on it."""
+    """The whole way, with a cancel and crashes on it."""
     cluster.heal()
     section = Section("disk-move")
     guest = _begin(cluster, size_mib, rate)
     section.figures["moves"] = [_move(cluster, guest, kind, volume, say) for kind, volume in WAY]
     section.figures["cancel"] = _cancel(cluster, guest, say)
     section.figures["exclusion"] = section.figures["cancel"].pop("refusals")
-    if kill:
-        section.figures["agent killed"] = _kill(cluster, guest, say)
+    section.figures["crashes"] = [_crash(cluster, guest, *crash, say) for crash in crashes]
     logged = log_end(guest)
     cluster.client.wait(cluster.client.vms.stop(VM, timeout_s=30.0))
     offline = _stopped(cluster, say)
@@ -134,7 +142,7 @@ def _goes_on(guest: Guest) -> bool:
 def _begin_slowly(cluster: Cluster) -> tuple[Any, Disk]:
     """A move of the disk that has begun to copy and takes ``COPY_S`` to its end."""
     (old,) = cluster.client.vms.get(VM).disks
-    cluster._await_task(VM)  # the task of the last live move ends a little after its record
+    cluster.await_task(VM)  # the task of the last live move ends a little after its record
     task = cluster.client.vms.move_disk(
         VM, "disk0", to=OTHER, format="raw", max_bytes_per_s=old.size_bytes // COPY_S
     )
@@ -181,27 +189,57 @@ def _cancel(cluster: Cluster, guest: Guest, say: Say) -> dict[str, Any]:
     return found
 
 
-def _kill(cluster: Cluster, guest: Guest, say: Say) -> dict[str, Any]:
-    """The agent dies while it copies: the next one backs out."""
-    task, old = _begin_slowly(cluster)
+def _crash(cluster: Cluster, guest: Guest, point: str, victim: str, say: Say) -> dict[str, Any]:
+    """The agent or QEMU dies while the move is held: one image is the disk, the other is gone."""
+    (old,) = cluster.client.vms.get(VM).disks
     host = str(cluster.owner(VM).host)
-    os.kill(cluster.lab.process(host, "agent").pid, signal.SIGKILL)
+    volume, kind = ("shared", "qcow2") if old.volume == OTHER else (OTHER, "vhdx")
+    cluster.await_task(VM)
+    cluster.hold(host, point, "disk")
+    before = guest.stats()["log"]["acknowledged"]
+    task = cluster.client.vms.move_disk(VM, "disk0", to=volume, format=kind)  # type: ignore[arg-type]
+    cluster.await_held(host, point, "disk", timeout=120.0)
+    what = "agent" if victim == "agent" else f"qemu:{VM}"
+    os.kill(cluster.lab.process(host, what).pid, signal.SIGKILL)
+    if victim != "agent":
+        cluster.release(host)
     cluster.heal()
     until = time.monotonic() + 90.0
     while not (ended := cluster.client.tasks.get(task.id)).state.final:
         assert time.monotonic() < until, f"the task does not end: {ended.reason}"
         time.sleep(0.1)
+    if victim != "agent":
+        _await_stopped(cluster)
+        cluster.client.wait(cluster.client.vms.start(VM, host=host))
+        guest.await_answer(90.0)
+        guest.ask(f"log dev=sda rate={RATE_AGAIN}", timeout=20.0)
     (now,) = cluster.client.vms.get(VM).disks
-    new = Path(str(task.progress["disk"]["path"]))
+    # Killed with both images equal, and before the record was written by an agent that lives.
+    forwards = point in ("recorded", "switched") or (point, victim) == ("equal", "qemu")
+    wanted = "new" if forwards else "old"
+    new = str(ended.progress["disk"]["path"])
     found = {
+        "at": point,
+        "victim": victim,
         "state": ended.state.value,
         "reason": ended.reason,
-        "same": now == old,
-        "new_gone": not _inside(cluster, new).exists(),
+        "is": "new" if now.path == new else "old" if now == old else now.path,
+        "wanted": wanted,
+        "files": _files(cluster),
+        "path": now.path,
+        "before": before,
         "goes_on": _goes_on(guest),
+        "after": guest.stats()["log"],
     }
-    say(f"agent killed: {found['state']}, as it was: {found['same']}")
+    say(f"{victim} killed at {point}: {found['state']}, the {found['is']} image is the disk")
     return found
+
+
+def _await_stopped(cluster: Cluster) -> None:
+    until = time.monotonic() + 30.0
+    while cluster.owner(VM).state.value != "stopped":
+        assert time.monotonic() < until, "its host does not notice that its QEMU died"
+        time.sleep(0.05)  # the record is read past every network; nobody tells this process
 
 
 def _stopped(cluster: Cluster, say: Say) -> dict[str, Any]:
@@ -268,12 +306,15 @@ def _judge(section: Section, disk: Disk) -> None:
         all(code == 4 for code in refused.values()),
         refused,
     )
-    if (killed := figures.get("agent killed")) is not None:
+    for one in figures["crashes"]:
+        text = f"{one['victim']} killed at {one['at']}"
         section.judge(
-            "the agent dies while it copies: the next one leaves all as it was",
-            killed["same"] and killed["new_gone"] and killed["goes_on"],
-            killed,
+            f"{text}: the {one['wanted']} image is the disk", one["is"] == one["wanted"], one
         )
+        left = [one["path"].removeprefix("/clusterstorage/")]
+        section.judge(f"{text}: the other one is gone", one["files"] == left, one)
+        kept = one["after"]["acknowledged"] >= one["before"] and not one["after"]["errors"]
+        section.judge(f"{text}: the guest goes on with its records", one["goes_on"] and kept, one)
     check = figures["offline"]
     good = not check["lost"] and not check["torn"] and check["acknowledged"] > 0
     section.judge("0 lost, 0 torn acknowledged records", good, check)
