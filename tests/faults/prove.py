@@ -24,6 +24,7 @@ from typing import Any
 from tests.faults.kit import (
     brokers,
     cancels,
+    diskmoves,
     everyday,
     formats,
     handover,
@@ -127,6 +128,7 @@ _B: dict[str, Work] = {
     "brokers": lambda: _on_lab(lambda cluster: brokers.run(cluster, repeats=BROKER_REPEATS)),
     "hotdisks": lambda: _on_lab(hotdisks.run),
     "handover": lambda: _on_lab(handover.run),
+    "disk-move": lambda: _on_lab(diskmoves.run),
 }
 ISSUES = {"A": _A, "B": _B}
 

@@ -10,6 +10,7 @@ from .kit import (
     brokers,
     cancels,
     cells,
+    diskmoves,
     everyday,
     formats,
     handover,
@@ -93,6 +94,13 @@ def test_a_hand_over_of_disks_breaks_and_nothing_is_lost(cluster: Cluster, seed:
 
 def test_disks_come_and_go_and_move_along(cluster: Cluster) -> None:
     passed(hotdisks.run(cluster, disks=8))
+
+
+def test_a_disk_moves_under_a_writer(cluster: Cluster) -> None:
+    crashes = (("equal", "qemu"), ("recorded", "agent"))
+    section = diskmoves.run(cluster, size_mib=256, rate=100, crashes=crashes)
+    assert section.criteria
+    assert section.broken == [], section.figures
 
 
 def test_no_page_record_or_second_is_lost(cluster: Cluster) -> None:

@@ -12,6 +12,7 @@ import logging
 from godwit.agent.arrivals import Arrivals, load_ask
 from godwit.agent.departures import Departures
 from godwit.agent.desk import Desk
+from godwit.agent.disk_settle import settle_others, settle_running
 from godwit.host.errors import ProcessGone
 from godwit.host.process import is_alive, kill, wait_exit
 from godwit.migration import recover
@@ -46,6 +47,7 @@ async def adopt_all(desk: Desk, departures: Departures, arrivals: Arrivals) -> N
     here = set(desk.slots) | {incoming.ask.vm.name for incoming in arrivals.incoming.values()}
     await desk.brokers.sweep(here)
     await _stale_records(desk)
+    await settle_others(desk)
 
 
 async def _one(desk: Desk, departures: Departures, arrivals: Arrivals, runtime: Runtime) -> None:
@@ -100,8 +102,11 @@ async def _act(
     if action is Action.ADOPT and machine.epoch != owner.epoch:
         machine.amend(epoch=owner.epoch)  # a gift came back, with a new epoch, while we were away
     await desk.brokers.adopt(vm.value, epoch=owner.epoch, owned=action is Action.ADOPT)
-    gate = desk.gate(vm.value, machine)
-    slot = await desk.put(vm.value, machine, gate, paused=owner.paused)
+    spec = vm.value
+    if action is Action.ADOPT:
+        spec = await settle_running(desk, spec, machine)
+    gate = desk.gate(spec, machine)
+    slot = await desk.put(spec, machine, gate, paused=owner.paused)
     if action is Action.ADOPT:
         gate.open()
         status = await machine.status()

@@ -21,6 +21,7 @@ from godwit.agent.arrivals import Arrivals
 from godwit.agent.console import bridge
 from godwit.agent.departures import Departures
 from godwit.agent.desk import Desk
+from godwit.agent.disk_moves import DiskMoves
 from godwit.agent.disks import Disks
 from godwit.agent.facts import load, memory_free
 from godwit.agent.files import Files
@@ -28,6 +29,7 @@ from godwit.agent.images import Images
 from godwit.agent.power import Power
 from godwit.migration.peer import CheckAsk, PrepareAsk
 from godwit.model.base import Record, check_name
+from godwit.model.diskmove import DiskMoveAsk
 from godwit.model.errors import (
     GodwitError,
     InvalidRequest,
@@ -59,6 +61,7 @@ class Rooms:
     arrivals: Arrivals
     files: Files
     disks: Disks
+    disk_moves: DiskMoves
     images: Images
 
 
@@ -68,6 +71,7 @@ def build(rooms: Rooms) -> Starlette:
         *_host_routes(rooms),
         *_vm_routes(rooms),
         *_disk_routes(rooms.disks),
+        *_disk_move_routes(rooms.disk_moves),
         *_image_routes(rooms.images),
         *_peer_routes(rooms),
         *_lab_routes(rooms),
@@ -285,6 +289,25 @@ def _disk_routes(disks: Disks) -> list[Route]:
             _route(f"/v1/vms/{{vm}}/disks/{verb}", "POST", handler, roles=(MANAGER,))
             for verb, handler in verbs
         ),
+    ]
+
+
+def _disk_move_routes(moves: DiskMoves) -> list[Route]:
+    async def begin(request: Request) -> Record:
+        return moves.begin(_name(request), DiskMoveAsk.model_validate(await _body(request)))
+
+    async def wait(request: Request) -> Record:
+        seconds = float((await _body(request)).get("wait_s", 0.0))
+        return await moves.view(request.path_params["id"], wait_s=min(seconds, 30.0))
+
+    async def cancel(request: Request) -> Record:
+        by = str((await _body(request)).get("by", "request"))
+        return moves.cancel(request.path_params["id"], by)
+
+    return [
+        _route("/v1/vms/{vm}/disks/move", "POST", begin, roles=(MANAGER,)),
+        _route("/v1/disk-moves/{id}/wait", "POST", wait, roles=(MANAGER,)),
+        _route("/v1/disk-moves/{id}/cancel", "POST", cancel, roles=(MANAGER,)),
     ]
 
 

@@ -23,6 +23,7 @@ from godwit.model.errors import GodwitError
 from godwit.model.vm import Disk, Vm
 from godwit.qemu.blocks import stored_size
 from godwit.qemu.launch import Binary
+from godwit.qemu.layout import broker_id
 from godwit.qmp import MonitorError
 from godwit.storage.broker import PROMPT_TIMEOUT, Broker, Opening, listen
 from godwit.storage.broker_daemon import DaemonPlace, end_recorded, forget_recorded
@@ -52,7 +53,7 @@ def brokered(vm: Vm) -> list[BrokerDisk]:
 def broker_disk(disk: Disk) -> BrokerDisk:
     """A disk as its broker knows it. Pure."""
     return BrokerDisk(
-        id=disk.id,
+        id=broker_id(disk),
         path=disk.path,
         format=disk.format,
         size_bytes=stored_size(disk.size_bytes),
@@ -108,26 +109,26 @@ class Brokers:
             return
         async with self._lock(vm.name):
             broker = self._brokers[vm.name]
-            if disk.id in broker.record.disks:  # left by an addition whose end nobody knows
-                await broker.acquire(disk.id, epoch=epoch)
+            if broker_id(disk) in broker.record.disks:  # left by an addition cut short
+                await broker.acquire(broker_id(disk), epoch=epoch)
                 return
             try:
                 await broker.add_disk(broker_disk(disk), Opening(epoch=epoch))
             except BaseException:
-                await asyncio.shield(broker.remove_disk(disk.id, force=True))
+                await asyncio.shield(broker.remove_disk(broker_id(disk), force=True))
                 raise
 
     async def remove(self, vm: str, disk: Disk) -> None:
         """Serve a disk no more, its image closed; the last one takes the broker along."""
         broker = self.of(vm)
-        if broker is None or disk.id not in broker.record.disks:
+        if broker is None or broker_id(disk) not in broker.record.disks:
             return
         if len(broker.record.disks) == 1:
             await self.end(vm)
             return
         async with self._lock(vm):
             # Its QEMU has no node on it any more; a connection left over would be a strange one.
-            await broker.remove_disk(disk.id, force=True)
+            await broker.remove_disk(broker_id(disk), force=True)
 
     async def open(self, vm: str, epoch: int) -> None:
         """Let the VM's QEMU write, for this epoch; what is open already stays open."""

@@ -76,6 +76,8 @@ class Desk:
         self.promised: dict[str, int] = {}  # memory of VMs on their way in, bytes
         self.moving: set[str] = set()
         self.changing: set[str] = set()  # their disks come, go or grow: no move may begin
+        self.copying: set[str] = set()  # one of their disks is on its way to another image
+        self.standing: set[str] = set()  # held for a moment by us, not by anybody's wish
         self.on_exit: Callable[[Slot], Coroutine[Any, Any, None]] | None = None
         self._locks: dict[str, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -197,7 +199,7 @@ class Desk:
         names = ("STOP", "RESUME", "SHUTDOWN", "BLOCK_IO_ERROR")
         with slot.machine.monitor.events(*names) as events, contextlib.suppress(MonitorLost):
             async for event in events:
-                if slot.vm.name in self.moving:
+                if slot.vm.name in self.moving or slot.vm.name in self.standing:
                     continue
                 if event.name == "SHUTDOWN":
                     if not slot.ending and self.on_exit is not None:

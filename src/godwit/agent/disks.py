@@ -123,6 +123,11 @@ class Disks:
                 f"{name} is being moved: its disks stay as they are",
                 hint="wait for the move to end, or cancel it: godwit migration list",
             )
+        if name in self.desk.copying:
+            raise Conflict(
+                f"a disk of {name} is on its way to another image",
+                hint="wait for it, or cancel its task: godwit task list",
+            )
 
     async def _measured(self, disk: Disk) -> Disk:
         if disk.source != "device":

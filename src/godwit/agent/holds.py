@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from godwit.agent.disk_journal import HOLDS as DISK_HOLDS
 from godwit.migration.world import DESTINATION_HOLDS, SOURCE_HOLDS
 from godwit.model.errors import InvalidRequest, Refused
 
-_POINTS = {"source": SOURCE_HOLDS, "destination": DESTINATION_HOLDS}
+_POINTS = {"source": SOURCE_HOLDS, "destination": DESTINATION_HOLDS, "disk": DISK_HOLDS}
 
 
 class LabHolds:

@@ -15,6 +15,7 @@ from godwit.agent.app import Rooms, build
 from godwit.agent.arrivals import Arrivals
 from godwit.agent.departures import Departures
 from godwit.agent.desk import Desk
+from godwit.agent.disk_moves import DiskMoves
 from godwit.agent.disks import Disks
 from godwit.agent.facts import survey
 from godwit.agent.files import Files
@@ -89,6 +90,7 @@ async def run(config: AgentConfig) -> None:
         arrivals=arrivals,
         files=files,
         disks=Disks(desk, power, files),
+        disk_moves=DiskMoves(desk, power, files),
         images=Images(desk, files),
     )
     app = build(rooms)

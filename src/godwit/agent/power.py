@@ -97,6 +97,8 @@ class Power:
         """Write the memory to the VM's volume and end its QEMU."""
         async with self.desk.lock(name):
             slot = self.desk.slot(name)
+            if name in self.desk.changing:
+                raise Conflict(f"the disks of {name} are being changed", hint="ask again soon")
             found = await self.mine(slot)
             vm, epoch = slot.vm, slot.machine.epoch
             path = quick.image_path(self.desk.config.paths.volumes, vm, epoch=epoch)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One moment of a move, as it is shown."""
+    """One moment of a move, of a VM or of a disk, as it is shown."""
 
     vm: str
     route: str
@@ -43,8 +43,41 @@ class Ratchet:
     def __init__(self) -> None:
         self._last: dict[str, Seen] = {}
 
-    def take(self, move: Migration) -> Seen | None:
-        """What to show now; None when the news are older than what was shown."""
+    def take(self, news: Task | Migration) -> Seen | None:
+        """What to show now; None when there is nothing, or it is older than what was shown."""
+        from godwit.model.migration import Migration
+
+        if isinstance(news, Migration):
+            return None if news.state.final else self._of_move(news)
+        return None if news.state.final else self._of_disk(news)
+
+    def _of_disk(self, task: Task) -> Seen | None:
+        """A disk that is on its way to another image."""
+        from godwit.model.migration import STAGES, Stage
+
+        now = task.progress
+        if task.request.get("kind") != "vm.disk.move" or "total_bytes" not in now:
+            return None
+        stage = Stage(now.get("stage", Stage.SETUP.value))
+        number, last = STAGES.index(stage), self._last.get(task.id)
+        if last is not None and number < last.stage_number:
+            return None
+        copied, total = int(now.get("copied_bytes", 0)), int(now["total_bytes"])
+        percent = 100.0 * copied / total if total else 0.0
+        seen = Seen(
+            vm=str(task.request.get("name", "")),
+            route=f"{task.request.get('disk')} → {now['disk']['volume']}/{now['disk']['format']}",
+            stage=stage.value,
+            stage_number=number,
+            percent=max(percent, last.percent if last else 0.0),
+            bytes_transferred=max(copied, last.bytes_transferred if last else 0),
+            facts=f"of {format_size(total)}",
+            sentence=one_line(task.reason),
+        )
+        self._last[task.id] = seen
+        return seen
+
+    def _of_move(self, move: Migration) -> Seen | None:
         from godwit.model.migration import STAGES
 
         last = self._last.get(move.id)
@@ -118,16 +151,15 @@ class PlainTeller:
         """Print a line for each stage that is new."""
         from godwit.model.migration import STAGES
 
-        move = _move(news)
-        seen = self._ratchet.take(move) if move is not None else None
-        if move is None or seen is None:
+        seen = self._ratchet.take(news)
+        if seen is None:
             return
-        shown = self._shown.get(move.id, 0)
+        shown = self._shown.get(news.id, 0)
         for number in range(shown, seen.stage_number + 1):
             now = number == seen.stage_number and seen.sentence
             said = f": {seen.sentence}" if now else ""
             self._out.write(f"{seen.vm} {seen.route}: {STAGES[number].value}{said}\n")
-        self._shown[move.id] = max(shown, seen.stage_number + 1)
+        self._shown[news.id] = max(shown, seen.stage_number + 1)
         self._out.flush()
 
 
@@ -159,17 +191,10 @@ class LiveTeller:
 
     def tell(self, news: Task | Migration) -> None:
         """Redraw the line."""
-        move = _move(news)
-        seen = self._ratchet.take(move) if move is not None else None
+        seen = self._ratchet.take(news)
         if seen is not None:
             with self._lock:
                 self._live.update(_line(seen))
-
-
-def _move(news: Task | Migration) -> Migration | None:
-    from godwit.model.migration import Migration
-
-    return news if isinstance(news, Migration) and not news.state.final else None
 
 
 def _line(seen: Seen) -> RenderableType:

@@ -38,7 +38,7 @@ vm.add_command(show_command("vm", "One VM: disks, network cards, state."))
 for verb in ("start", "stop", "pause", "resume", "save", "restore", "migrate", "delete"):
     vm.add_command(action_command(f"vm.{verb}"))
 disk = noun_group("disk", "A VM's disks.")
-for verb in ("add", "remove", "resize", "export"):
+for verb in ("add", "remove", "resize", "move", "export"):
     disk.add_command(action_command(f"vm.disk.{verb}"))
 disk.add_command(
     Command(

@@ -148,6 +148,28 @@ class Vms:
         """Let a disk grow, also while its VM runs."""
         return await self._client.act("vm.disk.resize", name=name, disk=disk, size_bytes=size_bytes)
 
+    async def move_disk(
+        self,
+        name: str,
+        disk: str,
+        *,
+        to: str | None = None,
+        format: DiskFormat | None = None,
+        keep: bool = False,
+        max_bytes_per_s: int | None = None,
+    ) -> Task:
+        """Move a disk to another volume (``to``) or format, also while its VM runs; its old image
+        is deleted unless ``keep``. Stopped half-way with ``tasks.cancel``."""
+        return await self._client.act(
+            "vm.disk.move",
+            name=name,
+            disk=disk,
+            to=to,
+            format=format,
+            keep=keep,
+            max_bytes_per_s=max_bytes_per_s,
+        )
+
     async def export_disk(
         self, name: str, disk: str, target: str, *, format: DiskFormat = "qcow2"
     ) -> Task:

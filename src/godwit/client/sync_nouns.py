@@ -175,6 +175,24 @@ class Vms:
         """Let a disk grow, also while its VM runs."""
         return self._loop.run(self._async.resize_disk(name, disk, size_bytes))
 
+    def move_disk(
+        self,
+        name: str,
+        disk: str,
+        *,
+        to: str | None = None,
+        format: DiskFormat | None = None,
+        keep: bool = False,
+        max_bytes_per_s: int | None = None,
+    ) -> Task:
+        """Move a disk to another volume (``to``) or format, also while its VM runs; its old image
+        is deleted unless ``keep``. Stopped half-way with ``tasks.cancel``."""
+        return self._loop.run(
+            self._async.move_disk(
+                name, disk, to=to, format=format, keep=keep, max_bytes_per_s=max_bytes_per_s
+            )
+        )
+
     def export_disk(
         self, name: str, disk: str, target: str, *, format: DiskFormat = "qcow2"
     ) -> Task:

@@ -35,11 +35,25 @@ lab = Group("lab", help="A whole cluster on this machine, to try and to test.")
 # up and down
 
 
-def _up(name: str, hosts: int, store: str, migration_rate: str, retain: bool) -> None:
+def _up(
+    name: str,
+    hosts: int,
+    store: str,
+    migration_rate: str,
+    retain: bool,
+    volume: tuple[str, ...],
+) -> None:
     from godwit.lab import up
 
     now = plain(dry_run=True)
-    options = up.with_defaults(name, hosts, rate=_rate(migration_rate), store=store, retain=retain)
+    options = up.with_defaults(
+        name,
+        hosts,
+        rate=_rate(migration_rate),
+        store=store,
+        retain=retain,
+        volumes=volume,
+    )
     if now.dry_run:
         up.check(options)
         for action in up.actions(options):
@@ -114,6 +128,12 @@ lab.add_command(
                 default="1gbit",
                 show_default=True,
                 help="Speed of the migration network, both ways; none for no limit.",
+            ),
+            click.Option(
+                ["--volume"],
+                multiple=True,
+                metavar="NAME",
+                help="One more directory that all hosts share. May be repeated.",
             ),
             click.Option(["--retain"], is_flag=True, help="Keep what was made when it fails."),
         ],

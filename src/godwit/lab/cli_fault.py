@@ -20,10 +20,10 @@ _WHERE = click.Argument(["where"], metavar="WHERE")
 _HOLD = click.Option(["--hold"], is_flag=True, help="Its supervisor shall leave it like that.")
 _ROLE = click.Option(
     ["--role"],
-    type=click.Choice(["source", "destination"]),
+    type=click.Choice(["source", "destination", "disk"]),
     default="source",
     show_default=True,
-    help="Which side of the move.",
+    help="Which side of the move; disk: of a disk's.",
 )
 
 

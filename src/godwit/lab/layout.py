@@ -163,6 +163,13 @@ class Layout:
         """The directory that every host sees as the volume ``shared``."""
         return self.state / "volumes" / "shared"
 
+    def more_volumes(self) -> tuple[Path, ...]:
+        """Further directories that every host sees, as they were made when the lab was."""
+        folder = self.volume.parent
+        if not folder.is_dir():
+            return ()
+        return tuple(sorted(path for path in folder.iterdir() if path != self.volume))
+
     @property
     def images(self) -> Path:
         """Guest images, as hosts see them."""

@@ -40,7 +40,8 @@ def plan(
         {"op": "bind", "src": str(folder / "etc"), "dst": str(ETC), "ro": True},
     ]
     if node != CONTROL:
-        writable["/clusterstorage/shared"] = str(layout.volume)
+        for path in (layout.volume, *layout.more_volumes()):
+            writable[f"/clusterstorage/{path.name}"] = str(path)
         images = str(STATE / "images")
         shown.append({"op": "bind", "src": str(layout.images), "dst": images, "ro": True})
     steps = root_steps(

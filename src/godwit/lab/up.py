@@ -28,7 +28,8 @@ from godwit.lab.initramfs import ImageError
 from godwit.lab.layout import CONTROL, LAN, NETS, QEMU_USER, Layout
 from godwit.lab.publish import publish_image
 from godwit.lab.record import LabRecord, exclusive
-from godwit.model.errors import GodwitError, OperationFailed
+from godwit.model.base import check_name
+from godwit.model.errors import GodwitError, InvalidRequest, OperationFailed
 
 Say = Callable[[str], None]
 
@@ -50,6 +51,7 @@ class Options:
     join: bool = True
     units: dict[str, tuple[Unit, ...]] = field(default_factory=dict)
     contexts_file: Path | None = None
+    volumes: tuple[str, ...] = ()  # directories that every host sees beside ``shared``
 
 
 @dataclass(slots=True)
@@ -188,8 +190,10 @@ def _prepare(context: Context) -> str:
     layout.run.mkdir(parents=True, mode=0o700)
     for node in layout.nodes:
         nodes.make_directories(layout, node)
-    layout.volume.mkdir(parents=True)
-    _give_to_qemu(layout.volume)
+    for name in ("shared", *context.options.volumes):
+        volume = layout.volume.with_name(name)
+        volume.mkdir(parents=True)
+        _give_to_qemu(volume)
     layout.images.mkdir()
     if context.image is not None:
         publish_image(context.image, layout.images)
@@ -405,10 +409,19 @@ MAKING = (
 
 
 def with_defaults(
-    name: str, hosts: int, *, rate: str, store: str = "sqlite", retain: bool = False
+    name: str,
+    hosts: int,
+    *,
+    rate: str,
+    store: str = "sqlite",
+    retain: bool = False,
+    volumes: Iterable[str] = (),
 ) -> Options:
     """The options of the command line."""
     from godwit.lab.layout import checked_hosts, checked_name, state_root
 
     layout = Layout(checked_name(name), checked_hosts(hosts), rate, state_root())
-    return replace(Options(layout), store=store, retain=retain)
+    more = tuple(dict.fromkeys(check_name(one, what="name of a volume") for one in volumes))
+    if "shared" in more:
+        raise InvalidRequest("every lab has the volume shared", hint="leave it out")
+    return replace(Options(layout), store=store, retain=retain, volumes=more)

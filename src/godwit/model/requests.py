@@ -180,6 +180,28 @@ class ResizeDisk(Value):
     size_bytes: int = Field(gt=0, le=LARGEST_DISK)
 
 
+class MoveDisk(Value):
+    """Move a disk to another volume (``to``), another ``format`` or both, also while its VM runs.
+
+    The old image is deleted at the end unless ``keep``. ``max_bytes_per_s`` holds the copy back
+    while the VM runs.
+    """
+
+    kind: Literal["vm.disk.move"] = "vm.disk.move"
+    name: Name
+    disk: Name
+    to: Name | None = None
+    format: DiskFormat | None = None
+    keep: bool = False
+    max_bytes_per_s: int | None = Field(default=None, ge=1 << 20, le=1 << 40)
+
+    @model_validator(mode="after")
+    def _goes_somewhere(self) -> Self:
+        if self.to is None and self.format is None:
+            raise ValueError("say where to: another volume (--to), another format (--format)")
+        return self
+
+
 class ExportDisk(Value):
     """Write a copy of a stopped VM's disk to ``target``, a new file below /clusterstorage."""
 
@@ -267,6 +289,7 @@ Request = Annotated[
     | AddDisk
     | RemoveDisk
     | ResizeDisk
+    | MoveDisk
     | ExportDisk
     | CancelMigration
     | CreateNetwork
@@ -299,6 +322,7 @@ ROUTES: dict[str, tuple[str, str]] = {
     "vm.disk.add": ("POST", "/v1/vms/{name}/disks"),
     "vm.disk.remove": ("POST", "/v1/vms/{name}/disks/{disk}/actions/remove"),
     "vm.disk.resize": ("POST", "/v1/vms/{name}/disks/{disk}/actions/resize"),
+    "vm.disk.move": ("POST", "/v1/vms/{name}/disks/{disk}/actions/move"),
     "vm.disk.export": ("POST", "/v1/vms/{name}/disks/{disk}/actions/export"),
     "migration.cancel": ("POST", "/v1/migrations/{id}/actions/cancel"),
     "network.create": ("POST", "/v1/networks"),

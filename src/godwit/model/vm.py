@@ -48,6 +48,8 @@ class Disk(Record):
     ``source``: an image in a volume, or a block device as it is, which is raw and lies in no
     volume (``volume`` is empty).  ``passthrough``: that device is a SCSI LUN which answers the
     guest's commands itself.  ``tier`` is what was asked for; `model.disks.tier_of` says what holds.
+    ``generation`` counts the images the disk has had: block nodes and exports are called by it, so
+    that the old image and the new one can be open side by side while one takes the other's place.
     """
 
     id: Name
@@ -60,6 +62,7 @@ class Disk(Record):
     serial: str
     lun: int = Field(ge=0, lt=256)
     passthrough: bool = False
+    generation: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:

@@ -243,6 +243,24 @@ _LIST: tuple[Action, ...] = (
         arguments=(_disk_name(), Flag("size_bytes", "", "size", "", "SIZE", required=True)),
     ),
     Action(
+        "vm.disk.move",
+        "Move a disk of VM {}",
+        "Move a disk to another volume or format, also while its VM runs.",
+        (
+            Flag("to", "--to", "name", "The volume it moves to (default: where it is).", "VOLUME"),
+            _format("format", "--format", "What it becomes (default: what it is)."),
+            _on("--keep", "Keep the old image."),
+            Flag(
+                "max_bytes_per_s",
+                "--max-rate",
+                "size",
+                "While the VM runs, copy at most so many bytes a second (default: no limit).",
+                "SIZE",
+            ),
+        ),
+        arguments=(_disk_name(),),
+    ),
+    Action(
         "vm.disk.export",
         "Export a disk of VM {}",
         "Write a copy of a stopped VM's disk to a new file below /clusterstorage.",

@@ -129,7 +129,7 @@ async def remove_disks(
     unplugged = await _unplug(machine, [disk.id for disk in disks], timeout=timeout)
     loose = [disk for disk in disks if disk.id not in unplugged.kept]
     names = [name for disk in reversed(loose) for name in reversed(node_names(disk))]
-    dropped = await _drop_nodes(machine, names)
+    dropped = await drop_nodes(machine, names)
     for disk in _devices(loose):
         take_back_device(Path(disk.path))
     if unplugged.kept:
@@ -268,7 +268,7 @@ async def _undo(machine: Machine, plugged: list[str], made: list[str]) -> None:
     # What stays because QEMU does not answer is found by comparing; the first error is told.
     try:
         await _unplug(machine, plugged, timeout=REMOVE_TIMEOUT)
-        await _drop_nodes(machine, made[::-1])
+        await drop_nodes(machine, made[::-1])
     except (MonitorError, GodwitError):
         return
 
@@ -356,7 +356,7 @@ async def _unplug(machine: Machine, names: Sequence[str], *, timeout: float) -> 
     return result
 
 
-async def _drop_nodes(machine: Machine, names: Sequence[str]) -> list[str]:
+async def drop_nodes(machine: Machine, names: Sequence[str]) -> list[str]:
     """Close block nodes, upper ones first; those that were there. A missing one is no fault."""
     answers = await asyncio.gather(
         *(

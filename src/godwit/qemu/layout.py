@@ -46,17 +46,27 @@ def nic_port(nic: Nic) -> int:
 
 def format_node(disk: Disk) -> str:
     """Block node the disk device sits on: the image's format driver."""
-    return f"disk-{_short(disk.id)}"
+    return f"disk-{_short(_image(disk))}"
 
 
 def file_node(disk: Disk) -> str:
     """Block node under the format driver: the file itself."""
-    return f"file-{_short(disk.id)}"
+    return f"file-{_short(_image(disk))}"
+
+
+def mirror_job(disk: Disk) -> str:
+    """The job that copies a disk to its next image."""
+    return f"move-{disk.id}"
+
+
+def broker_id(disk: Disk) -> str:
+    """What the VM's storage broker calls a disk's image; ids of disks do not end like this."""
+    return f"{disk.id}-g{disk.generation}" if disk.generation else disk.id
 
 
 def export_name(vm: str, disk: Disk) -> str:
     """Name under which the VM's storage broker offers a disk to the QEMU of its own host."""
-    return f"{vm}-{disk.id}"
+    return f"{vm}-{broker_id(disk)}"
 
 
 def netdev(nic: Nic) -> str:
@@ -67,6 +77,11 @@ def netdev(nic: Nic) -> str:
 def tap_name(vm: str, nic_id: str) -> str:
     """Name of a card's tap on any host: at most 15 bytes, the same for the same card."""
     return "gw" + hashlib.sha256(f"{vm}/{nic_id}".encode()).hexdigest()[:12]
+
+
+def _image(disk: Disk) -> str:
+    """A disk's image by name: QEMU cannot rename a node, so each image brings its own."""
+    return f"{disk.id}.{disk.generation}" if disk.generation else disk.id
 
 
 def _short(name: str) -> str:

@@ -72,6 +72,7 @@ class Cluster:
         hosts: int = 2,
         rate: str = "1gbit",
         qemu: dict[str, str | bool] | None = None,
+        volumes: tuple[str, ...] = ("other",),
     ) -> Cluster:
         """Raise it. Its name gets this process's number, so that two runs do not meet; what a
         run that is dead left under such a name is taken away first."""
@@ -85,7 +86,10 @@ class Cluster:
         home = Path(tempfile.mkdtemp(prefix=f"godwit-{name}-"))
         layout = Layout(name, hosts, rate, state_root())
         options = replace(
-            Options(layout), qemu=qemu or {}, contexts_file=home / "godwit" / "contexts.toml"
+            Options(layout),
+            qemu=qemu or {},
+            contexts_file=home / "godwit" / "contexts.toml",
+            volumes=volumes,
         )
         up(options)
         return cls(name, lab=Lab.load(name), home=home, before=before)
@@ -245,7 +249,7 @@ class Cluster:
 
     def begin(self, vm: str, to: str, **fields: Any) -> str:
         """Ask for a move; its id as soon as it has one."""
-        self._await_task(vm)
+        self.await_task(vm)
         task = self.client.vms.migrate(vm, to=to, **fields)
         self._tasks[vm] = task.id
         until = time.monotonic() + 20.0
@@ -258,7 +262,7 @@ class Cluster:
             assert time.monotonic() < until, "the move got no record"
             time.sleep(0.01)
 
-    def _await_task(self, vm: str) -> None:
+    def await_task(self, vm: str) -> None:
         """The task of a VM's last move ends a little after the move's own record."""
         until = time.monotonic() + 20.0
         while vm in self._tasks and not self.client.tasks.get(self._tasks[vm]).state.final:

@@ -62,28 +62,29 @@ def _one(cluster: Cluster, kind: str, moves: int, say: Say) -> dict[str, Any]:
                 }
             )
             say(f"{kind} {number + 1}/{moves}: {move.state.value}, dark {move.blackout_ms} ms")
-    logged = _log_end(guest)
+    logged = log_end(guest)
     cluster.client.wait(cluster.client.vms.stop(vm, timeout_s=30.0))
     (disk,) = cluster.client.vms.get(vm).disks
     path = cluster.lab.layout.volume.parent / Path(disk.path).relative_to("/clusterstorage")
     found = {
         "moves": done,
         "log": logged,
-        "offline": asdict(_read(path, disk, logged)),
-        "check": _image_check(path, disk),
+        "offline": asdict(read_log(path, disk, logged)),
+        "check": image_check(path, disk),
     }
     cluster.client.wait(cluster.client.vms.delete(vm))
     return found
 
 
-def _log_end(guest: Guest) -> dict[str, Any]:
+def log_end(guest: Guest) -> dict[str, Any]:
+    """End the guest's log; what it counted."""
     before = dict(guest.stats()["log"])
     guest.ask("log dev=off", timeout=20.0, each=5.0)
     after = dict(guest.stats()["log"])
     return before | {"acknowledged": max(before["acknowledged"], after["acknowledged"])}
 
 
-def _read(path: Path, disk: Disk, logged: dict[str, Any]) -> LogCheck:
+def read_log(path: Path, disk: Disk, logged: dict[str, Any]) -> LogCheck:
     """The records as the closed image holds them."""
     driver = formats.FORMATS[disk.format].driver
     with tempfile.TemporaryDirectory(prefix="godwit-log-") as folder:
@@ -95,7 +96,7 @@ def _read(path: Path, disk: Disk, logged: dict[str, Any]) -> LogCheck:
             return check_log(stream, acknowledged=logged["acknowledged"], log_id=logged["log_id"])
 
 
-def _image_check(path: Path, disk: Disk) -> str:
+def image_check(path: Path, disk: Disk) -> str:
     """qemu-img's verdict; "none" for a format that has no check."""
     if not formats.FORMATS[disk.format].has_check:
         return "none"

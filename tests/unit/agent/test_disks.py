@@ -46,6 +46,7 @@ class World:
         self.desk = SimpleNamespace(
             moving=set(),
             changing=set(),
+            copying=set(),
             slots={"web": self.slot},
             slot=lambda _name: self.slot,
             lock=lambda _name: self.lock,
@@ -192,6 +193,18 @@ async def test_a_move_is_not_waited_for(world: World) -> None:
     await world.lock.acquire()  # as a move does
     with pytest.raises(Conflict, match="being moved"):
         await asyncio.wait_for(world.disks.add("web", disk(1)), timeout=1)
+    assert world.steps == []
+
+
+async def test_a_disk_on_its_way_to_another_image_is_not_disturbed(world: World) -> None:
+    world.desk.copying.add("web")
+    for change in (
+        world.disks.add("web", disk(1)),
+        world.disks.remove("web", "disk1", force=True),
+        world.disks.resize("web", "disk1", 2 << 20),
+    ):
+        with pytest.raises(Conflict, match="on its way"):
+            await change
     assert world.steps == []
 
 

@@ -136,7 +136,7 @@ def test_disk_and_volume_verbs_are_sent(
         (["vm", "disk", "resize", "web", "disk1", "0"], "is not a usable size"),
         (["vm", "disk", "resize", "web", "DISK", "1G"], "DISK: use lower-case"),
         (["vm", "disk", "resize", "web", "disk1"], "missing argument"),
-        (["vm", "disk", "grow"], "there are: add, remove, resize, export, list"),
+        (["vm", "disk", "grow"], "there are: add, remove, resize, move, export, list"),
     ],
 )
 def test_wrong_words_about_disks(

@@ -12,6 +12,7 @@ from godwit.cli.plan import render_plan
 from godwit.cli.progress import PlainTeller, Ratchet, teller
 from godwit.cli.timeline import render_timeline
 from godwit.model.migration import STAGES, Migration, MovePlan, Progress, StageTime
+from godwit.model.task import Task, TaskState
 
 MOVE = Migration.model_validate(
     {
@@ -147,4 +148,34 @@ def test_without_a_terminal_each_stage_is_one_line() -> None:
         "web host1 → host2: handover",
         "web host1 → host2: resume",
         "web host1 → host2: announce",
+    ]
+
+
+def test_a_disk_on_its_way_is_shown_in_the_same_stages() -> None:
+    def moment(stage: str, copied: int) -> Task:
+        return Task(
+            id="t-1",
+            request={"kind": "vm.disk.move", "name": "web", "disk": "disk0"},
+            subject="vm/web",
+            state=TaskState.RUNNING,
+            created_at=0.0,
+            progress={
+                "disk": {"volume": "fast", "format": "raw"},
+                "stage": stage,
+                "copied_bytes": copied,
+                "total_bytes": 100,
+            },
+        )
+
+    out = io.StringIO()
+    with teller(out) as showing:
+        for stage, copied in (("setup", 0), ("precopy", 10), ("precopy", 60), ("handover", 100)):
+            showing.tell(moment(stage, copied))
+        showing.tell(moment("handover", 100).but(state=TaskState.COMPLETED))
+        showing.tell(moment("handover", 100).but(request={"kind": "vm.start"}))
+    assert out.getvalue().splitlines() == [
+        "web disk0 → fast/raw: setup",
+        "web disk0 → fast/raw: precopy",
+        "web disk0 → fast/raw: switchover",
+        "web disk0 → fast/raw: handover",
     ]

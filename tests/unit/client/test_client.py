@@ -74,6 +74,7 @@ async def test_disks_and_volumes(api: Any) -> None:
         assert getattr(await client.result(await client.wait(task)), "name", "") == "web"
         await client.vms.remove_disk("web", "disk0", force=True)
         await client.vms.resize_disk("web", "disk0", 4 << 30)
+        await client.vms.move_disk("web", "disk0", to="fast", keep=True)
         await client.vms.export_disk("web", "disk0", "/clusterstorage/shared/copy.qcow2")
         task = await client.volumes.create("fast", type="local")
         made = await client.result(await client.wait(task))
@@ -89,6 +90,7 @@ async def test_disks_and_volumes(api: Any) -> None:
         ),
         ("POST", "/v1/vms/web/disks/disk0/actions/remove", {"force": True}),
         ("POST", "/v1/vms/web/disks/disk0/actions/resize", {"size_bytes": 4 << 30}),
+        ("POST", "/v1/vms/web/disks/disk0/actions/move", {"to": "fast", "keep": True}),
         (
             "POST",
             "/v1/vms/web/disks/disk0/actions/export",

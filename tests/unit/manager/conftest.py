@@ -41,6 +41,7 @@ def _load(name: str) -> Any:
 
 
 fakes = _load("manager_fakes")
+_load("manager_disks")
 TOKEN = "a-token-of-many-letters"
 
 

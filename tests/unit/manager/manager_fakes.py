@@ -12,7 +12,8 @@ from fastapi import FastAPI, Request, WebSocket
 from starlette.responses import Response
 
 from godwit.model import keys, ownership
-from godwit.model.errors import Conflict, GodwitError, NotFound, Refused
+from godwit.model.diskmove import DiskMove, DiskMoveAsk
+from godwit.model.errors import Cancelled, Conflict, GodwitError, NotFound, Refused
 from godwit.model.host import HostInfo, QemuFacts
 from godwit.model.migration import (
     Forecast,
@@ -23,7 +24,7 @@ from godwit.model.migration import (
     Stage,
 )
 from godwit.model.ownership import MoveIntent, Owner, SavedState
-from godwit.model.vm import Disk, VmState, VmStatus
+from godwit.model.vm import Disk, Vm, VmState, VmStatus
 from godwit.store.records import Records, encode
 from godwit.wire.problem import Problem, problem_response
 
@@ -73,6 +74,8 @@ class FakeAgent:
         self.disks: set[str] = set()  # images on the volumes
         self.plugged: dict[str, set[str]] = {}  # VM -> disks added to its machine
         self.device_bytes = 5 * GIB
+        self.disk_moves: dict[str, DiskMove] = {}
+        self.disk_asks: dict[str, DiskMoveAsk] = {}
         self.moves: set[asyncio.Task[None]] = set()
         self.app = self._make()
 
@@ -142,6 +145,10 @@ class FakeAgent:
         @app.post("/v1/vms/{vm}/disks/{verb}", status_code=200)
         async def disk_verb(vm: str, verb: str, request: Request) -> Response:
             return await self._do(vm, f"disks/{verb}", await request.json())
+
+        @app.post("/v1/disk-moves/{id}/{verb}", status_code=200)
+        async def disk_move(id: str, verb: str, request: Request) -> Response:  # noqa: A002
+            return await self._do(id, f"disk-move/{verb}", await request.json())
 
         @app.post("/v1/volumes/{volume}/import", status_code=200)
         async def import_image(volume: str, request: Request) -> Response:
@@ -234,6 +241,49 @@ class FakeAgent:
             raise Conflict(f"{body['target']} exists already", hint="choose another name")
         self.disks.add(body["target"])
         return _json({"size_bytes": body["disk"]["size_bytes"]})
+
+    async def do_disks_move(self, vm: str, body: Any) -> Response:
+        """Copied at once; of a VM that runs the record is this host's to write."""
+        known = self.disk_moves.get(body["id"])
+        if known is None:
+            wanted = DiskMoveAsk.model_validate(body)
+            assert wanted.disk.path in self.disks
+            self.disks.add(wanted.target.path)
+            known = DiskMove(id=wanted.id, vm=vm, stage=Stage.PRECOPY, total_bytes=GIB)
+            self.disk_moves[wanted.id] = known
+            self.disk_asks[wanted.id] = wanted
+        return Response(known.model_dump_json(), media_type="application/json")
+
+    async def do_disk_move_wait(self, id: str, _body: Any) -> Response:  # noqa: A002
+        if id not in self.disk_moves:
+            raise NotFound(f"{self.name} knows no move {id}", hint="look")
+        now = self.disk_moves[id]
+        if not now.state.final and not self.hold.is_set():
+            now = now.but(copied_bytes=now.copied_bytes + 1)
+        elif not now.state.final:
+            now = await self._moved(self.disk_asks[id], now)
+        self.disk_moves[id] = now
+        return Response(now.model_dump_json(), media_type="application/json")
+
+    async def _moved(self, wanted: DiskMoveAsk, now: DiskMove) -> DiskMove:
+        owner = await self.records.owner(now.vm)
+        if owner is None or owner.value.state is not ownership.OwnerState.RUNNING:
+            return now.but(state="completed", copied_bytes=GIB)
+
+        def change(vm: Vm) -> Vm:
+            return vm.but(disks=tuple(wanted.target if d == wanted.disk else d for d in vm.disks))
+
+        await self.records.update(keys.vm_spec(now.vm), Vm, change)
+        if not wanted.keep:
+            self.disks.discard(wanted.disk.path)
+        return now.but(state="completed", copied_bytes=GIB, switched=True, stood_ms=12.5)
+
+    async def do_disk_move_cancel(self, id: str, body: Any) -> Response:  # noqa: A002
+        error = Cancelled(f"called off by {body['by']}")
+        self.disks.discard(self.disk_asks[id].target.path)
+        now = self.disk_moves[id].but(state="cancelled", error=error.to_problem())
+        self.disk_moves[id] = now
+        return Response(now.model_dump_json(), media_type="application/json")
 
     async def do_import(self, _volume: str, body: Any) -> Response:
         if body["path"] in self.disks:

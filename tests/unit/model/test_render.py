@@ -66,6 +66,7 @@ BY_FIELD: dict[str, st.SearchStrategy[object]] = {
     "disk": NAMES,
     "volume": NAMES,
     "keep": st.booleans(),
+    "max_bytes_per_s": st.none() | st.integers(1 << 20, 1 << 40),
     "size_bytes": SIZES,
     "format": FORMATS,
     "target_format": FORMATS,
@@ -169,6 +170,17 @@ DISK_LINES = [
     (
         {"kind": "vm.disk.resize", "name": "web", "disk": "disk1", "size_bytes": 3 << 30},
         "godwit vm disk resize web disk1 3G",
+    ),
+    (
+        {
+            "kind": "vm.disk.move",
+            "name": "web",
+            "disk": "disk1",
+            "to": "fast",
+            "format": "raw",
+            "max_bytes_per_s": 50 << 20,
+        },
+        "godwit vm disk move web disk1 --to fast --format raw --max-rate 50M",
     ),
     (
         {"kind": "vm.disk.export", "name": "web", "disk": "disk1", "target": "-x"},

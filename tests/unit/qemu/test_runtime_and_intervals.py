@@ -10,7 +10,7 @@ from godwit.model.errors import OperationFailed
 from godwit.qemu import intervals
 from godwit.qemu.intervals import Span, append_line, overlaps, running_spans
 from godwit.qemu.launch import Binary, log_tail
-from godwit.qemu.layout import file_node, tap_name
+from godwit.qemu.layout import broker_id, file_node, format_node, tap_name
 from godwit.qemu.runtime import (
     Runtime,
     forget_started,
@@ -150,8 +150,16 @@ def test_names_fit_kernel_and_qemu() -> None:
 
     class Long:
         id = "a-very-long-disk-name-with-too-many-letters"
+        generation = 0
 
-    assert len(file_node(Long())) <= 31  # type: ignore[arg-type]
+    class Second(Long):
+        generation = 1
+
+    for one in (Long(), Second()):
+        assert len(file_node(one)) <= 31  # type: ignore[arg-type]
+        assert len(format_node(one)) <= 31  # type: ignore[arg-type]
+    assert file_node(Long()) != file_node(Second())  # type: ignore[arg-type]
+    assert broker_id(Long()) != broker_id(Second())  # type: ignore[arg-type]
 
 
 def test_log_tail_starts_where_told(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from godwit.manager.work import cancel, define_acts, disks, moves, vms, volumes
+from godwit.manager.work import cancel, define_acts, disk_moves, disks, moves, vms, volumes
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.world import World
 from godwit.model import requests as ask
@@ -31,6 +31,7 @@ ACTS: dict[type[Any], Act] = {
     ask.AddDisk: disks.add,
     ask.RemoveDisk: disks.remove,
     ask.ResizeDisk: disks.resize,
+    ask.MoveDisk: disk_moves.move,
     ask.ExportDisk: volumes.export_disk,
     ask.CreateNetwork: define_acts.create_network,
     ask.DeleteNetwork: define_acts.delete_network,

@@ -131,7 +131,7 @@ def check_unused(snapshot: Snapshot, name: str) -> None:
         )
 
 
-DISK_REQUESTS = (ask.AddDisk, ask.RemoveDisk, ask.ResizeDisk, ask.ExportDisk)
+DISK_REQUESTS = (ask.AddDisk, ask.RemoveDisk, ask.ResizeDisk, ask.MoveDisk, ask.ExportDisk)
 VmRequest = (
     ask.DeleteVm
     | ask.StartVm
@@ -144,6 +144,7 @@ VmRequest = (
     | ask.AddDisk
     | ask.RemoveDisk
     | ask.ResizeDisk
+    | ask.MoveDisk
     | ask.ExportDisk
 )
 
@@ -187,7 +188,9 @@ def check_action(owner: Owner, request: VmRequest) -> None:
             raise Refused(
                 f"{name} is {state.value}, not running", hint=f"first: godwit vm start {name}"
             )
-        case ask.AddDisk() | ask.RemoveDisk() | ask.ResizeDisk() | ask.ExportDisk():
+        case (
+            ask.AddDisk() | ask.RemoveDisk() | ask.ResizeDisk() | ask.MoveDisk() | ask.ExportDisk()
+        ):
             check_disk_action(owner, request)
         case _:
             return
@@ -203,6 +206,8 @@ def busy(task: Task) -> Conflict:
     """The refusal that names the task in the way."""
     name, kind = task.subject.partition("/")[2], task.request.get("kind")
     hint = f"wait for it: godwit task wait {task.id}"
+    if kind == "vm.disk.move":
+        hint = f"wait for it, or run: godwit task cancel {task.id}"
     if kind == "vm.migrate" and (move := task.progress.get("migration")):
         hint = f"wait for it, or run: godwit migration cancel {move}"
     return Conflict(f"{name} is busy: {kind} is still under way (task {task.id})", hint=hint)

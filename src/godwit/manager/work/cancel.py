@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from godwit.manager.snapshot import Snapshot
+from godwit.manager.work import disk_moves
 from godwit.manager.work.admit import known
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.world import World
@@ -94,7 +95,7 @@ async def _not_driven(world: World, move: Migration) -> GodwitError:
 
 
 async def cancel_task(world: World, run: TaskRun, request: CancelTask) -> Done:
-    """Stop a task that can be stopped: a move, until its owner swap."""
+    """Stop a task that can be stopped: a move, until its owner swap; a disk's, until its switch."""
     found = await world.records.task(request.id)
     task: Task = known(found.value if found else None, "task", request.id)
     if task.state.final:
@@ -103,6 +104,8 @@ async def cancel_task(world: World, run: TaskRun, request: CancelTask) -> Done:
             hint=f"see: godwit task show {task.id}",
         )
     move_id = task.progress.get("migration")
+    if task.request.get("kind") == "vm.disk.move":
+        return await disk_moves.cancel(world, run, task)
     if task.request.get("kind") != "vm.migrate" or not move_id:
         raise Refused(
             f"{task.request.get('kind')} cannot be stopped half-way",

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import all_volumes
 from godwit.model.disks import (
+    BROKERED_ONLY,
     CLUSTER_STORAGE,
     DEFAULT_FORMAT,
     image_path,
@@ -23,6 +24,7 @@ from godwit.model.requests import (
     DeleteVolume,
     ExportDisk,
     ImportDisk,
+    MoveDisk,
     RemoveDisk,
     ResizeDisk,
 )
@@ -30,8 +32,9 @@ from godwit.model.units import format_size
 from godwit.model.vm import Disk, DiskFormat, Vm
 from godwit.model.volume import Volume
 from godwit.qemu.pins import new_serial, next_disk
+from godwit.storage.formats import stored_size
 
-DiskRequest = AddDisk | RemoveDisk | ResizeDisk | ExportDisk
+DiskRequest = AddDisk | RemoveDisk | ResizeDisk | MoveDisk | ExportDisk
 
 
 def define_disk(vm: Vm, request: AddDisk, *, size_bytes: int, mark: str) -> Disk:
@@ -76,6 +79,31 @@ def given_path(request: AddDisk) -> str | None:
             hint=f"give a path below {CLUSTER_STORAGE}/{request.volume}",
         )
     return path
+
+
+def moved_disk(vm: Vm, request: MoveDisk, *, mark: str) -> Disk:
+    """What the disk will be; Refused for one that cannot move, or is there already."""
+    disk = find_disk(vm, request.disk)
+    if disk.source == "device":
+        raise Refused(
+            f"{disk.id} of {vm.name} is a device, {disk.path}, and no image",
+            hint="only images move; a stopped VM's disk can be exported: godwit vm disk export",
+        )
+    volume, image_format = request.to or disk.volume, request.format or disk.format
+    if (volume, image_format) == (disk.volume, disk.format):
+        raise Refused(
+            f"{disk.id} of {vm.name} is {disk.format} in {disk.volume} already",
+            hint="name another volume or format",
+        )
+    stored_size(image_format, disk.size_bytes)
+    direct = disk.tier == "direct" and image_format in BROKERED_ONLY
+    return disk.but(
+        volume=volume,
+        format=image_format,
+        path=image_path(volume, vm.name, f"{disk.id}-{mark}", image_format),
+        tier="auto" if direct else disk.tier,
+        generation=disk.generation + 1,
+    )
 
 
 def find_disk(vm: Vm, disk_id: str) -> Disk:
@@ -154,6 +182,8 @@ def admit_disk(snapshot: Snapshot, request: DiskRequest) -> None:
         case ResizeDisk():
             running = snapshot.owner(vm.name).state is OwnerState.RUNNING
             check_growth(vm, request, running=running)
+        case MoveDisk():
+            _know_volume(snapshot, moved_disk(vm, request, mark="").volume)
         case ExportDisk():
             find_disk(vm, request.disk)
             _check_place(snapshot, request.target)

@@ -48,7 +48,7 @@ _UNMEASURED = 512
 """Bytes that a device's record says until the host that has it answers with its size."""
 
 
-class _Work:
+class Work:
     """A VM's records as read, and what may be written on the strength of them."""
 
     def __init__(
@@ -60,7 +60,7 @@ class _Work:
         self._owner = owner
 
     @staticmethod
-    async def of(world: World, run: TaskRun, request: DiskRequest) -> _Work:
+    async def of(world: World, run: TaskRun, request: DiskRequest) -> Work:
         """Read both records; refused when the VM's disks may not change now."""
         name = request.name
         spec = await world.records.vm(name)
@@ -68,7 +68,7 @@ class _Work:
             raise NotFound(f"no vm {name}", hint="look with: godwit vm list")
         owner = await world.records.owner(name)
         check_action(owner.value if owner else Owner(), request)
-        return _Work(world, run, spec, owner)
+        return Work(world, run, spec, owner)
 
     @property
     def vm(self) -> Vm:
@@ -120,12 +120,12 @@ class _Work:
 
 async def add(world: World, run: TaskRun, request: AddDisk) -> Done:
     """Give the VM one more disk. A failure leaves nothing of it behind."""
-    work = await _Work.of(world, run, request)
+    work = await Work.of(world, run, request)
     noted = run.task.progress.get("disk")
     disk = Disk.model_validate(noted) if noted else await _plan(work, request)
     if not any(one.id == disk.id for one in work.vm.disks):
         await _record(work, disk, made=given_path(request) is None)
-        work = await _Work.of(world, run, request)
+        work = await Work.of(world, run, request)
     if work.runs:
         await _plug(work, disk, made=given_path(request) is None)
     name, size = request.name, format_size(disk.size_bytes)
@@ -137,7 +137,7 @@ async def add(world: World, run: TaskRun, request: AddDisk) -> Done:
     return Done(message, {"vm": name, "disk": disk.id, "path": disk.path})
 
 
-async def _plan(work: _Work, request: AddDisk) -> Disk:
+async def _plan(work: Work, request: AddDisk) -> Disk:
     """What the new disk is; an image or device that is there says its size."""
     size, mark = request.size_bytes, work.run.task.id[-6:]
     disk = define_disk(work.vm, request, size_bytes=size or _UNMEASURED, mark=mark)
@@ -150,7 +150,7 @@ async def _plan(work: _Work, request: AddDisk) -> Disk:
     return disk
 
 
-async def _measured(work: _Work, disk: Disk) -> int:
+async def _measured(work: Work, disk: Disk) -> int:
     """Bytes that an image or device holds, as a host sees it."""
     answer = await on_some_host(
         work.world,
@@ -165,11 +165,11 @@ async def _measured(work: _Work, disk: Disk) -> int:
     return int(answer["size_bytes"])
 
 
-async def _record(work: _Work, disk: Disk, *, made: bool) -> None:
+async def _record(work: Work, disk: Disk, *, made: bool) -> None:
     """Make the image, then write the disk into the VM's record."""
     if made:
         if work.run.adopted:
-            await _delete_image(work, disk)  # begun by the manager before us; nothing has run on it
+            await delete_image(work, disk)  # begun by the manager before us; nothing has run on it
         await _image(work, disk, "create-disks")
     try:
         # Two VMs that ask for one image at once have no record in common: one after the other.
@@ -179,11 +179,11 @@ async def _record(work: _Work, disk: Disk, *, made: bool) -> None:
     except GodwitError:
         if made:
             with contextlib.suppress(GodwitError):
-                await _delete_image(work, disk)
+                await delete_image(work, disk)
         raise
 
 
-async def _plug(work: _Work, disk: Disk, *, made: bool) -> None:
+async def _plug(work: Work, disk: Disk, *, made: bool) -> None:
     """Have the machine get the disk; on its refusal the record and the image go again."""
     try:
         answer = await work.ask_owner(
@@ -195,12 +195,12 @@ async def _plug(work: _Work, disk: Disk, *, made: bool) -> None:
         await _change(work.world, work.vm.name, lambda vm: without_disk(vm, disk.id))
         if made:
             with contextlib.suppress(GodwitError):
-                await _delete_image(work, disk)
+                await delete_image(work, disk)
         raise
     await _keep_answer(work, disk, answer)
 
 
-async def _keep_answer(work: _Work, disk: Disk, answer: Any) -> None:
+async def _keep_answer(work: Work, disk: Disk, answer: Any) -> None:
     """The size that the host found goes into the record."""
     size = answer.get("size_bytes") if isinstance(answer, dict) else None
     if isinstance(size, int) and size != disk.size_bytes:
@@ -210,7 +210,7 @@ async def _keep_answer(work: _Work, disk: Disk, answer: Any) -> None:
 
 async def remove(world: World, run: TaskRun, request: RemoveDisk) -> Done:
     """Take a disk from the VM; then, unless it is to be kept, its image is deleted."""
-    work = await _Work.of(world, run, request)
+    work = await Work.of(world, run, request)
     name = request.name
     if run.task.progress.get("written"):
         disk = Disk.model_validate(run.task.progress["disk"])
@@ -229,7 +229,7 @@ async def remove(world: World, run: TaskRun, request: RemoveDisk) -> Done:
     if request.keep or disk.source == "device":
         return Done(f"{disk.id} removed, {disk.path} stays", {"vm": name, "path": disk.path})
     try:
-        await _delete_image(work, disk)
+        await delete_image(work, disk)
     except OutcomeUnknown:
         raise
     except GodwitError as error:
@@ -243,7 +243,7 @@ async def remove(world: World, run: TaskRun, request: RemoveDisk) -> Done:
 
 async def resize(world: World, run: TaskRun, request: ResizeDisk) -> Done:
     """Let a disk grow; the record says the size that its host found afterwards."""
-    work = await _Work.of(world, run, request)
+    work = await Work.of(world, run, request)
     name = request.name
     disk = check_growth(work.vm, request, running=work.runs)
     await run.say(f"growing {disk.id} of {name} to {format_size(request.size_bytes)}")
@@ -268,7 +268,7 @@ async def resize(world: World, run: TaskRun, request: ResizeDisk) -> Done:
     return Done(text, {"vm": name, "disk": disk.id, "size_bytes": grown.size_bytes})
 
 
-async def _image(work: _Work, disk: Disk, verb: str) -> None:
+async def _image(work: Work, disk: Disk, verb: str) -> None:
     await on_some_host(
         work.world,
         None,
@@ -280,7 +280,7 @@ async def _image(work: _Work, disk: Disk, verb: str) -> None:
     )
 
 
-async def _delete_image(work: _Work, disk: Disk) -> None:
+async def delete_image(work: Work, disk: Disk) -> None:
     await _image(work, disk, "delete-disks")
 
 
