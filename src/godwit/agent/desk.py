@@ -18,6 +18,7 @@ from godwit.agent.facts import Equipment
 from godwit.agent.gate import TapGate
 from godwit.agent.guardlink import GuardLink
 from godwit.agent.holds import LabHolds
+from godwit.agent.volumes import Volumes
 from godwit.host.announce import Announcer
 from godwit.host.cgroup import open_cgroup
 from godwit.host.config import AgentConfig
@@ -70,6 +71,7 @@ class Desk:
         self.holds = holds
         self.links = LinkControl()
         self.announcer = Announcer()
+        self.volumes = Volumes(self)
         self.brokers = Brokers(self)
         self.networks = dict(config.networks)
         self.slots: dict[str, Slot] = {}
@@ -108,6 +110,8 @@ class Desk:
             cgroup=f"{self.config.cgroup.root}/{vm.name}",
             boot_id=self.equipment.info.boot_id,
             broker=self.brokers.address(vm),
+            served=self.volumes.served(vm.disks),
+            boot=self.volumes.boot(vm),
         )
 
     def gate(self, vm: Vm, machine: Machine) -> TapGate:
@@ -115,9 +119,9 @@ class Desk:
         return TapGate(vm, machine.runtime, self.networks, self.links, self.announcer)
 
     def host_info(self) -> HostInfo:
-        """What this host publishes about itself, with the networks it has right now."""
+        """What this host publishes about itself, with the networks and volumes it has now."""
         networks = {name: port.mtu for name, port in self.networks.items()}
-        return self.equipment.info.but(networks=networks)
+        return self.equipment.info.but(networks=networks, volumes=self.volumes.names())
 
     def promised_bytes(self) -> int:
         """Memory that VMs here, and those on their way in, may take."""
@@ -227,5 +231,6 @@ class Desk:
         for slot in self.slots.values():
             await slot.machine.close()
         await self.brokers.shut()
+        self.volumes.close()
         self.links.close()
         self.announcer.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import signal
@@ -97,8 +98,11 @@ async def run(config: AgentConfig) -> None:
     desk.background(desk.guard.serve(), "guard link")
     desk.background(_watchdog(clock), "watchdog")
     notify("READY=1")
+    with contextlib.suppress(StoreError):  # it is told to look again as soon as the store is there
+        await desk.volumes.sync()
     await adopt_all(desk, departures, arrivals)
     desk.background(Networks(desk).serve(), "networks")
+    desk.background(desk.volumes.serve(), "volumes")
     desk.background(_be_seen(desk), "presence")
     try:
         await server.serve(ending)

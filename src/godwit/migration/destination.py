@@ -319,7 +319,7 @@ class Incoming:
         if self.ask.method == "quick":
             label = describe(self.ask.vm, epoch=self.ask.epoch)
             if (await machine.status()).status == "inmigrate":
-                await load_memory(machine, Path(self.ask.image), label=label)
+                await load_memory(machine, Path(self.ask.image), label=label, files=world.files)
         self.phase = "starting"
         self._check_kept()
         await world.note_started(owner.epoch, self.ask.migration)

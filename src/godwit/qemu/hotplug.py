@@ -80,7 +80,13 @@ async def add_disks(machine: Machine, disks: Sequence[Disk], place: Place) -> No
     nodes = {
         str(node["node-name"]): node
         for disk in disks
-        for node in disk_nodes(disk, vm=machine.vm, aio=place.aio, broker=place.broker)
+        for node in disk_nodes(
+            disk,
+            vm=machine.vm,
+            aio=place.aio,
+            broker=place.broker,
+            served=place.served.get(disk.id),
+        )
     }
     devices = {disk.id: disk_device(disk) for disk in disks}
     granted: list[Disk] = []

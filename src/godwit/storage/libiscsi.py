@@ -26,6 +26,8 @@ def load() -> Any:
         for call in ("iscsi_create_context", "iscsi_reportluns_sync", "iscsi_readcapacity16_sync"):
             getattr(library, call).restype = _POINTER
         library.iscsi_inquiry_sync.restype = _POINTER
+        library.iscsi_synchronizecache10_sync.restype = _POINTER
+        library.iscsi_synchronizecache10_sync.argtypes = (_POINTER, *[_INT] * 5)
         library.iscsi_testunitready_sync.restype = _POINTER
         library.scsi_datain_unmarshall.restype = _POINTER
         library.scsi_datain_unmarshall.argtypes = (_POINTER,)
@@ -93,6 +95,11 @@ class Target:
         size = (int(held.last_block) + 1) * int(held.block_bytes)
         self._library.scsi_free_scsi_task(task)
         return size
+
+    def flush(self, lun: int) -> None:
+        """Have the target put the whole LUN on its medium."""
+        task = self._done("iscsi_synchronizecache10_sync", lun, 0, 0, 0, 0)
+        self._library.scsi_free_scsi_task(task)
 
     def close(self) -> None:
         """Say farewell; the target forgets us either way."""

@@ -13,9 +13,29 @@ from typing import Final
 from godwit.model.disks import CLUSTER_STORAGE
 from godwit.model.volume import Volume
 from godwit.storage.places import Access, portal
-from godwit.storage.remote import Child, Server
+from godwit.storage.remote import ASK_S, Child, Server
 
 PROBE_S: Final = 3.0
+
+
+async def list_luns(volume: Volume, access: Access, *, timeout: float = ASK_S) -> dict[int, int]:
+    """The sizes of an iscsi volume's LUNs that are disks; OSError when its target cannot say."""
+    child = Child(Server(user=access.user))
+    try:
+        return await _luns(child, volume, access, timeout)
+    finally:
+        child.close()
+
+
+async def _luns(child: Child, volume: Volume, access: Access, timeout: float) -> dict[int, int]:
+    found = await child.ask(
+        "luns",
+        timeout=timeout,
+        portal=portal(volume),
+        target=volume.target,
+        initiator=access.initiator,
+    )
+    return {int(lun): int(size) for lun, size in found.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +65,7 @@ async def probe(
         child = Child(Server(user=access.user))
     try:
         if volume.kind == "iscsi":
-            found = await child.ask(
-                "luns",
-                timeout=timeout,
-                portal=portal(volume),
-                target=volume.target,
-                initiator=access.initiator,
-            )
+            found = await _luns(child, volume, access, timeout)
             return PathProbe(ok=True, capacity_bytes=sum(found.values()))
         if volume.kind == "nfs":
             found = await child.ask("space", timeout=timeout)

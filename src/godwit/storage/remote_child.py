@@ -36,6 +36,7 @@ def _operations(export: Export | None) -> dict[str, Operation]:
     """What may be asked for."""
     found: dict[str, Operation] = {
         "directory": lambda ask: _directory(ask["path"]),
+        "flush-lun": _flush_lun,
         "luns": lambda ask: _luns(ask["portal"], ask["target"], ask["initiator"]),
     }
     if export is not None:
@@ -50,7 +51,9 @@ def _operations(export: Export | None) -> dict[str, Operation]:
             "rename": lambda ask: export.rename(ask["path"], ask["to"]),
             "sync": lambda ask: export.sync(ask["path"]),
             "read": lambda ask: _read(export, ask["path"], ask["offset"], ask["length"]),
-            "write": lambda ask: _write(export, ask["path"], base64.b64decode(ask["content"])),
+            "write": lambda ask: _write(
+                export, ask["path"], base64.b64decode(ask["content"]), ask["mode"]
+            ),
         }
     return found
 
@@ -67,6 +70,14 @@ def _luns(portal: str, target: str, initiator: str) -> dict[str, int]:
     session = Target(portal, target, initiator=initiator)
     try:
         return {str(lun): size for lun, size in session.disks().items()}
+    finally:
+        session.close()
+
+
+def _flush_lun(ask: dict[str, Any]) -> None:
+    session = Target(ask["portal"], ask["target"], initiator=ask["initiator"])
+    try:
+        session.flush(ask["lun"])
     finally:
         session.close()
 
@@ -96,11 +107,11 @@ def _read(export: Export, path: str, offset: int, length: int) -> str:
         return base64.b64encode(export.read(handle, offset, length)).decode()
 
 
-def _write(export: Export, path: str, content: bytes) -> None:
+def _write(export: Export, path: str, content: bytes, mode: int) -> None:
     """The whole file under a passing name first: a reader sees the old one or the new one."""
     passing = f"{path}.new"
     _absent_is(None, lambda: export.remove(passing))
-    export.create(passing, 0o644)
+    export.create(passing, mode)
     with export.opened(passing, os.O_WRONLY) as handle:
         export.write(handle, 0, content)
         export.flush(handle)
@@ -112,7 +123,7 @@ def _push(export: Export, path: str, mode: int) -> None:
     export.create(path, mode)
     with export.opened(path, os.O_WRONLY) as handle:
         offset = 0
-        with open(0, "rb", closefd=False) as source:  # noqa: PTH123 - a descriptor
+        with open(0, "rb", closefd=False) as source:
             while piece := source.read(PIECE):
                 export.write(handle, offset, piece)
                 offset += len(piece)
@@ -123,7 +134,7 @@ def _pull(export: Export, path: str) -> None:
     """The file goes to standard output."""
     with export.opened(path, os.O_RDONLY) as handle:
         offset = 0
-        with open(1, "wb", closefd=False) as target:  # noqa: PTH123
+        with open(1, "wb", closefd=False) as target:
             while piece := export.read(handle, offset, PIECE):
                 target.write(piece)
                 offset += len(piece)
