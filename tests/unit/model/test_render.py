@@ -89,8 +89,6 @@ KINDS: dict[str, type[BaseModel]] = {
 
 
 _SERVERS = st.sampled_from(["10.94.0.1", "files.example", "fd00::1", "a"])
-    "fd00::1"
-)
 _DIRECTORY = {"type": st.sampled_from(["dir", "local"]), "path": PATHS}
 _NFS = {
     "type": st.just("nfs"),
