@@ -24,6 +24,7 @@ from godwit.host.cgroup import open_cgroup
 from godwit.host.config import AgentConfig
 from godwit.host.errors import CgroupError
 from godwit.host.ifctl import LinkControl
+from godwit.model import keys
 from godwit.model.errors import NotFound
 from godwit.model.host import HostInfo
 from godwit.model.vm import Vm, VmState, VmStatus
@@ -32,7 +33,7 @@ from godwit.qemu.machine import Machine
 from godwit.qemu.start import Place
 from godwit.qmp import MonitorError, MonitorLost
 from godwit.store.errors import StoreError
-from godwit.store.records import Records
+from godwit.store.records import Records, encode
 
 _log = logging.getLogger("agent")
 
@@ -80,6 +81,7 @@ class Desk:
         self.changing: set[str] = set()  # their disks come, go or grow: no move may begin
         self.on_exit: Callable[[Slot], Coroutine[Any, Any, None]] | None = None
         self._locks: dict[str, asyncio.Lock] = {}
+        self._telling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -122,6 +124,11 @@ class Desk:
         """What this host publishes about itself, with the networks and volumes it has now."""
         networks = {name: port.mtu for name, port in self.networks.items()}
         return self.equipment.info.but(networks=networks, volumes=self.volumes.names())
+
+    async def publish_host(self) -> None:
+        """Tell the store of this host as it is now; one at a time, so that the last word is new."""
+        async with self._telling:
+            await self.records.store.put(keys.host_info(self.host), encode(self.host_info()))
 
     def promised_bytes(self) -> int:
         """Memory that VMs here, and those on their way in, may take."""

@@ -35,7 +35,7 @@ from godwit.model.world import Clock
 from godwit.qemu.tls import ensure_dh_params
 from godwit.store.client import StoreClient
 from godwit.store.errors import LeaseNotFound, StoreError
-from godwit.store.records import Records, encode
+from godwit.store.records import Records
 from godwit.wire.identity import HOST, MANAGER, STORE, Identity
 from godwit.wire.server import Listener, ServerTls, WireServer
 from godwit.wire.tls import ClientTls, Expect
@@ -127,7 +127,7 @@ async def _be_seen(desk: Desk) -> None:
     presence = json.dumps({"boot_id": desk.equipment.info.boot_id}).encode()
     while True:
         try:
-            await store.put(keys.host_info(desk.host), encode(desk.host_info()))
+            await desk.publish_host()
             lease = await store.lease_grant(AGENT_TTL_S)
             await store.put(keys.host_agent(desk.host), presence, lease=lease.id)
             while True:

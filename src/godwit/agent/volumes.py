@@ -25,7 +25,7 @@ from godwit.storage.files import LOCAL, VolumeFiles
 from godwit.storage.places import Access, Node, initiator_name, served_node
 from godwit.storage.served import NoFiles, ServedFiles
 from godwit.store.errors import StoreError
-from godwit.store.records import decode, encode
+from godwit.store.records import decode
 from godwit.wire.identity import CA_FILE
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ class Volumes:
                 files.close()
                 del self._served[name]
         self._known = found
-        desk = self._desk
-        await desk.records.store.put(keys.host_info(desk.host), encode(desk.host_info()))
+        await self._desk.publish_host()
 
     def names(self) -> tuple[str, ...]:
         """All volumes of this host."""
