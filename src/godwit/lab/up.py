@@ -278,7 +278,7 @@ def _daemons(context: Context) -> str:
             raise _explained(context, node, error) from error
 
     _together([lambda n=n, u=u: ready(n, u) for n, u in wanted if u])  # type: ignore[misc]
-    if STORAGE in context.layout.nodes and not context.options.units:
+    if STORAGE in context.layout.nodes and STORAGE not in context.options.units:
         serving.wait_open(context.layout, timeout=READY_S)
     count = sum(len(units) for _, units in wanted)
     return f"{count} daemons are ready"
