@@ -74,7 +74,7 @@ class Arrivals:
         """Why QEMU could not use a file of a volume here; empty when it can."""
         uid, gid = self.desk.equipment.binary.user or (0, 0)
         try:
-            facts = await self.desk.volumes.files_at(path).look(Path(path))
+            facts = await self.desk.catalog.files_at(path).look(Path(path))
         except (OSError, GodwitError) as error:
             return str(getattr(error, "strerror", None) or error)
         if facts is None:
@@ -173,7 +173,7 @@ class Arrivals:
         state = desk.config.paths.vm_state(name)
 
         async def start(_postcopy: bool) -> Machine:
-            await desk.volumes.fetch_boot(ask.vm)
+            await desk.catalog.fetch_boot(ask.vm)
             await desk.brokers.start(ask.vm)
             machine = await spawn(
                 ask.vm,
@@ -236,7 +236,7 @@ class Arrivals:
             migration_address=desk.config.migration.address,
             migration_tls_dir=tls,
             tls_hostname=migration_dns(desk.host),
-            files=desk.volumes.files_at(ask.image),
+            files=desk.catalog.files_at(ask.image),
         )
 
     def _spawn_forget(self, migration: str) -> None:

@@ -231,7 +231,7 @@ class Brokers:
     # Steps.
 
     def _disk(self, disk: Disk) -> BrokerDisk:
-        return broker_disk(disk, self._desk.volumes.served([disk]).get(disk.id))
+        return broker_disk(disk, self._desk.catalog.served([disk]).get(disk.id))
 
     def _place(self, vm: str) -> DaemonPlace:
         desk = self._desk

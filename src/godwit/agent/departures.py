@@ -182,7 +182,7 @@ class Departures:
             holds=desk.holds,
             migration_tls_dir=tls,
             volumes=desk.config.paths.volumes,
-            files=desk.volumes.files(memory_volume(slot.vm)),
+            files=desk.catalog.files(memory_volume(slot.vm)),
             past_overhead_ms=tuple(self._overheads),
         )
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from godwit.agent.brokers import Brokers
+from godwit.agent.catalog import Catalog
 from godwit.agent.facts import Equipment
 from godwit.agent.gate import TapGate
 from godwit.agent.guardlink import GuardLink
 from godwit.agent.holds import LabHolds
-from godwit.agent.volumes import Volumes
 from godwit.host.announce import Announcer
 from godwit.host.cgroup import open_cgroup
 from godwit.host.config import AgentConfig
@@ -72,7 +72,7 @@ class Desk:
         self.holds = holds
         self.links = LinkControl()
         self.announcer = Announcer()
-        self.volumes = Volumes(self)
+        self.catalog = Catalog(self)
         self.brokers = Brokers(self)
         self.networks = dict(config.networks)
         self.slots: dict[str, Slot] = {}
@@ -112,8 +112,8 @@ class Desk:
             cgroup=f"{self.config.cgroup.root}/{vm.name}",
             boot_id=self.equipment.info.boot_id,
             broker=self.brokers.address(vm),
-            served=self.volumes.served(vm.disks),
-            boot=self.volumes.boot(vm),
+            served=self.catalog.served(vm.disks),
+            boot=self.catalog.boot(vm),
         )
 
     def gate(self, vm: Vm, machine: Machine) -> TapGate:
@@ -123,7 +123,7 @@ class Desk:
     def host_info(self) -> HostInfo:
         """What this host publishes about itself, with the networks and volumes it has now."""
         networks = {name: port.mtu for name, port in self.networks.items()}
-        return self.equipment.info.but(networks=networks, volumes=self.volumes.names())
+        return self.equipment.info.but(networks=networks, volumes=self.catalog.names())
 
     async def publish_host(self) -> None:
         """Tell the store of this host as it is now; one at a time, so that the last word is new."""
@@ -238,6 +238,6 @@ class Desk:
         for slot in self.slots.values():
             await slot.machine.close()
         await self.brokers.shut()
-        self.volumes.close()
+        self.catalog.close()
         self.links.close()
         self.announcer.close()

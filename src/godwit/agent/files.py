@@ -23,8 +23,8 @@ from godwit.model.errors import (
 )
 from godwit.model.vm import Disk
 from godwit.storage.images import check_image, create_image
-from godwit.storage.paths import list_luns
 from godwit.storage.places import lun_of
+from godwit.storage.served_paths import list_luns
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class Files:
                     stream.write(chunk)
             if digest.hexdigest() != sha256:
                 raise Refused("the file arrived damaged", hint="send it again")
-            files = self._desk.volumes.files_at(target)
+            files = self._desk.catalog.files_at(target)
             await asked(files.make_directories(self._boot), self._boot)
             await asked(files.bring(Path(name), target), target)
         finally:
@@ -82,7 +82,7 @@ class Files:
         for kind in ("kernel", "initrd"):
             sha256 = str(manifest[f"{kind}_sha256"])
             target = self._boot / sha256
-            files = self._desk.volumes.files_at(target)
+            files = self._desk.catalog.files_at(target)
             if await asked(files.look(target), target) is None:
                 await self.put_boot_file(sha256, _chunks(folder / manifest[kind]))
             answer[kind] = str(target)
@@ -98,7 +98,7 @@ class Files:
                     format=disk.format,
                     size_bytes=disk.size_bytes,
                     owner=self._desk.equipment.binary.user,
-                    files=self._desk.volumes.files(disk.volume),
+                    files=self._desk.catalog.files(disk.volume),
                 )
                 made.append(disk)
         except BaseException:
@@ -114,7 +114,7 @@ class Files:
         """
         if disk.source != "image":
             return False
-        path, files = self.disk_path(disk), self._desk.volumes.files(disk.volume)
+        path, files = self.disk_path(disk), self._desk.catalog.files(disk.volume)
         if await asked(files.look(path), path) is not None:
             await check_image(disk, files=files)
             return False
@@ -124,15 +124,15 @@ class Files:
     async def remove_image(self, disk: Disk) -> None:
         """Delete the disk's image; fine when there is none."""
         path = self.disk_path(disk)
-        await asked(self._desk.volumes.files(disk.volume).remove(path), path)
+        await asked(self._desk.catalog.files(disk.volume).remove(path), path)
 
     async def lun_size(self, disk: Disk) -> int:
         """The bytes of a LUN, as its target says."""
-        volume = self._desk.volumes.get(disk.volume)
+        volume = self._desk.catalog.get(disk.volume)
         if volume.kind != "iscsi":
             raise Refused(f"{disk.volume} has no LUNs", hint="see: godwit volume list")
         number = lun_of(volume, disk.path)
-        found = await asked(list_luns(volume, self._desk.volumes.access), Path(disk.path))
+        found = await asked(list_luns(volume, self._desk.catalog.access), Path(disk.path))
         if number not in found:
             known = ", ".join(str(lun) for lun in sorted(found)) or "none"
             raise NotFound(
@@ -161,7 +161,7 @@ class Files:
             await self.remove_image(disk)
         # Only the VM's own: an image may lie in a folder that others share.
         for folder in (folder for folder in folders if folder.name == vm):
-            files = self._desk.volumes.files_at(folder)
+            files = self._desk.catalog.files_at(folder)
             for name in await asked(files.names(folder), folder):
                 if name.startswith("saved-"):
                     await asked(files.remove(folder / name), folder / name)
@@ -169,7 +169,7 @@ class Files:
 
     def disk_path(self, disk: Disk) -> Path:
         """The disk's path, which must lie in its own volume: a record is no reason to leave it."""
-        return self._desk.volumes.check_inside(Path(disk.path), disk.volume)
+        return self._desk.catalog.check_inside(Path(disk.path), disk.volume)
 
 
 async def asked(question: Awaitable[T], path: Path) -> T:

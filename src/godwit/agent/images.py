@@ -39,7 +39,7 @@ class Images:
         if disk.source == "lun":
             return {"size_bytes": await self._files.lun_size(disk)}
         path = self._files.disk_path(disk)
-        files = self._desk.volumes.files(disk.volume)
+        files = self._desk.catalog.files(disk.volume)
         found = await asked(files.look(path), path)
         if found is None or not found.is_file:
             raise NotFound(f"there is no image {path}", hint="look what the volume holds")
@@ -56,7 +56,7 @@ class Images:
             format=disk.format,
             size_bytes=size_bytes,
             tool=self._tool(),
-            files=self._desk.volumes.files(disk.volume),
+            files=self._desk.catalog.files(disk.volume),
         )
         return {"size_bytes": grown.virtual_size}
 
@@ -74,8 +74,8 @@ class Images:
             target=place,
             target_format=_format(format),
             tool=self._tool(),
-            source_files=self._desk.volumes.files(disk.volume),
-            target_files=self._desk.volumes.files_at(place),
+            source_files=self._desk.catalog.files(disk.volume),
+            target_files=self._desk.catalog.files_at(place),
         )
         return {"size_bytes": info.virtual_size}
 
@@ -87,15 +87,15 @@ class Images:
         target_format: str,
     ) -> dict[str, int]:
         """Import an image from a URL or a volume; refused in one line when it is not sound."""
-        volumes = self._desk.volumes
+        catalog = self._desk.catalog
         origin = source if is_url(source) else str(self._inside(source))
-        if volumes.files_at(origin).node(Path(origin)) is not None:
+        if catalog.files_at(origin).node(Path(origin)) is not None:
             raise Refused(
                 f"{source} lies on a volume that is served to QEMU alone",
                 hint="import from a URL, or from a volume that hosts have as a directory",
             )
         target = self._inside(path)
-        files = volumes.files_at(target)
+        files = catalog.files_at(target)
         await asked(files.make_directories(target.parent), target.parent)
         served = files.node(target) is not None
         info = await imports.import_image(
@@ -118,8 +118,8 @@ class Images:
         root = self._desk.config.paths.volumes
         path = Path(text)
         volume = volume_of(text)
-        if volume is not None and self._desk.volumes.get(volume).kind in SERVED:
-            return self._desk.volumes.check_inside(path, volume)
+        if volume is not None and self._desk.catalog.get(volume).kind in SERVED:
+            return self._desk.catalog.check_inside(path, volume)
         real = path.parent.resolve() / path.name
         if not path.is_absolute() or root.resolve() not in real.parents or ".." in path.parts:
             raise Refused(f"{text} is in no volume", hint=f"name a path below {root}")

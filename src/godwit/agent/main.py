@@ -99,10 +99,10 @@ async def run(config: AgentConfig) -> None:
     desk.background(_watchdog(clock), "watchdog")
     notify("READY=1")
     with contextlib.suppress(StoreError):  # it is told to look again as soon as the store is there
-        await desk.volumes.sync()
+        await desk.catalog.sync()
     await adopt_all(desk, departures, arrivals)
     desk.background(Networks(desk).serve(), "networks")
-    desk.background(desk.volumes.serve(), "volumes")
+    desk.background(desk.catalog.serve(), "volumes")
     desk.background(_be_seen(desk), "presence")
     try:
         await server.serve(ending)

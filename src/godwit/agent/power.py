@@ -169,7 +169,7 @@ class Power:
 
     async def _power_on(self, vm: Vm, owner: Owner, image: SavedState | None) -> None:
         desk = self.desk
-        await desk.volumes.fetch_boot(vm)
+        await desk.catalog.fetch_boot(vm)
         await desk.brokers.start(vm, epoch=owner.epoch)
         try:
             machine = await spawn(vm, desk.place(vm), epoch=owner.epoch, incoming=image is not None)
@@ -179,7 +179,7 @@ class Power:
         try:
             if image is not None:
                 label = quick.describe(vm, epoch=image.epoch)
-                files = desk.volumes.files_at(image.path)
+                files = desk.catalog.files_at(image.path)
                 await quick.load_memory(machine, Path(image.path), label=label, files=files)
             note_started(
                 desk.config.paths.vm_state(vm.name),
@@ -241,7 +241,7 @@ class Power:
 
     async def _write_memory(self, slot: Slot, path: Path, epoch: int) -> None:
         label = quick.describe(slot.vm, epoch=epoch)
-        files = self.desk.volumes.files_at(path)
+        files = self.desk.catalog.files_at(path)
         try:
             saving = await quick.save_memory(slot.machine, path, label=label, files=files)
             try:
@@ -273,11 +273,11 @@ class Power:
         for disk in images(list(vm.disks)):
             # Past the lock: another host may be told to start the VM at this moment, and a look
             # that held a lock would fail the one that wins.
-            files = self.desk.volumes.files(disk.volume)
+            files = self.desk.catalog.files(disk.volume)
             await check_image(disk, in_use=True, files=files)
 
     async def _forget(self, saved: str) -> None:
-        await quick.discard(Path(saved), files=self.desk.volumes.files_at(saved))
+        await quick.discard(Path(saved), files=self.desk.catalog.files_at(saved))
 
     async def _records(self, name: str) -> tuple[Vm, Versioned[Owner]]:
         spec, found = await asyncio.gather(

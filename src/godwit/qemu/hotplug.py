@@ -400,6 +400,6 @@ async def _size(machine: Machine, disk: Disk) -> int:
 def _grow_hint(disk: Disk) -> str:
     if tier_of(disk) == "brokered":
         return "the storage broker's image must grow first"
-    if disk.source == "device":
+    if disk.source != "image":
         return f"grow {disk.path} on its storage first"
     return "is there room on the volume?"

@@ -27,6 +27,7 @@ from godwit.storage.libiscsi import Target
 from godwit.storage.libnfs import Export
 
 PIECE = 1 << 20
+BLOCK = 4096
 _PR_SET_PDEATHSIG = 1
 
 Operation = Callable[[dict[str, Any]], Any]
@@ -35,6 +36,7 @@ Operation = Callable[[dict[str, Any]], Any]
 def _operations(export: Export | None) -> dict[str, Operation]:
     """What may be asked for."""
     found: dict[str, Operation] = {
+        "ready": lambda _ask: None,
         "directory": lambda ask: _directory(ask["path"]),
         "flush-lun": _flush_lun,
         "luns": lambda ask: _luns(ask["portal"], ask["target"], ask["initiator"]),
@@ -42,7 +44,7 @@ def _operations(export: Export | None) -> dict[str, Operation]:
     if export is not None:
         found |= {
             "stat": lambda ask: _stat(export, ask["path"]),
-            "space": lambda _ask: export.space(),
+            "look": lambda ask: _look(export, ask["name"]),
             "names": lambda ask: _absent_is([], lambda: export.names(ask["path"])),
             "make-directories": lambda ask: export.make_directories(ask["path"], ask["mode"]),
             "create": lambda ask: export.create(ask["path"], ask["mode"]),
@@ -80,6 +82,29 @@ def _flush_lun(ask: dict[str, Any]) -> None:
         session.flush(ask["lun"])
     finally:
         session.close()
+
+
+def _look(export: Export, name: str) -> dict[str, int]:
+    """Sizes, after a block was really written, committed and read back; a full one works too."""
+    path, mark = f"/.godwit/alive-{name}", os.urandom(16).hex().encode()
+    block = mark + bytes(BLOCK - len(mark))
+    try:
+        try:
+            export.create(path, 0o644)
+        except FileNotFoundError:
+            export.make_directories("/.godwit", 0o755)
+            export.create(path, 0o644)
+        except FileExistsError:
+            pass
+        with export.opened(path, os.O_RDWR) as handle:
+            export.write(handle, 0, block)
+            export.flush(handle)
+            if export.read(handle, 0, BLOCK) != block:
+                raise OSError(errno.EIO, "what was written is not what is read")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+    return export.space()
 
 
 def _absent_is(value: Any, work: Callable[[], Any]) -> Any:
@@ -162,9 +187,9 @@ def _serve(server: str, path: str) -> None:
     export: Export | None = None
     for line in sys.stdin:
         try:
-            if server and export is None:
-                export = Export(server, path)
             ask = json.loads(line)
+            if server and export is None and ask["op"] != "ready":
+                export = Export(server, path)
             answer = json.dumps({"ok": _operations(export)[ask["op"]](ask)})
         except OSError as error:
             answer = _failure(error)

@@ -35,10 +35,11 @@ from godwit.storage import images, remote
 from godwit.storage.convert import convert
 from godwit.storage.files import LOCAL, VolumeFiles
 from godwit.storage.nodes import BrokerDisk
-from godwit.storage.paths import list_luns, probe
+from godwit.storage.paths import PathProbe, probe
 from godwit.storage.places import Access, initiator_name, served_node
 from godwit.storage.remote import Child, Server
 from godwit.storage.served import NoFiles, ServedFiles
+from godwit.storage.served_paths import ServedProber, list_luns
 from godwit.storage.settle import settle_disk
 
 T = TypeVar("T")
@@ -60,6 +61,9 @@ class Served:
 
     def volume(self, name: str) -> Volume:
         return next(one for one in serving.volumes(self.lab.layout) if one.name == name)
+
+    async def probe(self, volume: Volume, timeout: float) -> PathProbe:
+        return await probe(volume, timeout, root=Path("/"), host="host1", access=self.access)
 
     def files(self) -> ServedFiles:
         self._opened.append(ServedFiles(self.volume("shared"), self.access))
@@ -257,44 +261,59 @@ def test_a_frozen_server_costs_only_the_time_out(nfs: Served) -> None:
     server = nfs.lab.process("storage", "nfs")
 
     async def work() -> None:
-        volume, child = nfs.volume("shared"), Child(Server("10.94.0.1", "/shared"))
-        assert (await child.ask("space"))["capacity"] > 0
-        found = await probe(volume, 5.0, access=nfs.access)
+        volume, child = nfs.volume("shared"), Child(Server("10.94.0.1", "/shared", nfs.access.user))
+        assert (await child.ask("look", name="x"))["capacity"] > 0
+        found = await nfs.probe(volume, 5.0)
         assert found.ok
         assert found.capacity_bytes is not None
         freeze(server)
         try:
             began = time.monotonic()
-            found = await probe(volume, 1.0, access=nfs.access)
-            assert (found.ok, found.capacity_bytes) == (False, None)
+            found = await nfs.probe(volume, 1.0)
+            assert (found.ok, found.hung, found.capacity_bytes) == (False, True, None)
             assert "does not answer within 1 s" in found.reason
             hanging = child._process
             assert hanging is not None
             with pytest.raises(TimeoutError):
-                await child.ask("space", timeout=1.0)
+                await child.ask("look", name="x", timeout=1.0)
             assert time.monotonic() - began < 6.0
         finally:
             thaw(server)
         await asyncio.gather(*remote._REAPERS)
         assert not is_alive(hanging), "the one that hung was killed"
-        assert (await child.ask("space"))["capacity"] > 0, "another one answers"
+        assert (await child.ask("look", name="x"))["capacity"] > 0, "another one answers"
         child.close()
-        assert (await probe(volume, 10.0, access=nfs.access)).ok
+        assert (await nfs.probe(volume, 10.0)).ok
 
     nfs.run(work)
+
+
+def test_one_prober_looks_again_and_again(nfs: Served) -> None:
+    async def work() -> None:
+        looks = ServedProber(nfs.volume("shared"), nfs.access, "host1")
+        first = await looks.probe(5.0)
+        began = time.monotonic()
+        second = await looks.probe(5.0, identity=first.identity)
+        assert (first.ok, second.ok, second.identity) == (True, True, first.identity)
+        assert time.monotonic() - began < 1.0
+        assert not (await looks.probe(5.0, identity="another")).ok
+        await looks.close()
+
+    nfs.run(work)
+    assert (nfs.lab.layout.volume / ".godwit" / "alive-host1").stat().st_size == 4096
 
 
 def test_what_is_not_there_is_told(nfs: Served) -> None:
     async def work() -> None:
         wrong = nfs.volume("shared").but(export="/nothing")
-        found = await probe(wrong, 5.0, access=nfs.access)
+        found = await nfs.probe(wrong, 5.0)
         assert not found.ok
         assert found.reason.startswith("shared: ")
         away = nfs.volume("shared").but(server="10.94.0.99")
-        assert not (await probe(away, 1.0, access=nfs.access)).ok
+        assert not (await nfs.probe(away, 1.0)).ok
         here = Volume(name="nothing")
-        assert not (await probe(here, 5.0)).ok
-        assert (await probe(Volume(name="tmp"), 5.0, root="/")).ok
+        assert not (await nfs.probe(here, 5.0)).ok
+        assert (await nfs.probe(Volume(name="tmp"), 5.0)).ok
 
     nfs.run(work)
 
@@ -304,10 +323,10 @@ def test_luns_are_listed_measured_and_flushed(iscsi: Served) -> None:
         volume = iscsi.volume("luns")
         found = await list_luns(volume, iscsi.access)
         assert found == dict.fromkeys(range(1, serving.LUN_COUNT + 1), serving.LUN_BYTES)
-        seen = await probe(volume, 5.0, access=iscsi.access)
+        seen = await iscsi.probe(volume, 5.0)
         assert (seen.ok, seen.used_bytes) == (True, None)
         assert seen.capacity_bytes == serving.LUN_COUNT * serving.LUN_BYTES
-        wrong = await probe(volume.but(target="iqn.2026-11.example:no"), 5.0, access=iscsi.access)
+        wrong = await iscsi.probe(volume.but(target="iqn.2026-11.example:no"), 5.0)
         assert not wrong.ok
         node = served_node(volume, "/clusterstorage/luns/lun-1", iscsi.access)
         disk = BrokerDisk(id="d", path="lun-1", format="raw", size_bytes=512, served=node)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from godwit.agent import disks as room
+from godwit.agent.catalog import Catalog
 from godwit.agent.disks import Disks
 from godwit.agent.files import Files
-from godwit.agent.volumes import Volumes
 from godwit.model.errors import Conflict, NotFound, OperationFailed, Refused
 from godwit.model.vm import Disk, Pins, Vm
 from godwit.qemu.hotplug import PluggedDisk
@@ -226,7 +226,7 @@ async def test_images_of_a_running_vm_are_deleted_only_when_unused(
     )
     equipment = SimpleNamespace(binary=SimpleNamespace(user=None))
     desk = SimpleNamespace(config=config, slots=world.desk.slots, equipment=equipment, host="host1")
-    desk.volumes = Volumes(desk)  # type: ignore[arg-type]
+    desk.catalog = Catalog(desk)  # type: ignore[arg-type]
     files = Files(desk)  # type: ignore[arg-type]
     for disks in ([one], [one, two], [device], []):
         with pytest.raises(Refused, match="runs here"):

@@ -36,7 +36,7 @@ _RETRY_S = 1.0
 _HASH_DIGITS = 64
 
 
-class Volumes:
+class Catalog:
     """Follows the volume records. Belongs to the agent's event loop."""
 
     def __init__(self, desk: Desk) -> None:
