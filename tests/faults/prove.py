@@ -33,6 +33,7 @@ from tests.faults.kit import (
     old,
     outrun,
     refusals,
+    served,
     stamping,
 )
 from tests.faults.kit.cluster import Cluster
@@ -40,6 +41,7 @@ from tests.faults.kit.report import Section, tell
 from tests.system.qemu.old_qemu import NoOldQemu, old_qemu
 
 from godwit.host.facts import memory_facts
+from godwit.lab.layout import StorageKind
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROOFS = REPOSITORY / "docs" / "proof"
@@ -51,8 +53,10 @@ BROKER_REPEATS = 5
 
 
 @contextmanager
-def _lab(section: Section, name: str = "prove") -> Iterator[Cluster]:
-    cluster = Cluster.up(name)
+def _lab(
+    section: Section, name: str = "prove", *, storage: StorageKind = "dir"
+) -> Iterator[Cluster]:
+    cluster = Cluster.up(name, storage=storage)
     try:
         yield cluster
     finally:
@@ -112,6 +116,20 @@ def _bench() -> Section:
     return section
 
 
+def _served() -> Section:
+    """NFS images and iSCSI LUNs, each in a lab that serves them, beside raw on a directory."""
+    section = Section("served")
+    with _lab(section, storage="iscsi") as cluster:
+        served.luns(cluster, section, moves=FORMAT_MOVES)
+    with _lab(section, storage="nfs") as cluster:
+        served.images(cluster, section, moves=FORMAT_MOVES)
+        found = served.cut(cluster)
+    served.judged(section, FORMAT_MOVES)
+    section.figures["cut"] = found.figures
+    section.criteria += found.criteria
+    return section
+
+
 Work = Callable[[], Section]
 _A: dict[str, Work] = {
     "matrix": lambda: _on_lab(matrix.run),
@@ -125,6 +143,7 @@ _A: dict[str, Work] = {
 }
 _B: dict[str, Work] = {
     "formats": lambda: _on_lab(lambda cluster: formats.run(cluster, moves=FORMAT_MOVES)),
+    "served": _served,
     "brokers": lambda: _on_lab(lambda cluster: brokers.run(cluster, repeats=BROKER_REPEATS)),
     "hotdisks": lambda: _on_lab(hotdisks.run),
     "handover": lambda: _on_lab(handover.run),

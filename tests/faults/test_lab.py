@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
+
+from godwit.lab.layout import StorageKind
 
 from .kit import (
     brokers,
@@ -18,15 +22,17 @@ from .kit import (
     matrix,
     outrun,
     refusals,
+    served,
     stamping,
 )
 from .kit.cluster import Cluster
-from .kit.report import Section
+from .kit.report import Section, tell
 
 pytestmark = [pytest.mark.system, pytest.mark.faults]
 
 
 ATTEMPTS = 3
+SBIN = "/usr/sbin:/usr/bin"
 
 
 def passed(section: Section) -> None:
@@ -81,6 +87,45 @@ def test_disks_of_each_tier_move_under_a_writer(cluster: Cluster) -> None:
     section = formats.run(cluster, moves=2, only=kinds)
     assert section.criteria
     assert section.broken == [], section.figures
+
+
+@pytest.mark.skipif(
+    shutil.which("ganesha.nfsd", path=SBIN) is None, reason="nfs-ganesha is not installed"
+)
+def test_an_image_on_an_nfs_server_moves_and_survives_a_cut() -> None:
+    section = Section("served")
+    with serving_lab("nfs") as lab:
+        served.images(lab, section, moves=2, only=("qcow2",))
+        found = served.cut(lab)
+    assert moves_broken(section, 2) == [], section.figures
+    passed(found)
+
+
+@pytest.mark.skipif(shutil.which("tgtd", path=SBIN) is None, reason="tgt is not installed")
+def test_a_lun_moves_under_a_writer() -> None:
+    section = Section("served")
+    with serving_lab("iscsi") as lab:
+        section.figures["lun"] = formats.moved(lab, formats.LUN, 2, tell)
+    assert moves_broken(section, 2) == [], section.figures
+
+
+@contextmanager
+def serving_lab(storage: StorageKind) -> Iterator[Cluster]:
+    """A lab that serves its volumes; it must leave nothing behind."""
+    lab = Cluster.up(f"faults-{storage}", storage=storage)
+    try:
+        yield lab
+    finally:
+        left = lab.close()
+    assert left == []
+
+
+def moves_broken(section: Section, moves: int) -> list[str]:
+    """What does not hold, blackouts apart: they are compared where there are many."""
+    section.figures["raw"] = next(iter(section.figures.values()))
+    formats.judge(section, moves)
+    assert section.criteria
+    return section.broken
 
 
 def test_a_storage_broker_dies_and_freezes_unnoticed(cluster: Cluster) -> None:

@@ -16,7 +16,7 @@ from godwit.agent.disk_settle import settle_others, settle_running
 from godwit.host.errors import ProcessGone
 from godwit.host.process import is_alive, kill, wait_exit
 from godwit.migration import recover
-from godwit.migration.destination import give_back
+from godwit.migration.gift import give_back
 from godwit.migration.recover import Action, Found
 from godwit.model import keys, ownership
 from godwit.model.errors import OperationFailed

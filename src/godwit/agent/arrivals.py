@@ -11,7 +11,8 @@ from godwit.agent.desk import Desk
 from godwit.agent.facts import memory_free, usable_by
 from godwit.agent.files import images
 from godwit.migration import plan
-from godwit.migration.destination import Incoming, give_back
+from godwit.migration.destination import Incoming
+from godwit.migration.gift import give_back
 from godwit.migration.peer import (
     CheckAnswer,
     CheckAsk,
@@ -22,7 +23,7 @@ from godwit.migration.peer import (
     TakenOver,
 )
 from godwit.migration.world import DestinationWorld
-from godwit.model.errors import ChecksFailed, Conflict, NotFound
+from godwit.model.errors import ChecksFailed, Conflict, GodwitError, NotFound
 from godwit.model.vm import Vm
 from godwit.qemu.machine import Machine
 from godwit.qemu.runtime import (
@@ -50,15 +51,12 @@ class Arrivals:
         desk = self.desk
         files = {disk.path: True for disk in images(list(ask.vm.disks))}
         files |= {path: False for path in (ask.vm.boot.kernel, ask.vm.boot.initrd) if path}
-        uid, gid = desk.equipment.binary.user or (0, 0)
         free = memory_free(promised_bytes=desk.promised_bytes())
         facts = plan.DestinationFacts(
             info=desk.host_info(),
             memory_free_bytes=free,
             volumes={},
-            files={
-                path: usable_by(Path(path), uid, gid, write=write) for path, write in files.items()
-            }
+            files={path: await self._why_not(path, write) for path, write in files.items()}
             | _missing_devices(ask.vm),
             macs_in_use=tuple(
                 nic.mac
@@ -72,6 +70,17 @@ class Arrivals:
         checks = plan.check_destination(ask.vm, facts, method=ask.method)
         link = desk.equipment.info.migration_rate_bits / 8
         return CheckAnswer(checks=tuple(checks), link_bytes_per_s=link or None)
+
+    async def _why_not(self, path: str, write: bool) -> str:
+        """Why QEMU could not use a file of a volume here; empty when it can."""
+        uid, gid = self.desk.equipment.binary.user or (0, 0)
+        try:
+            facts = await self.desk.catalog.files_at(path).look(Path(path))
+        except (OSError, GodwitError) as error:
+            return str(getattr(error, "strerror", None) or error)
+        if facts is None:
+            return "No such file or directory"
+        return usable_by(facts, uid, gid, write=write)
 
     async def prepare(self, ask: PrepareAsk) -> Prepared:
         """Get ready to receive; ChecksFailed lists what is in the way."""
@@ -165,6 +174,7 @@ class Arrivals:
         state = desk.config.paths.vm_state(name)
 
         async def start(_postcopy: bool) -> Machine:
+            await desk.catalog.fetch_boot(ask.vm)
             await desk.brokers.start(ask.vm)
             machine = await spawn(
                 ask.vm,
@@ -227,6 +237,7 @@ class Arrivals:
             migration_address=desk.config.migration.address,
             migration_tls_dir=tls,
             tls_hostname=migration_dns(desk.host),
+            files=desk.catalog.files_at(ask.image),
         )
 
     def _spawn_forget(self, migration: str) -> None:

@@ -30,8 +30,8 @@ from godwit.storage.broker_daemon import DaemonPlace, end_recorded, forget_recor
 from godwit.storage.broker_life import LABEL
 from godwit.storage.broker_record import load_broker
 from godwit.storage.gate import GateState
-from godwit.storage.nodes import BrokerDisk
-from godwit.storage.settle import settle
+from godwit.storage.nodes import BrokerDisk, Node
+from godwit.storage.settle import settle_disk
 
 if TYPE_CHECKING:
     from godwit.agent.desk import Desk  # it owns these brokers
@@ -45,19 +45,20 @@ SOCKETS = "nbd"
 _log = logging.getLogger("agent")
 
 
-def brokered(vm: Vm) -> list[BrokerDisk]:
+def brokered(vm: Vm) -> list[Disk]:
     """The disks of a VM that its broker serves. Pure."""
-    return [broker_disk(disk) for disk in vm.disks if tier_of(disk) == "brokered"]
+    return [disk for disk in vm.disks if tier_of(disk) == "brokered"]
 
 
-def broker_disk(disk: Disk) -> BrokerDisk:
-    """A disk as its broker knows it. Pure."""
+def broker_disk(disk: Disk, served: Node | None = None) -> BrokerDisk:
+    """A disk as its broker knows it; ``served`` is its node on a volume of the network. Pure."""
     return BrokerDisk(
         id=broker_id(disk),
         path=disk.path,
         format=disk.format,
         size_bytes=stored_size(disk.size_bytes),
         device=disk.source == "device",
+        served=served,
     )
 
 
@@ -73,7 +74,7 @@ class Brokers:
 
     async def start(self, vm: Vm, *, epoch: int | None = None) -> None:
         """Start the VM's broker if it needs one; its gates are open when ``epoch`` is given."""
-        disks = brokered(vm)
+        disks = [self._disk(disk) for disk in brokered(vm)]
         if not disks or vm.name in self._brokers:
             return
         place = self._place(vm.name)
@@ -113,7 +114,7 @@ class Brokers:
                 await broker.acquire(broker_id(disk), epoch=epoch)
                 return
             try:
-                await broker.add_disk(broker_disk(disk), Opening(epoch=epoch))
+                await broker.add_disk(self._disk(disk), Opening(epoch=epoch))
             except BaseException:
                 await asyncio.shield(broker.remove_disk(broker_id(disk), force=True))
                 raise
@@ -161,7 +162,7 @@ class Brokers:
                 # What it wrote must be on the disk before another host's daemon serves it.
                 user = self._desk.equipment.binary.user
                 for served in broker.record.disks.values():
-                    await settle(served.disk.path, user=user)
+                    await settle_disk(served.disk, user=user)
 
     async def end(self, vm: str) -> None:
         """The VM's QEMU is gone: end its broker and remove what it left."""
@@ -229,6 +230,9 @@ class Brokers:
             listener.close()
 
     # Steps.
+
+    def _disk(self, disk: Disk) -> BrokerDisk:
+        return broker_disk(disk, self._desk.catalog.served([disk]).get(disk.id))
 
     def _place(self, vm: str) -> DaemonPlace:
         desk = self._desk

@@ -17,6 +17,7 @@ from godwit.host.errors import CgroupError
 from godwit.migration import plan
 from godwit.migration.forecast import Load, predict
 from godwit.migration.peer import CheckAnswer, CheckAsk, Peer, PeerSilent
+from godwit.migration.quick import memory_volume
 from godwit.migration.source import SourceMove
 from godwit.migration.stream import open_stream
 from godwit.migration.world import SourceWorld
@@ -181,6 +182,7 @@ class Departures:
             holds=desk.holds,
             migration_tls_dir=tls,
             volumes=desk.config.paths.volumes,
+            files=desk.catalog.files(memory_volume(slot.vm)),
             past_overhead_ms=tuple(self._overheads),
         )
 

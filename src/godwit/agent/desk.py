@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from godwit.agent.brokers import Brokers
+from godwit.agent.catalog import Catalog
 from godwit.agent.facts import Equipment
 from godwit.agent.gate import TapGate
 from godwit.agent.guardlink import GuardLink
@@ -23,6 +24,7 @@ from godwit.host.cgroup import open_cgroup
 from godwit.host.config import AgentConfig
 from godwit.host.errors import CgroupError
 from godwit.host.ifctl import LinkControl
+from godwit.model import keys
 from godwit.model.errors import NotFound
 from godwit.model.host import HostInfo
 from godwit.model.vm import Vm, VmState, VmStatus
@@ -31,7 +33,7 @@ from godwit.qemu.machine import Machine
 from godwit.qemu.start import Place
 from godwit.qmp import MonitorError, MonitorLost
 from godwit.store.errors import StoreError
-from godwit.store.records import Records
+from godwit.store.records import Records, encode
 
 _log = logging.getLogger("agent")
 
@@ -70,6 +72,7 @@ class Desk:
         self.holds = holds
         self.links = LinkControl()
         self.announcer = Announcer()
+        self.catalog = Catalog(self)
         self.brokers = Brokers(self)
         self.networks = dict(config.networks)
         self.slots: dict[str, Slot] = {}
@@ -80,6 +83,7 @@ class Desk:
         self.standing: set[str] = set()  # held for a moment by us, not by anybody's wish
         self.on_exit: Callable[[Slot], Coroutine[Any, Any, None]] | None = None
         self._locks: dict[str, asyncio.Lock] = {}
+        self._telling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -110,6 +114,8 @@ class Desk:
             cgroup=f"{self.config.cgroup.root}/{vm.name}",
             boot_id=self.equipment.info.boot_id,
             broker=self.brokers.address(vm),
+            served=self.catalog.served(vm.disks),
+            boot=self.catalog.boot(vm),
         )
 
     def gate(self, vm: Vm, machine: Machine) -> TapGate:
@@ -117,9 +123,14 @@ class Desk:
         return TapGate(vm, machine.runtime, self.networks, self.links, self.announcer)
 
     def host_info(self) -> HostInfo:
-        """What this host publishes about itself, with the networks it has right now."""
+        """What this host publishes about itself, with the networks and volumes it has now."""
         networks = {name: port.mtu for name, port in self.networks.items()}
-        return self.equipment.info.but(networks=networks)
+        return self.equipment.info.but(networks=networks, volumes=self.catalog.names())
+
+    async def publish_host(self) -> None:
+        """Tell the store of this host as it is now; one at a time, so that the last word is new."""
+        async with self._telling:
+            await self.records.store.put(keys.host_info(self.host), encode(self.host_info()))
 
     def promised_bytes(self) -> int:
         """Memory that VMs here, and those on their way in, may take."""
@@ -229,5 +240,6 @@ class Desk:
         for slot in self.slots.values():
             await slot.machine.close()
         await self.brokers.shut()
+        self.catalog.close()
         self.links.close()
         self.announcer.close()

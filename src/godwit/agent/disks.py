@@ -64,7 +64,7 @@ class Disks:
                 return disk
             async with AsyncExitStack() as undo:
                 if await self._files.ready_disk(disk):
-                    undo.callback(self._files.disk_path(disk).unlink, missing_ok=True)
+                    undo.push_async_callback(self._files.remove_image, disk)
                 await self.desk.brokers.add(slot.vm, disk, epoch=slot.machine.epoch)
                 undo.push_async_callback(self.desk.brokers.remove, name, disk)
                 after = slot.vm.but(disks=(*_others(slot, disk.id), disk))
@@ -130,8 +130,10 @@ class Disks:
             )
 
     async def _measured(self, disk: Disk) -> Disk:
-        if disk.source != "device":
+        if disk.source == "image":
             return disk
+        if disk.source == "lun":
+            return disk.but(size_bytes=await self._files.lun_size(disk))
         size = await asyncio.to_thread(device_size, Path(disk.path))
         return disk.but(size_bytes=size)
 

@@ -16,6 +16,7 @@ from godwit.model.host import HostInfo
 from godwit.qemu.facts import BinaryFacts, facts_of
 from godwit.qemu.launch import Binary
 from godwit.qemu.pins import choose_accelerator
+from godwit.storage.files import FileFacts
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,14 @@ def load() -> float:
     return os.getloadavg()[0]
 
 
-def usable_by(path: Path, uid: int, gid: int, *, write: bool) -> str:
-    """Empty when the QEMU user may open ``path``, else why not (permissions only)."""
-    try:
-        stat = path.stat()
-    except OSError as error:
-        return error.strerror or str(error)
+def usable_by(facts: FileFacts, uid: int, gid: int, *, write: bool) -> str:
+    """Empty when the QEMU user may open the file, else why not (permissions only). Pure."""
     wanted = 6 if write else 4
-    mode = stat.st_mode
+    mode = facts.mode
     granted = mode & 7
-    if stat.st_uid == uid:
+    if facts.uid == uid:
         granted = mode >> 6 & 7
-    elif stat.st_gid == gid:
+    elif facts.gid == gid:
         granted = mode >> 3 & 7
     return "" if granted & wanted == wanted else "the QEMU user may not open it"
 

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
+from typing import TypeVar
 
 from godwit.agent.desk import Desk
-from godwit.host.files import sync_directory
 from godwit.model.base import check_name
-from godwit.model.errors import InvalidRequest, NotFound, Refused
+from godwit.model.errors import (
+    GodwitError,
+    InvalidRequest,
+    NotFound,
+    OperationFailed,
+    Refused,
+)
 from godwit.model.vm import Disk
 from godwit.storage.images import check_image, create_image
+from godwit.storage.places import lun_of
+from godwit.storage.served_paths import list_luns
+
+T = TypeVar("T")
 
 LARGEST_BOOT_FILE = 512 << 20
 
@@ -37,9 +48,8 @@ class Files:
         """
         if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
             raise InvalidRequest(f"{sha256!r} is not a SHA-256", hint="64 hexadecimal digits")
-        self._boot.mkdir(parents=True, exist_ok=True)
         target = self._boot / sha256
-        descriptor, name = tempfile.mkstemp(prefix=".new-", dir=self._boot)
+        descriptor, name = tempfile.mkstemp(prefix="boot-", dir=self._desk.config.paths.state)
         digest, size = hashlib.sha256(), 0
         try:
             with os.fdopen(descriptor, "wb") as stream:
@@ -49,15 +59,13 @@ class Files:
                         raise Refused("a boot file is at most 512 MiB", hint="use a disk instead")
                     digest.update(chunk)
                     stream.write(chunk)
-                stream.flush()
-                await asyncio.to_thread(os.fsync, stream.fileno())
-                os.fchmod(stream.fileno(), 0o444)
             if digest.hexdigest() != sha256:
                 raise Refused("the file arrived damaged", hint="send it again")
-            Path(name).replace(target)
+            files = self._desk.catalog.files_at(target)
+            await asked(files.make_directories(self._boot), self._boot)
+            await asked(files.bring(Path(name), target), target)
         finally:
             Path(name).unlink(missing_ok=True)
-        sync_directory(self._boot)
         return {"sha256": sha256, "path": str(target)}
 
     async def publish_image(self, image: str) -> dict[str, str]:
@@ -74,42 +82,64 @@ class Files:
         for kind in ("kernel", "initrd"):
             sha256 = str(manifest[f"{kind}_sha256"])
             target = self._boot / sha256
-            if not target.exists():
+            files = self._desk.catalog.files_at(target)
+            if await asked(files.look(target), target) is None:
                 await self.put_boot_file(sha256, _chunks(folder / manifest[kind]))
             answer[kind] = str(target)
         return answer
 
     async def create_disks(self, disks: list[Disk]) -> None:
         """Make the images of a new VM; on a failure none of them stays."""
-        made: list[Path] = []
+        made: list[Disk] = []
         try:
             for disk in images(disks):
-                path = self.disk_path(disk)
-                path.parent.mkdir(parents=True, exist_ok=True)
                 await create_image(
-                    path,
+                    self.disk_path(disk),
                     format=disk.format,
                     size_bytes=disk.size_bytes,
                     owner=self._desk.equipment.binary.user,
+                    files=self._desk.catalog.files(disk.volume),
                 )
-                made.append(path)
+                made.append(disk)
         except BaseException:
-            for path in made:
-                path.unlink(missing_ok=True)
+            for disk in made:
+                with contextlib.suppress(GodwitError):
+                    await self.remove_image(disk)
             raise
 
     async def ready_disk(self, disk: Disk) -> bool:
         """See to it that the disk's image is there; whether it was made just now.
 
-        Refused when one is there that is not what the record says. A device is what it is.
+        Refused when one is there that is not what the record says. A device or a LUN is what it is.
         """
-        if disk.source == "device":
+        if disk.source != "image":
             return False
-        if self.disk_path(disk).exists():
-            await check_image(disk)
+        path, files = self.disk_path(disk), self._desk.catalog.files(disk.volume)
+        if await asked(files.look(path), path) is not None:
+            await check_image(disk, files=files)
             return False
         await self.create_disks([disk])
         return True
+
+    async def remove_image(self, disk: Disk) -> None:
+        """Delete the disk's image; fine when there is none."""
+        path = self.disk_path(disk)
+        await asked(self._desk.catalog.files(disk.volume).remove(path), path)
+
+    async def lun_size(self, disk: Disk) -> int:
+        """The bytes of a LUN, as its target says."""
+        volume = self._desk.catalog.get(disk.volume)
+        if volume.kind != "iscsi":
+            raise Refused(f"{disk.volume} has no LUNs", hint="see: godwit volume list")
+        number = lun_of(volume, disk.path)
+        found = await asked(list_luns(volume, self._desk.catalog.access), Path(disk.path))
+        if number not in found:
+            known = ", ".join(str(lun) for lun in sorted(found)) or "none"
+            raise NotFound(
+                f"the target of {volume.name} has no disk at LUN {number}",
+                hint=f"there are: {known}",
+            )
+        return found[number]
 
     async def delete_disks(self, vm: str, disks: list[Disk]) -> None:
         """Delete a VM's images and what else lies in its directory.
@@ -122,29 +152,34 @@ class Files:
             if used or not disks:
                 raise Refused(f"{vm} runs here", hint=f"stop it first: godwit vm stop {vm}")
             for disk in images(disks):
-                self.disk_path(disk).unlink(missing_ok=True)
+                await self.remove_image(disk)
             return
         disks = images(disks)
         folders = {self.disk_path(disk).parent for disk in disks}
         folders.add(self._desk.config.paths.volumes / "shared" / check_name(vm))
         for disk in disks:
-            self.disk_path(disk).unlink(missing_ok=True)
+            await self.remove_image(disk)
         # Only the VM's own: an image may lie in a folder that others share.
         for folder in (folder for folder in folders if folder.name == vm):
-            for leftover in folder.glob("saved-*"):
-                leftover.unlink()
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+            files = self._desk.catalog.files_at(folder)
+            for name in await asked(files.names(folder), folder):
+                if name.startswith("saved-"):
+                    await asked(files.remove(folder / name), folder / name)
+            await asked(files.remove_directory(folder), folder)
 
     def disk_path(self, disk: Disk) -> Path:
         """The disk's path, which must lie in its own volume: a record is no reason to leave it."""
-        root = self._desk.config.paths.volumes / disk.volume
-        path = Path(disk.path)
-        if not root.is_dir():
-            raise NotFound(f"{self._desk.host} does not see volume {disk.volume}", hint="see it?")
-        if root not in path.parents or ".." in path.parts:
-            raise Refused(f"{path} is outside of volume {disk.volume}", hint="correct the record")
-        return path
+        return self._desk.catalog.check_inside(Path(disk.path), disk.volume)
+
+
+async def asked(question: Awaitable[T], path: Path) -> T:
+    """The answer of a volume's files; OperationFailed in place of an OSError."""
+    try:
+        return await question
+    except OSError as error:
+        raise OperationFailed(
+            f"{path}: {error.strerror or error}", hint="see: godwit volume list"
+        ) from error
 
 
 def images(disks: list[Disk]) -> list[Disk]:

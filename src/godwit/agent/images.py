@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import cast, get_args
 
 from godwit.agent.desk import Desk
-from godwit.agent.files import Files
+from godwit.agent.files import Files, asked
+from godwit.model.disks import volume_of
 from godwit.model.errors import InvalidRequest, NotFound, Refused
 from godwit.model.vm import Disk, DiskFormat
+from godwit.model.volume import SERVED
 from godwit.qemu.devices import device_size
 from godwit.qemu.launch import Binary
 from godwit.storage import convert, images, imports
@@ -34,31 +36,46 @@ class Images:
         """The size of an image or device that is to become a VM's disk."""
         if disk.source == "device":
             return {"size_bytes": await asyncio.to_thread(device_size, Path(disk.path))}
+        if disk.source == "lun":
+            return {"size_bytes": await self._files.lun_size(disk)}
         path = self._files.disk_path(disk)
-        if not path.is_file():
+        files = self._desk.catalog.files(disk.volume)
+        found = await asked(files.look(path), path)
+        if found is None or not found.is_file:
             raise NotFound(f"there is no image {path}", hint="look what the volume holds")
-        info = await images.image_info(path, format=disk.format)
-        await images.check_image(disk.but(size_bytes=info.virtual_size))
+        info = await images.image_info(path, format=disk.format, files=files)
+        await images.check_image(disk.but(size_bytes=info.virtual_size), files=files)
         return {"size_bytes": info.virtual_size}
 
     async def grow(self, disk: Disk, size_bytes: int) -> dict[str, int]:
         """Let the image of a stopped VM grow; Refused for formats that cannot."""
-        if disk.source == "device":
-            raise Refused(f"{disk.path} is a device", hint="grow it where it comes from")
-        path = self._files.disk_path(disk)
+        if disk.source != "image":
+            raise Refused(f"{disk.path} is a {disk.source}", hint="grow it where it comes from")
         grown = await images.grow(
-            path, format=disk.format, size_bytes=size_bytes, tool=self._tool()
+            self._files.disk_path(disk),
+            format=disk.format,
+            size_bytes=size_bytes,
+            tool=self._tool(),
+            files=self._desk.catalog.files(disk.volume),
         )
         return {"size_bytes": grown.virtual_size}
 
     async def export(self, disk: Disk, target: str, format: str) -> dict[str, int]:  # noqa: A002
         """Copy a stopped VM's disk to a new file in a volume."""
+        if disk.source != "image":
+            raise Refused(
+                f"{disk.path} is a {disk.source}, which is not copied yet",
+                hint="copy it where it comes from",
+            )
+        place = self._inside(target)
         info = await convert.export_image(
             self._files.disk_path(disk),
             source_format=disk.format,
-            target=self._inside(target),
+            target=place,
             target_format=_format(format),
             tool=self._tool(),
+            source_files=self._desk.catalog.files(disk.volume),
+            target_files=self._desk.catalog.files_at(place),
         )
         return {"size_bytes": info.virtual_size}
 
@@ -70,9 +87,17 @@ class Images:
         target_format: str,
     ) -> dict[str, int]:
         """Import an image from a URL or a volume; refused in one line when it is not sound."""
+        catalog = self._desk.catalog
         origin = source if is_url(source) else str(self._inside(source))
+        if catalog.files_at(origin).node(Path(origin)) is not None:
+            raise Refused(
+                f"{source} lies on a volume that is served to QEMU alone",
+                hint="import from a URL, or from a volume that hosts have as a directory",
+            )
         target = self._inside(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        files = catalog.files_at(target)
+        await asked(files.make_directories(target.parent), target.parent)
+        served = files.node(target) is not None
         info = await imports.import_image(
             origin,
             source_format="vmdk" if format == "vmdk" else cast("SourceFormat", _format(format)),
@@ -80,6 +105,8 @@ class Images:
             target_format=_format(target_format),
             tool=self._tool(),
             owner=self._desk.equipment.binary.user,
+            files=files,
+            scratch=self._desk.config.paths.state if served else None,
         )
         return {"size_bytes": info.virtual_size}
 
@@ -90,6 +117,9 @@ class Images:
         """A path in a volume that this host sees, whatever links lie on the way."""
         root = self._desk.config.paths.volumes
         path = Path(text)
+        volume = volume_of(text)
+        if volume is not None and self._desk.catalog.get(volume).kind in SERVED:
+            return self._desk.catalog.check_inside(path, volume)
         real = path.parent.resolve() / path.name
         if not path.is_absolute() or root.resolve() not in real.parents or ".." in path.parts:
             raise Refused(f"{text} is in no volume", hint=f"name a path below {root}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import signal
@@ -35,7 +36,7 @@ from godwit.model.world import Clock
 from godwit.qemu.tls import ensure_dh_params
 from godwit.store.client import StoreClient
 from godwit.store.errors import LeaseNotFound, StoreError
-from godwit.store.records import Records, encode
+from godwit.store.records import Records
 from godwit.wire.identity import HOST, MANAGER, STORE, Identity
 from godwit.wire.server import Listener, ServerTls, WireServer
 from godwit.wire.tls import ClientTls, Expect
@@ -99,8 +100,11 @@ async def run(config: AgentConfig) -> None:
     desk.background(desk.guard.serve(), "guard link")
     desk.background(_watchdog(clock), "watchdog")
     notify("READY=1")
+    with contextlib.suppress(StoreError):  # it is told to look again as soon as the store is there
+        await desk.catalog.sync()
     await adopt_all(desk, departures, arrivals)
     desk.background(Networks(desk).serve(), "networks")
+    desk.background(desk.catalog.serve(), "volumes")
     desk.background(_be_seen(desk), "presence")
     try:
         await server.serve(ending)
@@ -125,7 +129,7 @@ async def _be_seen(desk: Desk) -> None:
     presence = json.dumps({"boot_id": desk.equipment.info.boot_id}).encode()
     while True:
         try:
-            await store.put(keys.host_info(desk.host), encode(desk.host_info()))
+            await desk.publish_host()
             lease = await store.lease_grant(AGENT_TTL_S)
             await store.put(keys.host_agent(desk.host), presence, lease=lease.id)
             while True:

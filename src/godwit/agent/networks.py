@@ -11,7 +11,6 @@ from godwit.host.errors import HostError
 from godwit.model import keys
 from godwit.model.network import Network
 from godwit.store.errors import StoreError
-from godwit.store.records import encode
 
 _log = logging.getLogger("agent")
 
@@ -71,8 +70,4 @@ class Networks:
             if name in self._made and port.bridge in present:
                 self._made.discard(name)
                 await links.apply_async([links.delete(port.bridge)])
-        await self._tell()
-
-    async def _tell(self) -> None:
-        desk = self._desk
-        await desk.records.store.put(keys.host_info(desk.host), encode(desk.host_info()))
+        await desk.publish_host()

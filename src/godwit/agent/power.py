@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from pathlib import Path
 
 from godwit.agent.desk import Desk, Slot
@@ -64,7 +65,7 @@ class Power:
                 name, ownership.running(after, paused=bool(image and image.paused)), revision
             )
             if owner.saved is not None:
-                quick.discard(Path(owner.saved.path))
+                await self._forget(owner.saved.path)
             word = "restored" if restore else "started"
             message = f"{word} on {self.desk.host} at epoch {after.epoch}"
             await self.desk.event(f"vm.{word}", name, message)
@@ -116,9 +117,9 @@ class Power:
                 await self._write(name, after, found.revision)
             except BaseException:
                 slot.ending = False
-                quick.discard(path)
                 if not found.value.paused and not slot.machine.exited.is_set():
                     await slot.machine.cont()
+                await self._forget(str(path))
                 raise
             await slot.machine.quit()
             await self.desk.take(slot)
@@ -170,6 +171,7 @@ class Power:
 
     async def _power_on(self, vm: Vm, owner: Owner, image: SavedState | None) -> None:
         desk = self.desk
+        await desk.catalog.fetch_boot(vm)
         await desk.brokers.start(vm, epoch=owner.epoch)
         try:
             machine = await spawn(vm, desk.place(vm), epoch=owner.epoch, incoming=image is not None)
@@ -179,7 +181,8 @@ class Power:
         try:
             if image is not None:
                 label = quick.describe(vm, epoch=image.epoch)
-                await quick.load_memory(machine, Path(image.path), label=label)
+                files = desk.catalog.files_at(image.path)
+                await quick.load_memory(machine, Path(image.path), label=label, files=files)
             note_started(
                 desk.config.paths.vm_state(vm.name),
                 uuid=vm.pins.uuid,
@@ -240,16 +243,21 @@ class Power:
 
     async def _write_memory(self, slot: Slot, path: Path, epoch: int) -> None:
         label = quick.describe(slot.vm, epoch=epoch)
-        events = await quick.save_memory(slot.machine, path, label=label)
+        files = self.desk.catalog.files_at(path)
         try:
-            event = await wait_status(events, ENDED, timeout=SAVE_S)
-        finally:
-            events.close()
-        if event.data["status"] != "completed":
+            saving = await quick.save_memory(slot.machine, path, label=label, files=files)
+            try:
+                event = await wait_status(saving.events, ENDED, timeout=SAVE_S)
+                if event.data["status"] != "completed":
+                    raise OSError(errno.EIO, "QEMU gave up")
+                await saving.settle()
+            finally:
+                saving.close()
+        except OSError as error:
             raise OperationFailed(
-                f"the memory of {slot.vm.name} could not be saved", hint="is the volume full?"
-            )
-        await quick.settle_file(path)
+                f"the memory of {slot.vm.name} could not be saved: {error.strerror or error}",
+                hint="is the volume full, or away? see: godwit volume list",
+            ) from error
 
     async def _check(self, vm: Vm) -> None:
         free = memory_free(promised_bytes=self.desk.promised_bytes())
@@ -267,7 +275,11 @@ class Power:
         for disk in images(list(vm.disks)):
             # Past the lock: another host may be told to start the VM at this moment, and a look
             # that held a lock would fail the one that wins.
-            await check_image(disk, in_use=True)
+            files = self.desk.catalog.files(disk.volume)
+            await check_image(disk, in_use=True, files=files)
+
+    async def _forget(self, saved: str) -> None:
+        await quick.discard(Path(saved), files=self.desk.catalog.files_at(saved))
 
     async def _records(self, name: str) -> tuple[Vm, Versioned[Owner]]:
         spec, found = await asyncio.gather(

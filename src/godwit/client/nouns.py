@@ -118,12 +118,14 @@ class Vms:
         size_bytes: int | None = None,
         format: DiskFormat | None = None,
         path: str | None = None,
+        lun: int | None = None,
         device: str | None = None,
         tier: DiskTier = "auto",
         passthrough: bool = False,
     ) -> Task:
         """Give a VM one more disk, also while it runs: a new image (``volume``, ``size_bytes``),
-        one that is there (``volume``, ``path``, ``format``), or a host's block ``device``."""
+        one that is there (``volume``, ``path``, ``format``), a LUN of an iscsi volume
+        (``volume``, ``lun``), or a host's block ``device``."""
         return await self._client.act(
             "vm.disk.add",
             name=name,
@@ -131,6 +133,7 @@ class Vms:
             size_bytes=size_bytes,
             format=format,
             path=path,
+            lun=lun,
             device=device,
             tier=tier,
             passthrough=passthrough,
@@ -305,10 +308,29 @@ class Volumes:
 
         return VolumeView.model_validate(await self._client.row("volumes", name))
 
-    async def create(self, name: str, *, type: VolumeKind = "dir", path: str = "") -> Task:
-        """Define a volume that hosts see as /clusterstorage/NAME: ``dir`` of many, ``local`` of
-        one."""
-        return await self._client.act("volume.create", name=name, type=type, path=path)
+    async def create(
+        self,
+        name: str,
+        *,
+        type: VolumeKind = "dir",
+        path: str = "",
+        server: str = "",
+        export: str = "",
+        portal: str = "",
+        target: str = "",
+    ) -> Task:
+        """Define a volume, called /clusterstorage/NAME on every host: a directory (``dir`` of
+        many, ``local`` of one), an ``nfs`` export, or the LUNs of an ``iscsi`` target."""
+        return await self._client.act(
+            "volume.create",
+            name=name,
+            type=type,
+            path=path,
+            server=server,
+            export=export,
+            portal=portal,
+            target=target,
+        )
 
     async def delete(self, name: str) -> Task:
         """Forget a volume that no VM uses; its files stay."""

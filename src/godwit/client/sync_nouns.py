@@ -148,12 +148,14 @@ class Vms:
         size_bytes: int | None = None,
         format: DiskFormat | None = None,
         path: str | None = None,
+        lun: int | None = None,
         device: str | None = None,
         tier: DiskTier = "auto",
         passthrough: bool = False,
     ) -> Task:
         """Give a VM one more disk, also while it runs: a new image (``volume``, ``size_bytes``),
-        one that is there (``volume``, ``path``, ``format``), or a host's block ``device``."""
+        one that is there (``volume``, ``path``, ``format``), a LUN of an iscsi volume
+        (``volume``, ``lun``), or a host's block ``device``."""
         return self._loop.run(
             self._async.add_disk(
                 name,
@@ -161,6 +163,7 @@ class Vms:
                 size_bytes=size_bytes,
                 format=format,
                 path=path,
+                lun=lun,
                 device=device,
                 tier=tier,
                 passthrough=passthrough,
@@ -326,10 +329,30 @@ class Volumes:
         """One volume. Errors: NotFound."""
         return self._loop.run(self._async.get(name))
 
-    def create(self, name: str, *, type: VolumeKind = "dir", path: str = "") -> Task:
-        """Define a volume that hosts see as /clusterstorage/NAME: ``dir`` of many, ``local`` of
-        one."""
-        return self._loop.run(self._async.create(name, type=type, path=path))
+    def create(
+        self,
+        name: str,
+        *,
+        type: VolumeKind = "dir",
+        path: str = "",
+        server: str = "",
+        export: str = "",
+        portal: str = "",
+        target: str = "",
+    ) -> Task:
+        """Define a volume, called /clusterstorage/NAME on every host: a directory (``dir`` of
+        many, ``local`` of one), an ``nfs`` export, or the LUNs of an ``iscsi`` target."""
+        return self._loop.run(
+            self._async.create(
+                name,
+                type=type,
+                path=path,
+                server=server,
+                export=export,
+                portal=portal,
+                target=target,
+            )
+        )
 
     def delete(self, name: str) -> Task:
         """Forget a volume that no VM uses; its files stay."""

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from godwit.cli.session import Command, Group, note, say, say_json, session
-from godwit.lab.layout import DEFAULT_NAME
+from godwit.lab.layout import DEFAULT_NAME, StorageKind
 from godwit.model.errors import InvalidRequest
 
 
@@ -39,6 +39,7 @@ def _up(
     name: str,
     hosts: int,
     store: str,
+    storage: StorageKind,
     migration_rate: str,
     retain: bool,
     volume: tuple[str, ...],
@@ -52,6 +53,7 @@ def _up(
         rate=_rate(migration_rate),
         store=store,
         retain=retain,
+        storage=storage,
         volumes=volume,
     )
     if now.dry_run:
@@ -124,6 +126,13 @@ lab.add_command(
                 help="What keeps the records.",
             ),
             click.Option(
+                ["--storage"],
+                type=click.Choice(["dir", "nfs", "iscsi"]),
+                default="dir",
+                show_default=True,
+                help="What the volumes are: a directory of this machine, or served by a node.",
+            ),
+            click.Option(
                 ["--migration-rate"],
                 default="1gbit",
                 show_default=True,
@@ -188,7 +197,7 @@ def status_text(view: dict[str, Any]) -> str:
     ]
     for net in view["networks"]:
         lines.append(f"network {net['name']}  {net['subnet']}, client {net['client_address']}")
-    for node in (view["control"], *view["hosts"]):
+    for node in (view["control"], *filter(None, (view.get("storage_node"),)), *view["hosts"]):
         units = ", ".join(f"{unit} {seen['state']}" for unit, seen in node["units"].items())
         cut = [f"{net} {state}" for net, state in node["networks"].items() if state != "up"]
         words = [f"{node['name']:8} {node['state']:3} ", units]

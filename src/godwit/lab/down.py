@@ -16,7 +16,7 @@ from pathlib import Path
 from godwit.host import netns
 from godwit.host.process import Process, identify, kill
 from godwit.lab import groups, record
-from godwit.lab.layout import CLIENT, CONTROL, RUN_ROOT, SWITCH, Layout, state_root
+from godwit.lab.layout import CLIENT, CONTROL, RUN_ROOT, STORAGE, SWITCH, Layout, state_root
 from godwit.lab.record import LabRecord
 from godwit.model.errors import GodwitError
 
@@ -86,7 +86,7 @@ def namespaces(layout: Layout) -> list[str]:
     for name in netns.names():
         place = name.removeprefix(layout.prefix)
         host = place.startswith("host") and place.removeprefix("host").isdigit()
-        if name != place and (host or place in (CONTROL, CLIENT, SWITCH, "check")):
+        if name != place and (host or place in (CONTROL, CLIENT, STORAGE, SWITCH, "check")):
             found.append(name)
     return found
 

@@ -14,7 +14,7 @@ from godwit.host.cgroup import wait_until
 from godwit.host.process import Process, freeze, is_stopped, kill, thaw
 from godwit.lab import network, nodes
 from godwit.lab.handle import Lab
-from godwit.lab.layout import CONTROL, NETS, net_named
+from godwit.lab.layout import CONTROL, NETS, STOR, net_named
 from godwit.lab.network import Cut
 from godwit.lab.record import exclusive
 from godwit.model.errors import Conflict, NotFound, OperationFailed, Refused
@@ -28,7 +28,15 @@ _STOPPED_S = 1.0
 
 
 def cut_network(lab: Lab, node: str, net: str, *, how: Cut = "black-hole") -> None:
-    """Cut a node (or the client) from a network; see ``network.cut``."""
+    """Cut a node (or the client) from a network; see ``network.cut``.
+
+    Refused for the storage network of a lab whose volume is a directory of this machine.
+    """
+    if net == STOR.name and lab.layout.storage == "dir":
+        raise Refused(
+            f"nothing travels over {net} here: the volume is a directory of this machine",
+            hint="raise the lab with --storage nfs, or iscsi",
+        )
     network.cut(lab.layout, node, net_named(net), how=how)
 
 

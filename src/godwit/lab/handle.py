@@ -16,7 +16,7 @@ from godwit.host.files import load_json
 from godwit.host.namespaces import enter, enter_attached
 from godwit.host.process import Process, identify, spawn
 from godwit.host.run import run, with_netns
-from godwit.lab import control, record
+from godwit.lab import control, record, serving
 from godwit.lab.configs import RUN, STORE_SOCKET
 from godwit.lab.layout import (
     CLIENT,
@@ -24,6 +24,7 @@ from godwit.lab.layout import (
     CONTROL,
     LAN,
     OPERATOR,
+    STORAGE,
     SWITCH,
     Layout,
     state_root,
@@ -87,6 +88,8 @@ class Lab:
 
     def units(self, node: str) -> tuple[str, ...]:
         """The daemons of a node."""
+        if node == STORAGE:
+            return serving.NAMES[self.layout.storage]
         return UNITS.get(node, HOST_UNITS)
 
     def process(self, where: str, what: str) -> Process:
@@ -103,7 +106,7 @@ class Lab:
         elif what in self.units(where):
             inner = int(self.tell(where, "pids").get(what, 0))
         else:
-            of_vms = () if where == CONTROL else (f"{_QEMU}VM", f"{_BROKER}VM")
+            of_vms = () if where in (CONTROL, STORAGE) else (f"{_QEMU}VM", f"{_BROKER}VM")
             known = ", ".join((*self.units(where), *of_vms))
             raise NotFound(f"{where} has no process {what}", hint=f"there are: {known}")
         found = outer(init.pid, inner) if inner else None
@@ -192,6 +195,8 @@ class Lab:
             ],
             "manager_url": self.record.url,
             "control": nodes[CONTROL],
+            "storage": self.layout.storage,
+            "storage_node": nodes.get(STORAGE),
             "directory": str(self.layout.state),
             "token_file": str(self.layout.token),
             "ca_file": str(self.layout.state / "ca.pem"),

@@ -20,7 +20,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from godwit.model.errors import InvalidRequest
 
@@ -32,11 +32,14 @@ GROUPS: Final = "godwit-lab"  # not `godwit`: there lie the VMs of a real host
 CONTROL: Final = "control"
 CLIENT: Final = "client"
 SWITCH: Final = "switch"
+STORAGE: Final = "storage"
 VM_NETWORK: Final = "lan"
 STORE_PORT: Final = 7379
 AGENT_PORT: Final = 7101
 OPERATOR: Final = "operator"  # the identity below pki/ that the lab itself uses
 QEMU_USER: Final = "godwit-qemu"
+
+StorageKind = Literal["dir", "nfs", "iscsi"]
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
@@ -74,6 +77,7 @@ STOR: Final = Net("stor", "10.94.0.0/24")
 NETS: Final = (LAN, MGMT, MIG, STOR)
 CLIENT_NUMBER: Final = 1
 CONTROL_NUMBER: Final = 1
+STORAGE_NUMBER: Final = 1
 FIRST_HOST_NUMBER: Final = 11
 
 
@@ -93,13 +97,19 @@ class Cable:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A lab of ``hosts`` hosts called ``name``. ``rate`` is like ``1gbit``, empty for no limit."""
+    """A lab of ``hosts`` hosts called ``name``. ``rate`` is like ``1gbit``, empty for no limit.
+
+    ``storage``: the volume ``shared`` is a directory of this machine (``dir``) or is served over
+    the storage network (``nfs``) by a node of its own; ``iscsi`` serves a volume ``luns`` beside
+    the directory.
+    """
 
     name: str
     hosts: int
     rate: str = "1gbit"
     state_root: Path = Path("/var/lib/godwit-lab")
     run_root: Path = RUN_ROOT
+    storage: StorageKind = "dir"
 
     # Names
 
@@ -110,8 +120,9 @@ class Layout:
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """What has a supervisor: the control node and the hosts."""
-        return (CONTROL, *self.host_names)
+        """What has a supervisor: the control node, what serves storage, and the hosts."""
+        served = () if self.storage == "dir" else (STORAGE,)
+        return (CONTROL, *served, *self.host_names)
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -195,6 +206,8 @@ class Layout:
             return (Cable(node, LAN, LAN.cidr(CLIENT_NUMBER)),)
         if node == CONTROL:
             return (Cable(node, MGMT, MGMT.cidr(CONTROL_NUMBER)),)
+        if node == STORAGE:
+            return (Cable(node, STOR, STOR.cidr(STORAGE_NUMBER)),)
         number = FIRST_HOST_NUMBER - 1 + host_number(node)
         # On the VM network the host is a switch, not a station.
         return (Cable(node, LAN), *(Cable(node, net, net.cidr(number)) for net in NETS[1:]))
@@ -206,6 +219,11 @@ class Layout:
     def address(self, host: str, net: Net) -> str:
         """A host's address on one of the networks."""
         return net.address(FIRST_HOST_NUMBER - 1 + host_number(host))
+
+    @property
+    def storage_address(self) -> str:
+        """What serves the storage, as hosts reach it."""
+        return STOR.address(STORAGE_NUMBER)
 
     @property
     def store_url(self) -> str:

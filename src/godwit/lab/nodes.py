@@ -12,9 +12,9 @@ from pathlib import Path
 from godwit.host.namespaces import HostPlan, Step, launch, observe_layout, python_paths, root_steps
 from godwit.host.process import Process, kill, open_pidfd
 from godwit.host.sockets import bind_unix
-from godwit.lab import groups
+from godwit.lab import groups, serving
 from godwit.lab.configs import API, ETC, LOGS, RUN, STATE
-from godwit.lab.layout import CONTROL, Layout
+from godwit.lab.layout import CONTROL, STORAGE, Layout
 from godwit.model.errors import OperationFailed
 
 # Beside what every host sees: for QEMU, which runs as a user of its own.
@@ -39,8 +39,13 @@ def plan(
         {"op": "directory", "dst": str(RUN)},
         {"op": "bind", "src": str(folder / "etc"), "dst": str(ETC), "ro": True},
     ]
-    if node != CONTROL:
-        for path in (layout.volume, *layout.more_volumes()):
+    if node == STORAGE:
+        writable |= serving.places(layout)
+        shown += [{"op": "directory", "dst": path} for path in serving.DIRECTORIES]
+    elif node != CONTROL:
+        if layout.storage != "nfs":
+            writable["/clusterstorage/shared"] = str(layout.volume)
+        for path in layout.more_volumes():
             writable[f"/clusterstorage/{path.name}"] = str(path)
         images = str(STATE / "images")
         shown.append({"op": "bind", "src": str(layout.images), "dst": images, "ro": True})

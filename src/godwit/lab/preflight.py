@@ -17,8 +17,8 @@ from godwit.host.cgroup import detect
 from godwit.host.errors import HostError
 from godwit.host.facts import memory_facts
 from godwit.host.shaping import shape
-from godwit.lab import groups, record
-from godwit.lab.layout import MAX_HOSTS, QEMU_USER, Layout
+from godwit.lab import groups, record, serving
+from godwit.lab.layout import MAX_HOSTS, QEMU_USER, Layout, StorageKind
 from godwit.model.errors import Conflict, GodwitError, Refused
 from godwit.model.units import format_size
 
@@ -48,6 +48,7 @@ def needs(layout: Layout, *, store: str, qemu_binary: str) -> tuple[Need, ...]:
         Need("root", _root),
         Need("programs, QEMU and its user", lambda: _programs(qemu_binary)),
         Need("the daemons' libraries", _libraries),
+        Need("what serves the storage", lambda: _serving(layout.storage)),
         Need("the lab's name is free", lambda: _free(layout)),
         Need("memory", lambda: _memory(layout)),
         Need("control groups", lambda: _groups()),
@@ -77,6 +78,22 @@ def _programs(qemu_binary: str) -> None:
         pwd.getpwnam(QEMU_USER)
     except KeyError:
         raise Refused(f"there is no user {QEMU_USER} to run QEMU as", hint=_SETUP) from None
+
+
+def _serving(storage: StorageKind) -> None:
+    for program, package in serving.PROGRAMS[storage]:
+        path = f"/usr/sbin:/usr/bin:{os.environ.get('PATH', '')}"
+        if shutil.which(program, path=path) is None:
+            packages = " ".join(dict.fromkeys(name for _, name in serving.PROGRAMS[storage]))
+            raise Refused(
+                f"{program} of the package {package} is not installed",
+                hint=f"apt-get install --no-install-recommends {packages}",
+            )
+    for file, package in serving.FILES[storage]:
+        if not any(Path("/usr/lib").glob(file)):
+            raise Refused(
+                f"the package {package} is not installed", hint=f"apt-get install {package}"
+            )
 
 
 def _libraries() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from godwit.host.files import load_json, save_json
 from godwit.host.process import Process, is_alive
-from godwit.lab.layout import Layout, state_root
+from godwit.lab.layout import Layout, StorageKind, state_root
 from godwit.model.errors import Conflict, NotFound, OperationFailed
 
 
@@ -37,12 +37,15 @@ class LabRecord:
     complete: bool = False
     contexts_file: str = ""
     made_etc: bool = False
+    storage: StorageKind = "dir"
     qemu: dict[str, str | bool] = field(default_factory=dict)
     nodes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def layout(self, root: Path) -> Layout:
         """Where its things lie."""
-        return Layout(self.name, self.hosts, self.rate, root, Path(self.run_root))
+        return Layout(
+            self.name, self.hosts, self.rate, root, Path(self.run_root), storage=self.storage
+        )
 
     def but(self, **changes: Any) -> LabRecord:
         """A copy with changes."""

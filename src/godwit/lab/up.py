@@ -20,12 +20,12 @@ from typing import Any
 
 from godwit.host.errors import HostError
 from godwit.host.run import run
-from godwit.lab import configs, control, network, nodes, pki, preflight
+from godwit.lab import configs, control, network, nodes, pki, preflight, serving
 from godwit.lab.configs import Unit
 from godwit.lab.down import remove
 from godwit.lab.image import DemoImage, cache_root, ensure_demo_image, find_demo_image
 from godwit.lab.initramfs import ImageError
-from godwit.lab.layout import CONTROL, LAN, NETS, QEMU_USER, Layout
+from godwit.lab.layout import CONTROL, LAN, NETS, QEMU_USER, STORAGE, Layout, StorageKind
 from godwit.lab.publish import publish_image
 from godwit.lab.record import LabRecord, exclusive
 from godwit.model.base import check_name
@@ -79,6 +79,8 @@ class Context:
         """The daemons of a node."""
         if node in self.options.units:
             return self.options.units[node]
+        if node == STORAGE:
+            return serving.units(self.layout.storage, sys.executable)
         make = configs.control_units if node == CONTROL else configs.host_units
         return make(sys.executable)
 
@@ -100,6 +102,7 @@ def up(options: Options, *, say: Say = lambda _: None) -> LabRecord:
         hosts=layout.hosts,
         rate=layout.rate,
         store=options.store,
+        storage=layout.storage,
         run_root=str(layout.run_root),
         qemu=options.qemu,
     )
@@ -232,7 +235,10 @@ def _identities(context: Context) -> None:
     for node in layout.nodes:
         etc = layout.node_dir(node) / "etc"
         (etc / "units.json").write_text(configs.units_file(context.units(node)))
-        if node == CONTROL:
+        if node == STORAGE:
+            files = {}
+            serving.write_files(layout)
+        elif node == CONTROL:
             files = {
                 "store.toml": configs.store_config(),
                 "manager.toml": configs.manager_config(layout),
@@ -276,6 +282,8 @@ def _daemons(context: Context) -> str:
             raise _explained(context, node, error) from error
 
     _together([lambda n=n, u=u: ready(n, u) for n, u in wanted if u])  # type: ignore[misc]
+    if STORAGE in context.layout.nodes and STORAGE not in context.options.units:
+        serving.wait_open(context.layout, timeout=READY_S)
     count = sum(len(units) for _, units in wanted)
     return f"{count} daemons are ready"
 
@@ -312,8 +320,10 @@ async def _joined(context: Context) -> str:
         async with asyncio.timeout(HOSTS_UP_S):
             await _answering(client)
             await _define(context, client)
-            await _all_up(client, layout.host_names)
-    return f"{layout.hosts} hosts are up, network {LAN.name}, volume shared"
+            volumes = {volume.name for volume in serving.volumes(layout)}
+            await _all_up(client, layout.host_names, volumes)
+    shown = " and ".join(sorted(volumes, reverse=True))
+    return f"{layout.hosts} hosts are up, network {LAN.name}, volume {shown}"
 
 
 async def _answering(client: Any) -> None:
@@ -333,28 +343,29 @@ async def _define(context: Context, client: Any) -> None:
     from godwit.lab.handle import Lab
     from godwit.model import keys
     from godwit.model.requests import CreateNetwork
-    from godwit.model.volume import Volume
     from godwit.store.client import StoreClient
     from godwit.store.records import encode
 
     lab = Lab(context.record, context.layout)
     store = StoreClient([lab.store_url])
     try:
-        await store.put(keys.volume("shared"), encode(Volume(name="shared")))
+        for volume in serving.volumes(context.layout):
+            await store.put(keys.volume(volume.name), encode(volume))
     finally:
         await store.aclose()
     wanted = CreateNetwork(name=LAN.name, subnet=LAN.subnet, uplink=LAN.port)
     await client.wait(await client.send(wanted))
 
 
-async def _all_up(client: Any, names: Iterable[str]) -> None:
+async def _all_up(client: Any, names: Iterable[str], volumes: set[str]) -> None:
     missing = set(names)
     why: dict[str, str] = {}
     try:
         while missing:
             for row in await client.rows("hosts"):
                 why[row["name"]] = f"{row['name']} is {row['state']}: {row.get('reason') or '?'}"
-                if row["state"] == "up" and LAN.name in row["networks"]:
+                joined = LAN.name in row["networks"] and volumes <= set(row["volumes"])
+                if row["state"] == "up" and joined:
                     missing.discard(row["name"])
             if missing:
                 # A host's state is worked out by the manager from two leases; it is no event.
@@ -415,12 +426,13 @@ def with_defaults(
     rate: str,
     store: str = "sqlite",
     retain: bool = False,
+    storage: StorageKind = "dir",
     volumes: Iterable[str] = (),
 ) -> Options:
     """The options of the command line."""
     from godwit.lab.layout import checked_hosts, checked_name, state_root
 
-    layout = Layout(checked_name(name), checked_hosts(hosts), rate, state_root())
+    layout = Layout(checked_name(name), checked_hosts(hosts), rate, state_root(), storage=storage)
     more = tuple(dict.fromkeys(check_name(one, what="name of a volume") for one in volumes))
     if "shared" in more:
         raise InvalidRequest("every lab has the volume shared", hint="leave it out")

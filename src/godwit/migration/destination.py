@@ -22,6 +22,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from godwit.migration.gift import give_back
 from godwit.migration.listen import listen
 from godwit.migration.peer import (
     PeerPhase,
@@ -37,12 +38,11 @@ from godwit.migration.world import LEASE_MARGIN_S, DestinationWorld, Gate, settl
 from godwit.model import keys, ownership
 from godwit.model.errors import GodwitError, OperationFailed, Refused
 from godwit.model.ownership import Owner
-from godwit.model.world import Clock
 from godwit.qemu.machine import Machine
 from godwit.qmp import MonitorError, MonitorLost, MonitorTimeout, QmpError
 from godwit.store.api import WatchBatch, WatchKind
 from godwit.store.errors import StoreError
-from godwit.store.records import CasFailed, Records, Versioned, decode
+from godwit.store.records import CasFailed, Versioned, decode
 
 _RETRY_S = 0.1
 LEASE_PATIENCE_S = 5.0
@@ -321,7 +321,7 @@ class Incoming:
         if self.ask.method == "quick":
             label = describe(self.ask.vm, epoch=self.ask.epoch)
             if (await machine.status()).status == "inmigrate":
-                await load_memory(machine, Path(self.ask.image), label=label)
+                await load_memory(machine, Path(self.ask.image), label=label, files=world.files)
         self._check_kept()
         self.phase = "starting"
         await world.note_started(owner.epoch, self.ask.migration)
@@ -428,28 +428,6 @@ class Incoming:
         if self.machine is None:
             raise OperationFailed("no copy of the VM here", hint="ask again")
         return self.machine
-
-
-async def give_back(records: Records, clock: Clock, *, vm: str, migration: str, host: str) -> bool:
-    """Return a VM that never ran here to the source of ``migration``; waits for the store.
-
-    The caller is the live agent of ``host`` and knows that no QEMU of the record's epoch ever had
-    running vCPUs here. False when the record does not (or no longer) give the VM to this host.
-    """
-    while True:
-        try:
-            found = await records.owner(vm)
-            if found is None or found.value.host != host:
-                return False
-            move = found.value.migration
-            if move is None or move.id != migration:
-                return False
-            gift = ownership.gift_back(found.value, migration)
-            await records.cas(keys.vm_owner(vm), gift, found.revision)
-        except (CasFailed, StoreError):
-            await clock.sleep(_RETRY_S)
-            continue
-        return True
 
 
 def _seen(future: asyncio.Future[TakenOver]) -> None:

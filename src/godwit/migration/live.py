@@ -131,7 +131,7 @@ class LiveWay:
         self.postcopy = paged or status.startswith("postcopy")
         return self.postcopy
 
-    def undone(self) -> None:
+    async def undone(self) -> None:
         """Nothing was made for the destination outside of QEMU."""
 
     # Copying.

@@ -9,14 +9,12 @@ consumed by the transaction that raises the epoch and never restored twice.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from godwit.host.files import write_durable
 from godwit.migration.handover import OwnerLink
 from godwit.migration.move import Move, fail
 from godwit.migration.peer import PrepareAsk, Prepared
@@ -26,15 +24,22 @@ from godwit.model.migration import Progress, Stage
 from godwit.model.vm import Vm
 from godwit.qemu.machine import Machine
 from godwit.qmp import EventStream, QmpError
+from godwit.storage.files import LOCAL, Channel, VolumeFiles
 
 SAVE_S = 600.0
+_LARGEST_LABEL = 1 << 20
 _SAMPLE_S = 0.2
 
 
 def image_path(volumes: Path, vm: Vm, *, epoch: int) -> Path:
     """Where the memory of this epoch is saved: beside the VM's first image."""
-    volume = next((disk.volume for disk in vm.disks if disk.volume), "shared")
-    return volumes / volume / vm.name / f"saved-{epoch}.mem"
+    return volumes / memory_volume(vm) / vm.name / f"saved-{epoch}.mem"
+
+
+def memory_volume(vm: Vm) -> str:
+    """The volume a VM's memory is saved to; LUNs have no room for it."""
+    found = (disk.volume for disk in vm.disks if disk.volume and disk.source == "image")
+    return next(found, "shared")
 
 
 def describe(vm: Vm, *, epoch: int) -> dict[str, Any]:
@@ -49,49 +54,72 @@ def describe(vm: Vm, *, epoch: int) -> dict[str, Any]:
     }
 
 
-async def save_memory(machine: Machine, path: Path, *, label: dict[str, Any]) -> EventStream:
-    """Start writing the stopped VM's memory to ``path``; the returned stream tells the end.
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """A save under way: ``events`` tell of QEMU's end, then `settle` waits for the volume's."""
 
-    The file is made by us for the QEMU user alone: it holds the guest's secrets.
+    events: EventStream
+    channel: Channel
+
+    async def settle(self) -> None:
+        """The finished image and its name survive a power cut; OSError when it is not whole."""
+        await self.channel.done(timeout=SAVE_S)
+
+    def close(self) -> None:
+        """Hear no more of it; what is not finished is given up."""
+        self.events.close()
+        self.channel.stop()
+
+
+async def save_memory(
+    machine: Machine, path: Path, *, label: dict[str, Any], files: VolumeFiles = LOCAL
+) -> Saving:
+    """Start writing the stopped VM's memory to ``path``, a file of ``files``.
+
+    It is made for the QEMU user alone: it holds the guest's secrets.
     """
     stream = Stream(machine.monitor)
-    _make_file(path, *_ids(machine.pid))
-    await stream.set_capabilities({"events"})
-    await stream.set_parameters(max_bandwidth=0, tls_creds="", tls_hostname="")
-    events = machine.monitor.events("MIGRATION")
-    write_durable(_label_path(path), json.dumps(label).encode(), mode=0o600)
+    channel = await files.write_through(path, owner=_ids(machine.pid))
     try:
-        await stream.connect(f"file:{path}")
+        await stream.set_capabilities({"events"})
+        await stream.set_parameters(max_bandwidth=0, tls_creds="", tls_hostname="")
+        await files.write(_label_path(path), json.dumps(label).encode(), mode=0o600)
+        await _pass(machine, channel)
+        events = machine.monitor.events("MIGRATION")
+        try:
+            await stream.connect(channel.uri)
+        except BaseException:
+            events.close()
+            raise
     except BaseException:
-        events.close()
+        channel.stop()
         raise
-    return events
+    return Saving(events, channel)
 
 
-async def settle_file(path: Path) -> None:
-    """Make the finished image and its directory entry survive a power cut."""
-
-    def sync() -> None:
-        for name in (path, path.parent):
-            fd = os.open(name, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-
-    await asyncio.to_thread(sync)
+async def _pass(machine: Machine, channel: Channel) -> None:
+    if channel.descriptor is not None:
+        await machine.monitor.pass_fd(channel.descriptor, channel.uri.removeprefix("fd:"))
+        channel.passed()
 
 
-async def load_memory(machine: Machine, path: Path, *, label: dict[str, Any]) -> None:
+async def load_memory(
+    machine: Machine, path: Path, *, label: dict[str, Any], files: VolumeFiles = LOCAL
+) -> None:
     """Read a saved memory into a waiting QEMU. ValueError when the label does not match."""
-    found = json.loads(_label_path(path).read_bytes())
+    found = json.loads(await files.read(_label_path(path), 0, _LARGEST_LABEL))
     if found != label:
         raise ValueError(f"{path} was saved from another VM, epoch or set of disks")
     stream = Stream(machine.monitor)
     await stream.set_capabilities({"events"})
-    with machine.monitor.events("MIGRATION") as events:
-        await machine.monitor.execute("migrate-incoming", {"uri": f"file:{path}"})
-        event = await wait_status(events, ENDED, timeout=SAVE_S)
+    channel = await files.read_through(path)
+    try:
+        with machine.monitor.events("MIGRATION") as events:
+            await _pass(machine, channel)
+            await machine.monitor.execute("migrate-incoming", {"uri": channel.uri})
+            event = await wait_status(events, ENDED, timeout=SAVE_S)
+    finally:
+        channel.stop()
     if event.data["status"] != "completed":
         now = await stream.read()
         raise QmpError(
@@ -99,14 +127,14 @@ async def load_memory(machine: Machine, path: Path, *, label: dict[str, Any]) ->
         )
 
 
-def discard(path: Path) -> None:
+async def discard(path: Path, *, files: VolumeFiles = LOCAL) -> None:
     """A consumed or void image goes.
 
     One that cannot be removed stays: its epoch is over, so nobody will restore it.
     """
     for name in (path, _label_path(path)):
         with contextlib.suppress(OSError):
-            name.unlink(missing_ok=True)
+            await files.remove(name)
 
 
 def _label_path(path: Path) -> Path:
@@ -120,16 +148,6 @@ def _ids(pid: int) -> tuple[int, int]:
     return int(fields["Uid"][1]), int(fields["Gid"][1])
 
 
-def _make_file(path: Path, uid: int, gid: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        os.fchown(fd, uid, gid)
-    finally:
-        os.close(fd)
-
-
 class QuickWay:
     """Save here, swap, restore there; the same stages as a live move."""
 
@@ -139,6 +157,7 @@ class QuickWay:
         self.move = move
         self.link = link
         self._events: EventStream | None = None
+        self._saving: Saving | None = None
 
     @property
     def _path(self) -> Path:
@@ -169,9 +188,13 @@ class QuickWay:
             await world.machine.stop()
         await move.hold("pre-switchover")
         label = describe(move.vm, epoch=self.link.epoch)
-        self._events = await save_memory(world.machine, self._path, label=label)
+        self._saving = await save_memory(world.machine, self._path, label=label, files=world.files)
+        self._events = self._saving.events
         await move.until_stopped(self._follow(self._events), what="save")
-        await move.until_stopped(settle_file(self._path), what="sync")
+        try:
+            await move.until_stopped(self._saving.settle(), what="sync")
+        except OSError as error:
+            raise fail(f"the memory could not be saved: {error.strerror or error}") from error
         left = world.guard.lease_left()
         if left < LEASE_MARGIN_S:
             raise fail(f"{world.host}'s own lease lasts only {left:.1f} s: not committing")
@@ -223,10 +246,12 @@ class QuickWay:
         self._events = self.move.world.machine.monitor.events("MIGRATION")
         return False
 
-    def undone(self) -> None:
+    async def undone(self) -> None:
         """The VM stays here: its saved memory is void from now on."""
-        discard(self._path)
+        if self._saving is not None:
+            self._saving.channel.stop()
+        await discard(self._path, files=self.move.world.files)
 
     async def drain(self) -> None:
         """The destination has read the file: it has served."""
-        discard(self._path)
+        await discard(self._path, files=self.move.world.files)

@@ -83,7 +83,7 @@ class Way(Protocol):
         """After an agent's restart: find the transfer again; True when there is no way back."""
         ...
 
-    def undone(self) -> None:
+    async def undone(self) -> None:
         """The record says that the VM stays here: remove what was made for the destination."""
         ...
 
@@ -333,7 +333,6 @@ class SourceMove:
     async def _run_here(self, stop: Stop, *, status: str = "completed") -> Migration:
         world = self.move.world
         world.throttle(1.0)
-        self.way.undone()
         if status not in ("gone", "frozen"):
             try:
                 await self._cont_here()
@@ -344,6 +343,7 @@ class SourceMove:
             reason = f"{stop.reason}; this host's QEMU answers nothing: frozen"
             stop = Stop(Outcome.FAILED, reason)
         await self._tell_peer(stop.reason)
+        await self.way.undone()  # late: a volume that does not answer must not hold the VM up
         return await self._give_report(stop)
 
     async def _cont_here(self) -> None:

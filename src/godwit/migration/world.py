@@ -18,6 +18,7 @@ from godwit.model.migration import Migration
 from godwit.model.vm import Vm
 from godwit.model.world import Clock
 from godwit.qemu.machine import Machine
+from godwit.storage.files import LOCAL, VolumeFiles
 from godwit.store.records import Records
 
 LEASE_MARGIN_S = 5.0
@@ -158,6 +159,7 @@ class SourceWorld:
     holds: Holds = field(default_factory=NoHolds)
     migration_tls_dir: Path | None = None
     volumes: Path = Path("/clusterstorage")
+    files: VolumeFiles = LOCAL  # of the volume that a saved memory goes to
     past_overhead_ms: tuple[float, ...] = ()
 
 
@@ -182,3 +184,4 @@ class DestinationWorld:
     migration_address: str = ""
     migration_tls_dir: Path | None = None
     tls_hostname: str = ""  # the name in this host's migration certificate
+    files: VolumeFiles = LOCAL  # of the volume that a saved memory comes from

@@ -50,6 +50,11 @@ def imported_path(volume: str, name: str, format: DiskFormat) -> str:  # noqa: A
     return f"{CLUSTER_STORAGE}/{volume}/.godwit/images/{name}{suffix_of(format)}"
 
 
+def lun_path(volume: str, lun: int) -> str:
+    """What a LUN of an iscsi volume is called on every host."""
+    return f"{CLUSTER_STORAGE}/{volume}/lun-{lun}"
+
+
 def volume_of(path: str) -> str | None:
     """The volume a plain absolute path lies in; None when it lies in none or leads elsewhere."""
     parts = path.split("/")

@@ -19,6 +19,8 @@ from godwit.model.vm import DiskFormat, DiskTier
 from godwit.model.volume import VolumeKind
 
 LARGEST_DISK = 1 << 50
+SERVER_PATTERN = r"^([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,39})?$"
+PORTAL_PATTERN = r"^([A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:]{2,39}\])?(:[0-9]{1,5})?$"
 
 
 class NewDisk(Value):
@@ -116,9 +118,10 @@ class AddDisk(Value):
     """Give a VM one more disk, also while it runs.
 
     A new image (``volume`` and ``size_bytes``), an image that is there (``volume``, ``path`` below
-    it and its ``format``), or a block device of the host (``device``, the same on every host).
-    ``format`` defaults to qcow2 for a new image. ``passthrough``: the device is a SCSI LUN which
-    answers the guest's commands itself.
+    it and its ``format``), a LUN of an iscsi volume (``volume``, ``lun``), or a block device of the
+    host (``device``, the same on every host). ``format`` defaults to qcow2 for a new image.
+    ``passthrough``: the device is a SCSI LUN which answers the guest's commands itself; the LUN of
+    a volume does so unless it goes through the storage broker.
     """
 
     kind: Literal["vm.disk.add"] = "vm.disk.add"
@@ -127,6 +130,7 @@ class AddDisk(Value):
     size_bytes: int | None = Field(default=None, gt=0, le=LARGEST_DISK)
     format: DiskFormat | None = None
     path: str | None = None
+    lun: int | None = Field(default=None, ge=0, lt=16384)
     device: str | None = None
     tier: DiskTier = "auto"
     passthrough: bool = False
@@ -135,6 +139,8 @@ class AddDisk(Value):
     def _is_one_disk(self) -> Self:
         if self.device is not None:
             self._check_device(self.device)
+        elif self.lun is not None:
+            self._check_lun()
         elif self.volume is None:
             raise ValueError("name a volume (VOLUME:SIZE), or a block device with --device")
         elif self.path is None and self.size_bytes is None:
@@ -147,8 +153,16 @@ class AddDisk(Value):
             raise ValueError(f"{self.format} always goes through the storage broker")
         return self
 
+    def _check_lun(self) -> None:
+        if self.volume is None:
+            raise ValueError("say the volume that the LUN belongs to")
+        if self.path is not None or self.size_bytes is not None:
+            raise ValueError("a LUN has no image, and its own size")
+        if self.format not in (None, "raw"):
+            raise ValueError("a LUN is raw")
+
     def _check_device(self, device: str) -> None:
-        if self.volume is not None or self.path is not None or self.size_bytes is not None:
+        if {self.lun, self.volume, self.path, self.size_bytes} != {None}:
             raise ValueError("a block device has no volume, image or size of its own")
         if not device.startswith("/dev/") or ".." in device.split("/") or "\0" in device:
             raise ValueError("a block device is named by its path, like /dev/disk/by-id/...")
@@ -237,15 +251,36 @@ class DeleteNetwork(Value):
 
 
 class CreateVolume(Value):
-    """Define a volume that hosts see as /clusterstorage/NAME.
+    """Define a volume, called /clusterstorage/NAME on every host.
 
-    ``path`` is what lies beneath, for people to see.
+    ``path`` is what lies beneath a directory, for people to see. ``nfs`` needs ``server`` and the
+    ``export`` there, ``iscsi`` the ``portal`` (HOST[:PORT]) and the ``target`` (its IQN).
     """
 
     kind: Literal["volume.create"] = "volume.create"
     name: Name
     type: VolumeKind = "dir"
     path: str = ""
+    server: str = Field(default="", pattern=SERVER_PATTERN)
+    export: str = Field(default="", pattern=r"^(/[^\x00-\x1f\x7f]*)?$", max_length=1024)
+    portal: str = Field(default="", pattern=PORTAL_PATTERN)
+    target: str = Field(default="", pattern=r"^([a-z]{3}\.[A-Za-z0-9.:_-]{1,219})?$")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        served = {"nfs": ("server", "export"), "iscsi": ("portal", "target")}
+        for kind, fields in served.items():
+            for field in fields:
+                said = bool(getattr(self, field))
+                if said and self.type != kind:
+                    raise ValueError(f"only a volume of kind {kind} has a {field}")
+                if not said and self.type == kind:
+                    raise ValueError(f"a volume of kind {kind} needs --{field}")
+        if self.type in served and self.path:
+            raise ValueError("what lies beneath is the server's: leave --path out")
+        if ".." in self.export.split("/"):
+            raise ValueError("the export is a plain path of the server")
+        return self
 
 
 class DeleteVolume(Value):

@@ -11,7 +11,7 @@ from godwit.model.base import Name, Record
 
 DiskFormat = Literal["raw", "qcow2", "vhd-fixed", "vhd", "vhdx"]
 DiskTier = Literal["auto", "direct", "brokered"]
-DiskSource = Literal["image", "device"]
+DiskSource = Literal["image", "device", "lun"]
 
 
 class VmState(StrEnum):
@@ -45,9 +45,10 @@ class Boot(Record):
 class Disk(Record):
     """A disk on the VM's virtio-scsi controller. ``path`` is the same on every host.
 
-    ``source``: an image in a volume, or a block device as it is, which is raw and lies in no
-    volume (``volume`` is empty).  ``passthrough``: that device is a SCSI LUN which answers the
-    guest's commands itself.  ``tier`` is what was asked for; `model.disks.tier_of` says what holds.
+    ``source``: an image in a volume; a block device as it is, which is raw and lies in no volume
+    (``volume`` is empty); or a LUN of an iscsi volume, raw as well.  ``passthrough``: that device
+    or LUN answers the guest's SCSI commands itself.  ``tier`` is what was asked for;
+    `model.disks.tier_of` says what holds.
     ``generation`` counts the images the disk has had: block nodes and exports are called by it, so
     that the old image and the new one can be open side by side while one takes the other's place.
     """
@@ -66,11 +67,11 @@ class Disk(Record):
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        if self.source == "image" and not self.volume:
-            raise ValueError("an image lies in a volume")
-        if self.source == "device" and self.format != "raw":
-            raise ValueError("a block device is raw")
-        if self.passthrough and (self.source != "device" or self.tier == "brokered"):
+        if self.source != "device" and not self.volume:
+            raise ValueError("an image or a LUN lies in a volume")
+        if self.source != "image" and self.format != "raw":
+            raise ValueError("a block device or a LUN is raw")
+        if self.passthrough and (self.source == "image" or self.tier == "brokered"):
             raise ValueError("only a block device without a broker can be passed through")
         return self
 

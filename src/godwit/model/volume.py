@@ -9,7 +9,10 @@ from pydantic import Field
 
 from godwit.model.base import Name, Record
 
-VolumeKind = Literal["dir", "local"]
+VolumeKind = Literal["dir", "local", "nfs", "iscsi"]
+SERVED: frozenset[VolumeKind] = frozenset({"nfs", "iscsi"})
+"""Reached by QEMU itself over the storage network: no host has a directory of them."""
+
 VolumeHealth = Literal["ok", "degraded", "unavailable"]
 
 
@@ -22,16 +25,31 @@ class VolumeState(StrEnum):
     UNAVAILABLE = "unavailable"
 
 
-class Volume(Record):
-    """A directory that hosts see as ``/clusterstorage/<name>``: all of them, or one (``local``).
+class Beneath(Record):
+    """What a volume stands on.
 
-    ``path`` is what lies beneath, for people to see. ``coordinator`` is the host that does the
-    metadata work (create, grow, delete); it changes by compare-and-swap.
+    ``dir``, ``local``: a directory; ``path`` is what lies beneath it, for people to see.
+    ``nfs``: the directory ``export`` of ``server``.  ``iscsi``: the LUNs of ``target`` (its IQN)
+    at ``portal`` (address, or address:port).
+    """
+
+    kind: VolumeKind = "dir"
+    path: str = ""
+    server: str = ""
+    export: str = ""
+    portal: str = ""
+    target: str = ""
+
+
+class Volume(Beneath):
+    """What hosts call ``/clusterstorage/<name>``: all of them, or one (``local``).
+
+    A directory of theirs for ``dir`` and ``local``, only a name for what is served over the
+    network. ``coordinator`` is the host that does the metadata work (create, grow, delete); it
+    changes by compare-and-swap.
     """
 
     name: Name
-    kind: VolumeKind = "dir"
-    path: str = ""
     description: str = ""
     created_at: float = 0.0
     coordinator: Name | None = None
@@ -54,12 +72,10 @@ class VolumeHostView(Record):
     reason: str = ""
 
 
-class VolumeView(Record):
+class VolumeView(Beneath):
     """One row of ``volume list -o json``; a size is null when no host has said it."""
 
     name: Name
-    kind: VolumeKind = "dir"
-    path: str
     description: str = ""
     coordinator: Name | None = None
     capacity_bytes: int | None = None

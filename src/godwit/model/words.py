@@ -204,6 +204,7 @@ _LIST: tuple[Action, ...] = (
         "Give a VM one more disk, also while it runs.",
         (
             Flag("path", "--existing", "text", "Take this image of the volume.", "PATH"),
+            Flag("lun", "--lun", "count", "Take this LUN of an iscsi volume.", "N"),
             Flag("device", "--device", "text", "Take this block device of the host.", "/dev/..."),
             _format("format", "--format", "What the image is: needed with --existing."),
             Flag(
@@ -287,16 +288,21 @@ _LIST: tuple[Action, ...] = (
     Action(
         "volume.create",
         "Create volume {}",
-        "Define a volume that hosts see as /clusterstorage/NAME.",
+        "Define a volume, called /clusterstorage/NAME on every host.",
         (
             Flag(
                 "type",
                 "--kind",
                 "choice",
-                "dir: a directory that hosts share (default); local: of one host only.",
-                choices=("dir", "local"),
+                "dir: a directory that hosts share (default); local: of one host only;"
+                " nfs, iscsi: served over the network to QEMU itself.",
+                choices=("dir", "local", "nfs", "iscsi"),
             ),
             Flag("path", "--path", "text", "What lies beneath, for people to see.", "PATH"),
+            Flag("server", "--server", "text", "Of nfs: the server.", "HOST"),
+            Flag("export", "--export", "text", "Of nfs: the directory it exports.", "PATH"),
+            Flag("portal", "--portal", "text", "Of iscsi: where the target is.", "HOST[:PORT]"),
+            Flag("target", "--target", "text", "Of iscsi: the target's name.", "IQN"),
         ),
     ),
     Action("volume.delete", "Delete volume {}", "Forget a volume that no VM uses; its files stay."),

@@ -32,7 +32,9 @@ class Plugs:
 
     ``monitors`` and ``serial`` are listening unix sockets, ``console_log`` is open for appending,
     ``taps`` holds the queues of each card by its id, ``vhost`` the matching /dev/vhost-net.
-    ``broker`` is the socket of the VM's storage broker, empty when it has none.
+    ``broker`` is the socket of the VM's storage broker, empty when it has none. ``served`` has, by
+    disk, the nodes of those that lie on a volume served over the network; ``boot`` the files of
+    this host for boot files that lie on one.
     """
 
     monitors: tuple[int, int]
@@ -46,6 +48,8 @@ class Plugs:
     data_dir: str = ""
     aio: Literal["threads", "native", "io_uring"] = "threads"
     broker: str = ""
+    served: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    boot: Mapping[str, str] = field(default_factory=dict)
 
     def descriptors(self) -> tuple[int, ...]:
         """Everything the new process has to inherit."""
@@ -63,7 +67,7 @@ def build_argv(vm: Vm, plugs: Plugs) -> list[str]:
     options = [
         *_process(vm, plugs),
         *_machine(vm),
-        *_boot(vm),
+        *_boot(vm, plugs.boot),
         *_fixed_devices(vm),
         *(option for disk in vm.disks for option in _disk(vm, disk, plugs)),
         *_ports(),
@@ -142,12 +146,12 @@ def _ram_bytes(vm: Vm) -> int:
     return size
 
 
-def _boot(vm: Vm) -> Iterator[Option]:
+def _boot(vm: Vm, here: Mapping[str, str]) -> Iterator[Option]:
     yield "-boot", "menu=off,strict=on"
     if vm.boot.kernel:
-        yield "-kernel", vm.boot.kernel
+        yield "-kernel", here.get(vm.boot.kernel, vm.boot.kernel)
         if vm.boot.initrd:
-            yield "-initrd", vm.boot.initrd
+            yield "-initrd", here.get(vm.boot.initrd, vm.boot.initrd)
         if vm.boot.append:
             yield "-append", vm.boot.append
 
@@ -173,7 +177,9 @@ def _fixed_devices(vm: Vm) -> Iterator[Option]:
 
 
 def _disk(vm: Vm, disk: Disk, plugs: Plugs) -> Iterator[Option]:
-    for node in disk_nodes(disk, vm=vm.name, aio=plugs.aio, broker=plugs.broker):
+    served = plugs.served.get(disk.id)
+    nodes = disk_nodes(disk, vm=vm.name, aio=plugs.aio, broker=plugs.broker, served=served)
+    for node in nodes:
         yield "-blockdev", json.dumps(node, separators=(",", ":"))
     boot = not vm.boot.kernel and disk is vm.disks[0]
     yield "-device", _device(disk_device(disk, boot=boot))

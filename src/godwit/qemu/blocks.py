@@ -1,6 +1,7 @@
 """A disk as QEMU takes it: its block nodes and its SCSI device, the same cold and hot.
 
     direct    scsi-hd -- disk-<id>: qcow2 | raw | raw with a size -- file-<id>: file | host_device
+                                                                            | nfs | iscsi
     brokered  scsi-hd -- disk-<id>: nbd ~~ unix socket ~~ the VM's storage broker on this host
 
 Pure: what differs from host to host (the way of asynchronous I/O, the broker's socket) comes in.
@@ -10,6 +11,7 @@ migrated, and so the footer stays out of the guest's reach.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from godwit.model.disks import tier_of
@@ -48,8 +50,18 @@ def node_names(disk: Disk) -> tuple[str, ...]:
     return layout.file_node(disk), layout.format_node(disk)
 
 
-def disk_nodes(disk: Disk, *, vm: str, aio: str = "threads", broker: str = "") -> tuple[Node, ...]:
+def disk_nodes(
+    disk: Disk,
+    *,
+    vm: str,
+    aio: str = "threads",
+    broker: str = "",
+    served: Mapping[str, object] | None = None,
+) -> tuple[Node, ...]:
     """The block nodes of a disk, lowest first, as ``blockdev-add`` takes them.
+
+    ``served`` is the node, without a name, of a disk that no host has a file or a device of
+    (`godwit.storage.places`).
 
     The format is always named and a backing file inside the image is never followed.  The image
     lock stays automatic: it is the last net under two QEMUs on one image.  ``broker`` is the
@@ -57,7 +69,7 @@ def disk_nodes(disk: Disk, *, vm: str, aio: str = "threads", broker: str = "") -
     """
     if tier_of(disk) == "brokered":
         return (_broker_node(disk, vm, broker),)
-    return _storage_node(disk, aio), _format_node(disk)
+    return _storage_node(disk, aio, served), _format_node(disk)
 
 
 def _common() -> Node:
@@ -65,7 +77,14 @@ def _common() -> Node:
     return {"read-only": False, "discard": "unmap", "cache": cache}
 
 
-def _storage_node(disk: Disk, aio: str) -> Node:
+def _storage_node(disk: Disk, aio: str, served: Mapping[str, object] | None) -> Node:
+    if served is not None:
+        return {**served, "node-name": layout.file_node(disk), **_common()}
+    if disk.source == "lun":
+        raise InvalidRequest(
+            f"disk {disk.id} is a LUN of {disk.volume}, which this host does not know",
+            hint=f"look: godwit volume show {disk.volume}",
+        )
     return {
         "driver": "host_device" if disk.source == "device" else "file",
         "node-name": layout.file_node(disk),

@@ -80,7 +80,13 @@ async def add_disks(machine: Machine, disks: Sequence[Disk], place: Place) -> No
     nodes = {
         str(node["node-name"]): node
         for disk in disks
-        for node in disk_nodes(disk, vm=machine.vm, aio=place.aio, broker=place.broker)
+        for node in disk_nodes(
+            disk,
+            vm=machine.vm,
+            aio=place.aio,
+            broker=place.broker,
+            served=place.served.get(disk.id),
+        )
     }
     devices = {disk.id: disk_device(disk) for disk in disks}
     granted: list[Disk] = []
@@ -394,6 +400,6 @@ async def _size(machine: Machine, disk: Disk) -> int:
 def _grow_hint(disk: Disk) -> str:
     if tier_of(disk) == "brokered":
         return "the storage broker's image must grow first"
-    if disk.source == "device":
+    if disk.source != "image":
         return f"grow {disk.path} on its storage first"
     return "is there room on the volume?"

@@ -17,8 +17,9 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +48,7 @@ class Place:
     ``run`` and ``state`` are the VM's own directories. ``cgroup`` is the name of its control
     group, empty for none. ``features`` come from `BinaryFacts`. ``broker`` is the socket of the
     VM's storage broker, empty when it has none; the QEMU user must be able to connect to it.
+    ``served`` and ``boot`` are as in `Plugs`.
     """
 
     host: str
@@ -59,6 +61,8 @@ class Place:
     sandbox: bool = True
     aio: Literal["threads", "native", "io_uring"] = "threads"
     broker: str = ""
+    served: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    boot: Mapping[str, str] = field(default_factory=dict)
 
 
 async def spawn(
@@ -190,6 +194,8 @@ def _plug(
         data_dir=place.binary.data_dir,
         aio=place.aio,
         broker=place.broker,
+        served=place.served,
+        boot=place.boot,
     )
 
 

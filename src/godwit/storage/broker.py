@@ -43,7 +43,7 @@ from godwit.storage.broker_life import (
 from godwit.storage.broker_record import BrokerRecord, Served
 from godwit.storage.gate import Gate, GateState
 from godwit.storage.nodes import BrokerDisk, PeerTarget
-from godwit.storage.settle import settle
+from godwit.storage.settle import settle_disk
 
 __all__ = ["Broker", "Opening", "Released", "listen"]
 
@@ -166,7 +166,7 @@ class Broker(BrokerLife):
         timeout = SWAP_TIMEOUT if wish.peer is None else PEER_TIMEOUT
         async with self._stepping(opening):
             if wish.peer is None and (gate.unsettled or wish.after_crash):
-                await settle(opening.disk.path, user=self.place.binary.user)
+                await settle_disk(opening.disk, user=self.place.binary.user)
             if wish.peer is not None and wish.peer.tls_dir:
                 await self._renew_tls(daemon, wish.peer.tls_dir)
             target = target_node(opening, aio=self.place.aio)

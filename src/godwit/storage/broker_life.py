@@ -31,7 +31,7 @@ from godwit.storage.broker_daemon import (
 from godwit.storage.broker_record import BrokerRecord, Served
 from godwit.storage.gate import Gate, GateState
 from godwit.storage.nodes import BrokerDisk, PeerTarget
-from godwit.storage.settle import settle
+from godwit.storage.settle import settle_disk
 
 LABEL = "broker"
 
@@ -209,7 +209,7 @@ class BrokerLife:
             to_peer = wish is not None and wish.peer is not None
             crashed = served.gate.unsettled or (wish is not None and wish.after_crash)
             if crashed and not to_peer:
-                await settle(served.disk.path, user=self.place.binary.user)
+                await settle_disk(served.disk, user=self.place.binary.user)
                 self._put(served.but(gate=gates.settled(served.gate)))
 
     async def kill(self, *, timeout: float = KILL_TIMEOUT) -> None:

@@ -34,7 +34,7 @@ from godwit.storage.broker_daemon import (
 )
 from godwit.storage.broker_record import PeerRecord
 from godwit.storage.nodes import BrokerDisk, PeerTarget
-from godwit.storage.settle import settle
+from godwit.storage.settle import settle_disk
 
 LABEL = "peer"
 STEP_TIMEOUT = 5.0
@@ -154,7 +154,7 @@ class PeerExport:
             self._note(floors={**self.record.floors, disk.id: epoch})
             try:
                 await self._withdraw(disk.id)
-                await settle(disk.path, user=self.place.binary.user)
+                await settle_disk(disk, user=self.place.binary.user)
                 await self._add(disk, name)
             except QmpError as error:
                 raise OperationFailed(

@@ -18,17 +18,18 @@ from godwit.host.run import Limits
 from godwit.model.errors import InvalidRequest, NotFound, OperationFailed, Refused
 from godwit.model.vm import DiskFormat
 from godwit.qemu.launch import Binary
-from godwit.storage.formats import FORMATS, name_of, payload, stored_size
+from godwit.storage.claims import claimed
+from godwit.storage.files import LOCAL, VolumeFiles
+from godwit.storage.formats import FORMATS, name_of, stored_size
 from godwit.storage.images import (
     Backing,
     ImageInfo,
     check_open,
-    claimed,
     create_options,
+    held_image,
     image_info,
     open_info,
     opened_image,
-    vhd_info,
 )
 from godwit.storage.qemu_img import (
     GIB,
@@ -64,20 +65,31 @@ async def convert(
     owner: tuple[int, int] | None = None,
     tool: Binary = QEMU_IMG,
     progress: Progress | None = None,
+    source_files: VolumeFiles = LOCAL,
+    target_files: VolumeFiles = LOCAL,
 ) -> ImageInfo:
     """Copy an image that Godwit made into a new file of any format, owned by ``owner``.
 
     ``backing`` is what the record of a linked clone names; the copy stands for itself.
-    ``progress`` hears how much is done, from 0 to 1, the comparison included. Conflict when the
-    target exists or a VM uses the source.
+    ``progress`` hears how much is done, from 0 to 1, the comparison included. ``source_files`` and
+    ``target_files`` are those of their volumes. Conflict when the target exists or a VM uses the
+    source.
     """
-    _parent_exists(target)
+    await parent_exists(target, target_files)
     async with (
-        opened_image(source, format=source_format, backing=backing) as image,
-        copied(image, target, target_format, owner=owner, tool=tool, progress=progress),
+        opened_image(source, format=source_format, backing=backing, files=source_files) as image,
+        copied(
+            image,
+            target,
+            target_format,
+            owner=owner,
+            tool=tool,
+            progress=progress,
+            files=target_files,
+        ),
     ):
         pass  # it is checked by then
-    return await image_info(target, format=target_format, program=tool.path)
+    return await image_info(target, format=target_format, program=tool.path, files=target_files)
 
 
 async def export_image(
@@ -89,6 +101,8 @@ async def export_image(
     backing: Backing | None = None,
     tool: Binary = QEMU_IMG,
     progress: Progress | None = None,
+    source_files: VolumeFiles = LOCAL,
+    target_files: VolumeFiles = LOCAL,
 ) -> ImageInfo:
     """Copy a disk out of its volume, for others to take away: a whole image that needs no other.
 
@@ -103,6 +117,8 @@ async def export_image(
         owner=(os.geteuid(), os.getegid()),
         tool=tool,
         progress=progress,
+        source_files=source_files,
+        target_files=target_files,
     )
 
 
@@ -164,7 +180,7 @@ def _base(
 async def _link(
     base: Backing, target: Path, *, owner: tuple[int, int] | None, tool: Binary
 ) -> ImageInfo:
-    _parent_exists(target)
+    await parent_exists(target, LOCAL)
     source = Path(base.path)
     # By its own node, without what it stands on: also fails while a VM writes it.
     async with opened_image(source, format=base.format) as image:
@@ -174,9 +190,9 @@ async def _link(
             raise Refused(f"{source} leads to another file ({other})", hint="make a full clone")
         words = ["create", "-q", "-u", "-f", "qcow2", *create_options("qcow2")]
         words += ["-b", base.path, "-F", base.format]
-        async with claimed(target, owner=tool.user or owner) as descriptor:
+        async with claimed(target, owner=tool.user or owner) as claim:
             # -u: it was looked at already, and the name need not mean the same to the tool's user.
-            words += [f"/proc/self/fd/{descriptor}", str(info.virtual_size)]
+            words += [claim.word, str(info.virtual_size)]
             try:
                 await qemu_img(
                     tool,
@@ -184,12 +200,12 @@ async def _link(
                     images=[],
                     limits=None,
                     timeout=INFO_TIMEOUT,
-                    descriptors=[descriptor],
+                    descriptors=claim.descriptors(),
                 )
             except HostError as error:
                 raise failure(f"cannot create {target}", error) from error
             if owner is not None:
-                os.fchown(descriptor, *owner)
+                claim.give(owner)
     return await image_info(target, format="qcow2", program=tool.path)
 
 
@@ -202,6 +218,7 @@ async def copied(
     owner: tuple[int, int] | None,
     tool: Binary,
     progress: Progress | None = None,
+    files: VolumeFiles = LOCAL,
 ) -> AsyncIterator[OpenImage]:
     """The copy of an open image under a new name; it stays if the block ends well.
 
@@ -211,45 +228,34 @@ async def copied(
     what = f"cannot copy {source.path} to {target}"
     info = await _size_of(source, tool, what)
     size = stored_size(target_format, info.virtual_size)
-    data = min(info.virtual_size, os.fstat(source.descriptor).st_size)
+    data = min(info.virtual_size, source.bytes_long())
     # Tables and a last allocation step on top of the content; VHDX allocates the most at once.
     limits = work_limits(data, file_bytes=size + size // 256 + GIB)
     timeout = 600.0 + data / _SLOWEST
     first = None if progress is None else _part(progress, 0.0)
     second = None if progress is None else _part(progress, 0.5)
-    async with claimed(target, owner=tool.user or owner) as descriptor:
-        name = f"/proc/self/fd/{descriptor}"
+    async with claimed(target, owner=tool.user or owner, files=files) as claim:
         words = ["convert", *([] if first is None else ["-p"]), "-O", FORMATS[target_format].driver]
-        words += [*create_options(target_format), source.name(), name]
-        await _run(tool, words, [source], limits, timeout, what, first, descriptor)
-        copy = await _reopened(target, target_format, descriptor)
+        words += [*create_options(target_format), source.name(), claim.word]
+        await _run(tool, words, [source], limits, timeout, what, first, *claim.descriptors())
+        copy = await held_image(target, target_format, claim.descriptor, files)
         await _compare(tool, source, copy, limits, timeout, what, second)
         report = await check_open(copy, tool=tool)
         if report.damaged:
             raise OperationFailed(f"{what}: the copy is {report.words}")
         yield copy
         if owner is not None:
-            os.fchown(descriptor, *owner)
+            claim.give(owner)
         elif tool.user is not None:
-            os.fchown(descriptor, os.geteuid(), os.getegid())
+            claim.give((os.geteuid(), os.getegid()))
     if progress is not None:
         progress(1.0)
 
 
 async def _size_of(source: OpenImage, tool: Binary, what: str) -> ImageInfo:
     if source.size is not None:
-        status = os.fstat(source.descriptor)
-        return ImageInfo("raw", source.size, status.st_blocks * 512)
+        return ImageInfo("raw", source.size, source.bytes_allocated())
     return await open_info(source, tool=tool, what=what)
-
-
-async def _reopened(target: Path, target_format: DiskFormat, descriptor: int) -> OpenImage:
-    size = None
-    if target_format == "vhd-fixed":
-        info = vhd_info(descriptor, target, target_format)
-        part = None if info is None else payload(target_format, info)
-        size = None if part is None else part[1]
-    return OpenImage(target, target_format, descriptor, size=size)
 
 
 async def _compare(
@@ -301,6 +307,11 @@ def _part(progress: Progress, start: float) -> Progress:
     return lambda value: progress(start + value / 2)
 
 
-def _parent_exists(target: Path) -> None:
-    if not target.parent.is_dir():
+async def parent_exists(target: Path, files: VolumeFiles) -> None:
+    """NotFound when the directory of a new file is not there."""
+    try:
+        found = await files.look(target.parent)
+    except OSError as error:
+        raise OperationFailed(f"cannot look at {target.parent}: {error.strerror}") from error
+    if found is None or not found.is_directory:
         raise NotFound(f"there is no directory {target.parent}", hint="make it first")

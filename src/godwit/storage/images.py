@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from godwit.host.errors import HostError, ProgramFailed
-from godwit.host.files import sync_directory
 from godwit.host.run import run_async
-from godwit.model.errors import Conflict, InvalidRequest, OperationFailed, Refused
+from godwit.model.errors import InvalidRequest, NotFound, OperationFailed, Refused
 from godwit.model.vm import Disk, DiskFormat
 from godwit.qemu.launch import Binary
+from godwit.storage.claims import claimed
+from godwit.storage.files import LOCAL, FileFacts, VolumeFiles
 from godwit.storage.formats import (
     FORMATS,
     HEAD_BYTES,
@@ -85,34 +84,6 @@ class CheckReport:
     words: str
 
 
-@contextlib.asynccontextmanager
-async def claimed(path: Path, *, owner: tuple[int, int] | None) -> AsyncIterator[int]:
-    """A new file of this name, open for writing, and durable once the block has ended well.
-
-    Conflict when the name is taken: nothing is ever overwritten. On a failure nothing stays.
-    """
-    try:
-        # Claimed by us first: qemu-img would overwrite what is there.
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o600)
-    except FileExistsError:
-        raise Conflict(f"{path} exists already", hint="choose another name") from None
-    except OSError as error:
-        raise OperationFailed(f"cannot create {path}: {error.strerror}") from error
-    try:
-        if owner is not None:
-            os.fchown(descriptor, *owner)
-        yield descriptor
-        # The kernel may have gigabytes to write.
-        await asyncio.to_thread(os.fsync, descriptor)
-        sync_directory(path.parent)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
-
-
 async def create_image(
     path: Path,
     *,
@@ -120,6 +91,7 @@ async def create_image(
     size_bytes: int,
     owner: tuple[int, int] | None = None,
     program: str = "qemu-img",
+    files: VolumeFiles = LOCAL,
 ) -> None:
     """Make an empty image, owned by ``owner`` (uid, gid), its name durable.
 
@@ -128,11 +100,11 @@ async def create_image(
     behind.
     """
     size = stored_size(format, size_bytes)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        async with claimed(path, owner=owner):
+        await files.make_directories(path.parent)
+        async with claimed(path, owner=owner, files=files):
             argv = [program, "create", "-q", "-f", FORMATS[format].driver]
-            argv += [*create_options(format), str(path), str(size)]
+            argv += [*create_options(format), files.word(path), str(size)]
             await run_async(argv, timeout=INFO_TIMEOUT)
     except (HostError, OSError) as error:
         raise OperationFailed(f"cannot create {path}: {error}") from error
@@ -150,18 +122,22 @@ async def image_info(
     format: DiskFormat,  # noqa: A002
     in_use: bool = False,
     program: str = "qemu-img",
+    files: VolumeFiles = LOCAL,
 ) -> ImageInfo:
     """What the image is; ``in_use`` looks past the lock of a running QEMU.
 
     OperationFailed when it is not of this format.
     """
     if format in ("vhd-fixed", "vhd"):
-        fixed = await asyncio.to_thread(_vhd_info, path, format)
+        fixed = await _vhd_info(path, format, files)
         if fixed is not None:
             return fixed
     shared = ["-U"] if in_use else []
     driver = FORMATS[format].driver
-    argv = [program, "info", "-f", driver, "--output=json", *shared, str(path)]
+    words = ["-f", driver, str(path)]
+    if (node := files.node(path)) is not None:
+        words = [served_name(node, format)]
+    argv = [program, "info", "--output=json", *shared, *words]
     try:
         return parse_info(await run_async(argv, timeout=INFO_TIMEOUT))
     except HostError as error:
@@ -188,27 +164,52 @@ def parse_info(printed: bytes, *, itself: str = "") -> ImageInfo:
     )
 
 
-def _vhd_info(path: Path, format: DiskFormat) -> ImageInfo | None:  # noqa: A002
+def served_name(node: Mapping[str, Any], format: SourceFormat) -> str:  # noqa: A002
+    """An image that is served over the network, as a word of qemu-img; Godwit's own."""
+    whole: dict[str, Any] = {"driver": FORMATS[format].driver, "file": dict(node)}
+    return "json:" + json.dumps(whole, separators=(",", ":"))
+
+
+async def _vhd_info(
+    path: Path,
+    format: DiskFormat,  # noqa: A002
+    files: VolumeFiles,
+) -> ImageInfo | None:
     """A fixed VHD by its footer; None for a dynamic one, which QEMU shall measure.
 
     QEMU's driver looks for a footer in the first sector, which belongs to the guest here.
     """
-    with opened(path) as descriptor:
-        return vhd_info(descriptor, path, format)
+    try:
+        facts = await files.look(path)
+        if facts is None:
+            raise NotFound(f"there is no file {path}", hint="is it on this host?")
+        if not facts.is_file:
+            raise Refused(f"{path} is not a file", hint="name an image")
+        end = max(0, facts.size - FOOTER_BYTES)
+        tail = await files.read(path, end, FOOTER_BYTES)
+        head = await files.read(path, 0, HEAD_BYTES)
+    except OSError as error:
+        raise OperationFailed(f"cannot read the image {path}: {error.strerror}") from error
+    return vhd_info(path, format, head=head, tail=tail, facts=facts)
 
 
-def vhd_info(descriptor: int, path: Path, format: DiskFormat) -> ImageInfo | None:  # noqa: A002
-    """As `image_info` for a VHD held open, None when only QEMU can measure it."""
-    status = os.fstat(descriptor)
-    tail = os.pread(descriptor, FOOTER_BYTES, max(0, status.st_size - FOOTER_BYTES))
+def vhd_info(
+    path: Path,
+    format: DiskFormat,  # noqa: A002
+    *,
+    head: bytes,
+    tail: bytes,
+    facts: FileFacts,
+) -> ImageInfo | None:
+    """As `image_info` for a VHD with these first and last bytes; None when only QEMU can tell."""
     footer = parse_footer(tail)
-    if format == "vhd" and sniff(os.pread(descriptor, HEAD_BYTES, 0), b"") == "vhd":
+    if format == "vhd" and sniff(head, b"") == "vhd":
         return None
     if format == "vhd" or footer is None or footer.kind != "fixed":
         raise OperationFailed(f"cannot read the image {path}: it is not {name_of(format)}")
-    if footer.virtual_size + FOOTER_BYTES > status.st_size:
+    if footer.virtual_size + FOOTER_BYTES > facts.size:
         raise OperationFailed(f"cannot read the image {path}: it is cut off")
-    return ImageInfo("vpc", footer.virtual_size, status.st_blocks * SECTOR)
+    return ImageInfo("vpc", footer.virtual_size, facts.allocated)
 
 
 async def check_image(
@@ -217,6 +218,7 @@ async def check_image(
     in_use: bool = False,
     program: str = "qemu-img",
     backing: Backing | None = None,
+    files: VolumeFiles = LOCAL,
 ) -> ImageInfo:
     """Refused, with the reason, unless the image is what the VM's record says it is.
 
@@ -225,7 +227,7 @@ async def check_image(
     accepted, and it has to stand for itself.
     """
     path = Path(disk.path)
-    info = await image_info(path, format=disk.format, in_use=in_use, program=program)
+    info = await image_info(path, format=disk.format, in_use=in_use, program=program, files=files)
     expected = ("", "") if backing is None else (backing.path, backing.format)
     if info.data_file or (info.backing, info.backing_format) != expected:
         other = info.data_file or info.backing
@@ -238,7 +240,7 @@ async def check_image(
     if backing is not None:
         # Many clones may have it open.
         base = await image_info(
-            Path(backing.path), format=backing.format, in_use=True, program=program
+            Path(backing.path), format=backing.format, in_use=True, program=program, files=files
         )
         if base.backing or base.data_file:
             other = base.backing or base.data_file
@@ -257,20 +259,57 @@ async def opened_image(
     *,
     format: DiskFormat,  # noqa: A002
     backing: Backing | None = None,
+    files: VolumeFiles = LOCAL,
 ) -> AsyncIterator[OpenImage]:
     """An image that Godwit made, open for reading, with the one it stands on."""
-    with contextlib.ExitStack() as files:
+    with contextlib.ExitStack() as held:
         base = None
         if backing is not None:
-            descriptor = files.enter_context(opened(Path(backing.path)))
-            base = OpenImage(Path(backing.path), backing.format, descriptor)
-        descriptor = files.enter_context(opened(path))
-        size = None
-        if format == "vhd-fixed":
-            info = await asyncio.to_thread(vhd_info, descriptor, path, format)
-            part = None if info is None else payload(format, info)
-            size = None if part is None else part[1]
-        yield OpenImage(path, format, descriptor, size=size, base=base)
+            base = await _hold(held, Path(backing.path), backing.format, files)
+        image = await _hold(held, path, format, files)
+        yield replace(image, base=base)
+
+
+async def _hold(
+    held: contextlib.ExitStack,
+    path: Path,
+    format: DiskFormat,  # noqa: A002
+    files: VolumeFiles,
+) -> OpenImage:
+    if files.node(path) is None:
+        descriptor = held.enter_context(opened(path))
+        return await held_image(path, format, descriptor, files)
+    return await held_image(path, format, -1, files)
+
+
+async def held_image(
+    path: Path,
+    format: DiskFormat,  # noqa: A002
+    descriptor: int,
+    files: VolumeFiles,
+) -> OpenImage:
+    """The image in a file that we hold open, or (-1) that is served."""
+    size = None
+    if format == "vhd-fixed":
+        info = await _vhd_info(path, format, files)
+        part = None if info is None else payload(format, info)
+        size = None if part is None else part[1]
+    if descriptor >= 0:
+        return OpenImage(path, format, descriptor, size=size)
+    try:
+        facts = await files.look(path)
+    except OSError as error:
+        raise OperationFailed(f"cannot open {path}: {error.strerror}") from error
+    if facts is None:
+        raise NotFound(f"there is no file {path}", hint="look what the volume holds")
+    return OpenImage(
+        path,
+        format,
+        size=size,
+        served=files.node(path),
+        length=facts.size,
+        allocated=facts.allocated,
+    )
 
 
 async def open_info(
@@ -286,7 +325,7 @@ async def open_info(
         )
     except HostError as error:
         raise failure(what or f"cannot read the image {image.path}", error, alone) from error
-    return parse_info(printed, itself=f"/proc/self/fd/{image.descriptor}")
+    return parse_info(printed, itself=image.file_name())
 
 
 async def check(
@@ -295,9 +334,10 @@ async def check(
     format: DiskFormat,  # noqa: A002
     backing: Backing | None = None,
     tool: Binary = QEMU_IMG,
+    files: VolumeFiles = LOCAL,
 ) -> CheckReport:
     """Look through an image's own structure, changing nothing. It must not be in use."""
-    async with opened_image(path, format=format, backing=backing) as image:
+    async with opened_image(path, format=format, backing=backing, files=files) as image:
         return await check_open(image, tool=tool)
 
 
@@ -305,7 +345,7 @@ async def check_open(image: OpenImage, *, tool: Binary = QEMU_IMG) -> CheckRepor
     """As `check`, for an image held open."""
     if not FORMATS[image.format].has_check:
         return unchecked(image.format)
-    limits = work_limits(os.fstat(image.descriptor).st_size)
+    limits = work_limits(image.bytes_long())
     words = ["check", "-q", image.name()]
     try:
         await qemu_img(tool, words, images=[image], limits=limits, timeout=_CHECK_TIMEOUT)
@@ -333,6 +373,7 @@ async def grow(
     format: DiskFormat,  # noqa: A002
     size_bytes: int,
     tool: Binary = QEMU_IMG,
+    files: VolumeFiles = LOCAL,
 ) -> ImageInfo:
     """Make an image that nobody uses larger; what it holds stays, the new part reads as zeroes.
 
@@ -344,7 +385,7 @@ async def grow(
             hint="convert it: export the disk and import it as qcow2 or raw",
         )
     size = stored_size(format, size_bytes)
-    info = await image_info(path, format=format, program=tool.path, in_use=True)
+    info = await image_info(path, format=format, program=tool.path, in_use=True, files=files)
     if size < info.virtual_size:
         raise InvalidRequest(
             f"{path} holds {info.virtual_size} bytes; a disk is never made smaller",
@@ -352,14 +393,14 @@ async def grow(
         )
     # Also when the size is right already: the lock says whether anybody uses the image.
     words = ["resize", "-q", "-f", FORMATS[format].driver, str(path), str(size)]
+    if (node := files.node(path)) is not None:
+        words = ["resize", "-q", served_name(node, format), str(size)]
     try:
         await qemu_img(tool, words, images=[], limits=None, timeout=INFO_TIMEOUT)
     except HostError as error:
         raise failure(f"cannot make {path} larger", error) from error
-    await asyncio.to_thread(_sync_file, path)
-    return await image_info(path, format=format, program=tool.path)
-
-
-def _sync_file(path: Path) -> None:
-    with opened(path) as descriptor:
-        os.fsync(descriptor)
+    try:
+        await files.sync(path)
+    except OSError as error:
+        raise OperationFailed(f"cannot sync {path}: {error.strerror}") from error
+    return await image_info(path, format=format, program=tool.path, files=files)

@@ -24,12 +24,13 @@ from typing import Final
 
 from godwit.host.errors import ProgramFailed
 from godwit.host.run import run_async
-from godwit.model.errors import Conflict, NotFound, OperationFailed, Refused
+from godwit.model.errors import Conflict, OperationFailed, Refused
 from godwit.model.vm import DiskFormat
 from godwit.qemu.launch import Binary
 from godwit.storage import vhd
-from godwit.storage.convert import copied
+from godwit.storage.convert import copied, parent_exists
 from godwit.storage.fetch import fetch, is_url, shown
+from godwit.storage.files import LOCAL, VolumeFiles
 from godwit.storage.foreign import Claims, check_size, examine
 from godwit.storage.formats import LARGEST_VIRTUAL, TIB, SourceFormat
 from godwit.storage.images import ImageInfo, check_open, open_info
@@ -75,21 +76,22 @@ async def import_image(
     owner: tuple[int, int] | None = None,
     limits: ImportLimits | None = None,
     progress: ImportProgress | None = None,
+    files: VolumeFiles = LOCAL,
+    scratch: Path | None = None,
 ) -> ImageInfo:
     """Bring the image at ``source`` (an absolute path, or http:// or https://) into a volume.
 
     ``tool`` is qemu-img with the user that may look at strangers' images; a file of this host has
-    to be readable for that user, so nothing is imported that only root may read. Refused, with
-    the reason in one line, for every image that should not be trusted; Conflict when the target
-    exists; OperationFailed when the fetching or the copying fails.
+    to be readable for that user, so nothing is imported that only root may read. ``files`` are
+    those of the target's volume; a download waits in ``scratch``, or else beside the target.
+    Refused, with the reason in one line, for every image that should not be trusted; Conflict when
+    the target exists; OperationFailed when the fetching or the copying fails.
     """
     allowed = limits or ImportLimits()
     name = shown(source) if is_url(source) else source
-    if os.path.lexists(target):  # before much is fetched; claimed for good later
-        raise Conflict(f"{target} exists already", hint="choose another name")
-    if not target.parent.is_dir():
-        raise NotFound(f"there is no directory {target.parent}", hint="make it first")
-    async with _opened(source, target, tool, allowed, _stage(progress, "fetch")) as descriptor:
+    await _check_free(target, files)  # before much is fetched; claimed for good later
+    where = scratch or target.parent
+    async with _opened(source, where, tool, allowed, _stage(progress, "fetch")) as descriptor:
         before = _Seen.of(descriptor)
         image = await _judged(name, source_format, descriptor, before.size, tool, allowed)
         if progress is not None:
@@ -101,6 +103,7 @@ async def import_image(
             owner=owner or tool.user,
             tool=tool,
             progress=_stage(progress, "convert"),
+            files=files,
         ) as copy:
             if _Seen.of(descriptor) != before:
                 raise Refused(f"{name} changed while it was read", hint="let nobody write it")
@@ -111,10 +114,20 @@ def _stage(progress: ImportProgress | None, stage: str) -> Progress | None:
     return None if progress is None else lambda value: progress(stage, value)
 
 
+async def _check_free(target: Path, files: VolumeFiles) -> None:
+    await parent_exists(target, files)
+    try:
+        taken = await files.look(target) is not None
+    except OSError as error:
+        raise OperationFailed(f"cannot look at {target}: {error.strerror}") from error
+    if taken or (files.node(target) is None and target.is_symlink()):
+        raise Conflict(f"{target} exists already", hint="choose another name")
+
+
 @contextlib.asynccontextmanager
 async def _opened(
     source: str,
-    target: Path,
+    scratch: Path,
     tool: Binary,
     limits: ImportLimits,
     progress: Progress | None,
@@ -135,7 +148,7 @@ async def _opened(
             yield descriptor
         return
     # Beside the target, where there is room for an image; without a name it goes with us.
-    with tempfile.TemporaryFile(dir=target.parent) as file:
+    with tempfile.TemporaryFile(dir=scratch) as file:
         if tool.user is not None:
             os.fchown(file.fileno(), *tool.user)
         await fetch(source, file, largest_bytes=limits.file_bytes, progress=progress)
@@ -228,6 +241,5 @@ async def _measured(image: OpenImage, claims: Claims, tool: Binary, limits: Impo
 
 async def _described(copy: OpenImage, tool: Binary) -> ImageInfo:
     if copy.size is not None:
-        blocks = os.fstat(copy.descriptor).st_blocks
-        return ImageInfo("vpc", copy.size, blocks * 512)
+        return ImageInfo("vpc", copy.size, copy.bytes_allocated())
     return await open_info(copy, tool=tool)

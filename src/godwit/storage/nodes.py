@@ -57,7 +57,8 @@ _WRITE_THROUGH: Final = frozenset({"qcow2"})
 class BrokerDisk(Record):
     """A disk as its broker knows it. ``size_bytes`` is what the guest sees, a multiple of 512.
 
-    ``device``: the path is a block device and not a file.
+    ``device``: the path is a block device and not a file. ``served``: it is neither, but what this
+    unnamed node leads to over the network (`godwit.storage.places`).
     """
 
     id: Name
@@ -65,6 +66,7 @@ class BrokerDisk(Record):
     format: DiskFormat
     size_bytes: int = Field(gt=0, multiple_of=512)
     device: bool = False
+    served: dict[str, Any] | None = None
 
 
 class PeerTarget(Record):
@@ -175,7 +177,10 @@ def image_node(disk: BrokerDisk, *, aio: Aio = "threads", locking: bool = True) 
         "discard": "unmap",
         "cache": cache,
     }
-    if not locking:
+    if disk.served is not None:
+        name = file_node_name(disk.id)
+        file = {**disk.served, "node-name": name, "discard": "unmap", "cache": cache}
+    if not locking and disk.served is None:  # no served one knows locks
         file["locking"] = "off"
     image: Node = {
         "driver": _DRIVERS[disk.format],

@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -48,24 +48,44 @@ _ENDS: Final = {
 class OpenImage:
     """An image we hold open. ``size``: how much of it is the guest's, when it is opened as raw.
 
-    ``base`` is the image under it, for one that Godwit itself put on another.
+    ``base`` is the image under it, for one that Godwit itself put on another. One that is served
+    over the network is open to nobody: ``served`` leads to it, and ``length`` is its file's.
     """
 
     path: Path
     format: SourceFormat
-    descriptor: int
+    descriptor: int = -1
     size: int | None = None
     base: OpenImage | None = None
+    served: Mapping[str, Any] | None = None
+    length: int = 0
+    allocated: int = 0
 
     def node(self) -> dict[str, Any]:
         """The block node, as qemu-img takes it after ``json:``."""
-        file = {"driver": "file", "filename": f"/proc/self/fd/{self.descriptor}"}
+        file: dict[str, Any] = {"driver": "file", "filename": self.file_name()}
+        if self.served is not None:
+            file = dict(self.served)
         if self.size is not None:
             return {"driver": "raw", "offset": 0, "size": self.size, "file": file}
         node: dict[str, Any] = {"driver": FORMATS[self.format].driver, "file": file}
         if FORMATS[self.format].can_lead:
             node["backing"] = None if self.base is None else self.base.node()
         return node
+
+    def file_name(self) -> str:
+        """The descriptor as a file."""
+        return f"/proc/self/fd/{self.descriptor}"
+
+    def bytes_long(self) -> int:
+        """Length of the file."""
+        return self.length if self.served is not None else os.fstat(self.descriptor).st_size
+
+    def bytes_allocated(self) -> int:
+        """What the file takes of its volume."""
+        if self.served is not None:
+            return self.allocated
+        return os.fstat(self.descriptor).st_blocks * 512
 
     def name(self) -> str:
         """The image as a word of qemu-img's command line."""
@@ -156,7 +176,7 @@ async def qemu_img(
         cwd="/",
         user=tool.user,
         limits=limits,
-        pass_fds=[*(one.descriptor for one in chain), *descriptors],
+        pass_fds=[*(one.descriptor for one in chain if one.served is None), *descriptors],
         on_output=heard,
     )
 
@@ -176,7 +196,8 @@ def explain(error: HostError, *images: OpenImage, names: Sequence[tuple[str, Pat
     for image in images:
         for one in image.chain():
             text = text.replace(one.name(), str(one.path))
-            text = text.replace(f"/proc/self/fd/{one.descriptor}", str(one.path))
+            if one.served is None:
+                text = text.replace(one.file_name(), str(one.path))
     for name, path in names:
         text = text.replace(name, str(path))
     # What is left of nodes spelled out is of no use to a reader.

@@ -11,10 +11,13 @@ it may wait there.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from godwit.host.errors import ProgramMissing
 from godwit.host.process import kill, spawn, wait_exit
 from godwit.model.errors import OperationFailed
+from godwit.storage.nodes import BrokerDisk
+from godwit.storage.remote import Child, Server
 
 SETTLE_TIMEOUT = 10.0
 
@@ -47,6 +50,33 @@ async def settle(
         f"the sync of {path} {what}",
         hint="the path to the storage is gone: bring it back, or redirect through another host",
     )
+
+
+async def settle_disk(
+    disk: BrokerDisk, *, user: tuple[int, int] | None = None, timeout: float = SETTLE_TIMEOUT
+) -> None:
+    """As `settle`, for a disk wherever it lies: a file server or a target is told to write."""
+    node = disk.served
+    if node is None:
+        await settle(disk.path, user=user, timeout=timeout)
+        return
+    if node["driver"] == "nfs":
+        folder, _, name = str(node["path"]).rpartition("/")
+        child = Child(Server(str(node["server"]["host"]), folder or "/", user))
+        ask: dict[str, Any] = {"op": "sync", "path": f"/{name}"}
+    else:
+        child = Child(Server(user=user))
+        words = {"portal": node["portal"], "target": node["target"], "lun": node["lun"]}
+        ask = {"op": "flush-lun", "initiator": node["initiator-name"], **words}
+    try:
+        await child.ask(**ask, timeout=timeout)
+    except OSError as error:
+        raise OperationFailed(
+            f"the sync of {disk.path} failed: {error.strerror or error}",
+            hint="the path to the storage is gone: bring it back, or redirect through another host",
+        ) from error
+    finally:
+        child.close()
 
 
 _REAPERS: set[asyncio.Task[int | None]] = set()

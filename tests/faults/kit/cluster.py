@@ -22,7 +22,7 @@ from godwit.client.sync import Client
 from godwit.lab import fault, leaks
 from godwit.lab.down import down
 from godwit.lab.handle import Lab
-from godwit.lab.layout import CLIENT, Layout, checked_name, state_root
+from godwit.lab.layout import CLIENT, Layout, StorageKind, checked_name, state_root
 from godwit.lab.preflight import known_labs
 from godwit.lab.up import Options, up
 from godwit.model import keys
@@ -73,6 +73,7 @@ class Cluster:
         rate: str = "1gbit",
         qemu: dict[str, str | bool] | None = None,
         volumes: tuple[str, ...] = ("other",),
+        storage: StorageKind = "dir",
     ) -> Cluster:
         """Raise it. Its name gets this process's number, so that two runs do not meet; what a
         run that is dead left under such a name is taken away first."""
@@ -84,7 +85,7 @@ class Cluster:
         down(name)
         before = leaks.take(name)
         home = Path(tempfile.mkdtemp(prefix=f"godwit-{name}-"))
-        layout = Layout(name, hosts, rate, state_root())
+        layout = Layout(name, hosts, rate, state_root(), storage=storage)
         options = replace(
             Options(layout),
             qemu=qemu or {},
@@ -220,6 +221,19 @@ class Cluster:
         disks: Sequence[str] = (),
     ) -> Guest:
         """Define a VM with the demo image, start it and wait until its guest answers."""
+        self.define(vm, memory_mib=memory_mib, cpus=cpus, append=append, disks=disks)
+        return self.boot(vm, host=host)
+
+    def define(
+        self,
+        vm: str,
+        *,
+        memory_mib: int = 256,
+        cpus: int = 1,
+        append: str = "",
+        disks: Sequence[str] = (),
+    ) -> None:
+        """Define a VM with the demo image, on the VM network at its address."""
         words = f"godwit.ip={self.address(vm)}/22 godwit.host={vm} {append}".strip()
         self.client.wait(
             self.client.vms.create(
@@ -232,7 +246,6 @@ class Cluster:
                 disks=list(disks),
             )
         )
-        return self.boot(vm, host=host)
 
     def boot(self, vm: str, *, host: str) -> Guest:
         """Start a VM there and wait until its guest answers."""

@@ -14,6 +14,9 @@ from typing import Any
 
 from godwit.host.errors import HostError
 from godwit.host.run import run as run_program
+from godwit.lab import serving
+from godwit.lab.configs import STATE
+from godwit.lab.layout import STORAGE
 from godwit.lab.logcheck import LogCheck, check_log
 from godwit.model.vm import Disk
 from godwit.storage import formats
@@ -24,6 +27,7 @@ from .report import Say, Section, quantile, tell
 from .watching import watching
 
 FORMATS = ("raw", "qcow2", "vhd-fixed", "vhd", "vhdx")
+LUN = "lun"
 SIZE = "256M"
 RECORDS_PER_S = 100
 WITHIN_MS = 15.0
@@ -36,14 +40,18 @@ def run(
     """So many live moves of one VM per format, one VM after the other."""
     section = Section("formats")
     for kind in only:
-        section.figures[kind] = _one(cluster, kind, moves, say)
-    _judge(section, moves)
+        section.figures[kind] = moved(cluster, kind, moves, say)
+    judge(section, moves)
     return section
 
 
-def _one(cluster: Cluster, kind: str, moves: int, say: Say) -> dict[str, Any]:
+def moved(cluster: Cluster, kind: str, moves: int, say: Say) -> dict[str, Any]:
+    """What a VM with one disk of that kind went through; ``lun`` is one of the volume ``luns``."""
     vm = f"disk-{kind}"
-    guest = cluster.make(vm, host="host1", disks=[f"shared:{SIZE}:{kind}"])
+    cluster.define(vm, disks=[] if kind == LUN else [f"shared:{SIZE}:{kind}"])
+    if kind == LUN:
+        cluster.client.wait(cluster.client.vms.add_disk(vm, volume=serving.LUNS, lun=1))
+    guest = cluster.boot(vm, host="host1")
     guest.ask(f"log dev=sda rate={RECORDS_PER_S} fresh=1", timeout=20.0)
     done: list[dict[str, Any]] = []
     with watching(cluster.netns, guest.address) as _probe:
@@ -65,7 +73,7 @@ def _one(cluster: Cluster, kind: str, moves: int, say: Say) -> dict[str, Any]:
     logged = log_end(guest)
     cluster.client.wait(cluster.client.vms.stop(vm, timeout_s=30.0))
     (disk,) = cluster.client.vms.get(vm).disks
-    path = cluster.lab.layout.volume.parent / Path(disk.path).relative_to("/clusterstorage")
+    path = outside(cluster, disk)
     found = {
         "moves": done,
         "log": logged,
@@ -74,6 +82,15 @@ def _one(cluster: Cluster, kind: str, moves: int, say: Say) -> dict[str, Any]:
     }
     cluster.client.wait(cluster.client.vms.delete(vm))
     return found
+
+
+def outside(cluster: Cluster, disk: Disk) -> Path:
+    """Where the real machine keeps a disk, whoever serves it."""
+    layout = cluster.lab.layout
+    if disk.source == "lun":
+        kept = serving.lun_file(int(disk.path.rpartition("-")[2]))
+        return layout.node_dir(STORAGE) / "state" / kept.relative_to(STATE)
+    return layout.volume.parent / Path(disk.path).relative_to("/clusterstorage")
 
 
 def log_end(guest: Guest) -> dict[str, Any]:
@@ -110,7 +127,8 @@ def image_check(path: Path, disk: Disk) -> str:
     return "clean"
 
 
-def _judge(section: Section, moves: int) -> None:
+def judge(section: Section, moves: int) -> None:
+    """Every kind that the section has figures of, beside its ``raw``."""
     raw = quantile([m["blackout_ms"] for m in section.figures["raw"]["moves"]], 0.5)
     for kind, found in section.figures.items():
         failed = [m for m in found["moves"] if m["outcome"] != "completed"]

@@ -20,6 +20,7 @@ from godwit.model.vm import Disk, DiskFormat
 from godwit.qemu.launch import Binary
 from godwit.storage import convert as copying
 from godwit.storage.convert import clone_image, convert, export_image
+from godwit.storage.files import VolumeFiles
 from godwit.storage.formats import FORMATS, HEAD_BYTES, TAIL_BYTES, sniff
 from godwit.storage.images import (
     Backing,
@@ -281,13 +282,15 @@ async def test_a_copy_that_differs_is_not_kept(
     root: Path, content: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The comparison looks: what is planted between copying and comparing is found."""
-    honest = copying._reopened
+    honest = copying.held_image
 
-    async def plant(target: Path, target_format: DiskFormat, descriptor: int) -> object:
+    async def plant(
+        target: Path, target_format: DiskFormat, descriptor: int, files: VolumeFiles
+    ) -> object:
         os.pwrite(descriptor, b"\1", 5 * MIB)
-        return await honest(target, target_format, descriptor)
+        return await honest(target, target_format, descriptor, files)
 
-    monkeypatch.setattr(copying, "_reopened", plant)
+    monkeypatch.setattr(copying, "held_image", plant)
     with pytest.raises(OperationFailed, match="not equal to its source"):
         await convert(content, source_format="raw", target=root / "x", target_format="raw")
     assert not (root / "x").exists()

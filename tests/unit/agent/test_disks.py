@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from godwit.agent import disks as room
+from godwit.agent.catalog import Catalog
 from godwit.agent.disks import Disks
 from godwit.agent.files import Files
 from godwit.model.errors import Conflict, NotFound, OperationFailed, Refused
@@ -53,7 +54,7 @@ class World:
             place=lambda vm: [disk.id for disk in vm.disks],
             brokers=SimpleNamespace(add=self._serve, remove=self._unserve),
         )
-        files = SimpleNamespace(ready_disk=self._ready, disk_path=lambda _disk: self.image)
+        files = SimpleNamespace(ready_disk=self._ready, remove_image=self._remove_image)
         power = SimpleNamespace(mine=self._mine)
         self.disks = Disks(self.desk, power, files)  # type: ignore[arg-type]
         for name in ("add_disk", "remove_disk", "resize_disk", "list_disks"):
@@ -73,6 +74,9 @@ class World:
         made = not self.image.exists()
         self.image.touch()
         return made
+
+    async def _remove_image(self, _disk: Disk) -> None:
+        self.image.unlink()
 
     async def _serve(self, _vm: Vm, _disk: Disk, *, epoch: int) -> None:
         assert epoch == 4
@@ -230,8 +234,12 @@ async def test_images_of_a_running_vm_are_deleted_only_when_unused(
         Path(path).touch()
     device = disk(3, path="/dev/null", source="device")
     world.slot.vm = world.slot.vm.but(disks=(one, device))
-    config = SimpleNamespace(paths=SimpleNamespace(volumes=tmp_path))
-    desk = SimpleNamespace(config=config, slots=world.desk.slots)
+    config = SimpleNamespace(
+        paths=SimpleNamespace(volumes=tmp_path), tls=SimpleNamespace(dir=tmp_path)
+    )
+    equipment = SimpleNamespace(binary=SimpleNamespace(user=None))
+    desk = SimpleNamespace(config=config, slots=world.desk.slots, equipment=equipment, host="host1")
+    desk.catalog = Catalog(desk)  # type: ignore[arg-type]
     files = Files(desk)  # type: ignore[arg-type]
     for disks in ([one], [one, two], [device], []):
         with pytest.raises(Refused, match="runs here"):

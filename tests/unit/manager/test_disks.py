@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from manager_disks import SHARED, add, disk, make_vm, snapshot, spec, verbs
 from manager_fakes import GIB, host_info, refused
+from pydantic import ValidationError
 
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import all_volumes, view_disks
 from godwit.manager.work.actions import ACTS
 from godwit.manager.work.admit import admit, subject_of
-from godwit.manager.work.disk_rules import define_disk
+from godwit.manager.work.disk_rules import define_disk, define_volume
 from godwit.model import keys
 from godwit.model import requests as ask
 from godwit.model.errors import Conflict, InvalidRequest, NotFound, OperationFailed, Refused
@@ -183,6 +184,50 @@ def test_volumes_promise_what_hosts_see() -> None:
     with pytest.raises(NotFound):
         admit(world, ask.DeleteVolume(name="shared"))
     assert admit(defined, ask.DeleteVolume(name="shared")) == "volume/shared"
+
+
+NFS = Volume(name="far", kind="nfs", server="10.94.0.1", export="/srv")
+LUNS = Volume(name="luns", kind="iscsi", portal="10.94.0.1", target="iqn.2026-11.example:a")
+
+
+def test_served_volumes_need_no_directory() -> None:
+    request = ask.CreateVolume(name="far", type="nfs", server="10.94.0.1", export="/srv")
+    assert admit(snapshot(), request) == "volume/far"
+    made = define_volume(snapshot(), request, now=0.0)
+    assert made.but(coordinator=None) == NFS
+    for wrong in (
+        {"type": "nfs", "server": "h"},
+        {"type": "nfs", "server": "h", "export": "srv"},
+        {"type": "nfs", "server": "h", "export": "/a/../b"},
+        {"type": "nfs", "server": "h;x", "export": "/srv"},
+        {"type": "dir", "server": "h"},
+        {"type": "iscsi", "portal": "h"},
+        {"type": "iscsi", "portal": "h", "target": "iqn x"},
+        {"type": "nfs", "server": "h", "export": "/srv", "path": "/x"},
+    ):
+        with pytest.raises(ValidationError):
+            ask.CreateVolume.model_validate({"name": "far", **wrong})
+
+
+def test_a_volume_of_luns_has_luns_only() -> None:
+    world = snapshot(make_vm("web"), volumes={"luns": LUNS, "far": NFS})
+    lun = ask.AddDisk(name="web", volume="luns", lun=2)
+    assert admit(world, lun) == "vm/web"
+    disk2 = define_disk(world.vms["web"], lun, size_bytes=512, mark="x")
+    assert (disk2.path, disk2.source) == ("/clusterstorage/luns/lun-2", "lun")
+    assert disk2.passthrough
+    brokered = define_disk(world.vms["web"], lun.but(tier="brokered"), size_bytes=512, mark="x")
+    assert not brokered.passthrough
+    for wrong in (
+        ask.AddDisk(name="web", volume="luns", size_bytes=1 << 20),
+        ask.AddDisk(name="web", volume="far", lun=1),
+        ask.ImportDisk(volume="luns", name="d", source="https://example.org/d"),
+    ):
+        with pytest.raises(Refused):
+            admit(world, wrong)
+    taken = snapshot(make_vm("web"), make_vm("db", disk2), volumes={"luns": LUNS})
+    with pytest.raises(Refused, match="lun-2 is"):
+        admit(taken, lun)
 
 
 USERS: list[dict[str, Any]] = [

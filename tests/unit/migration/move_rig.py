@@ -18,7 +18,8 @@ from typing import Any
 from virtual_time import VirtualClock
 
 from godwit.migration import recover
-from godwit.migration.destination import Incoming, give_back
+from godwit.migration.destination import Incoming
+from godwit.migration.gift import give_back
 from godwit.migration.peer import (
     CheckAnswer,
     CheckAsk,

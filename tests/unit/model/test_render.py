@@ -72,12 +72,12 @@ BY_FIELD: dict[str, st.SearchStrategy[object]] = {
     "target_format": FORMATS,
     "target": TEXTS,
     "source": TEXTS | TEMPLATES,
-    "type": st.sampled_from(["dir", "local"]),
     "path": PATHS,
 }
 # One disk is one of three things; each has fields of its own.
 _NEW = {"volume": NAMES, "size_bytes": SIZES, "format": st.none() | FORMATS}
 _EXISTING = {"volume": NAMES, "size_bytes": st.none() | SIZES, "format": FORMATS, "path": PATHS}
+_LUN = {"volume": NAMES, "lun": st.integers(0, 16383)}
 _DEVICE = {
     "device": PATHS.map(lambda path: "/dev/" + path.replace("..", "")),
     "format": st.none() | st.just("raw"),
@@ -89,11 +89,29 @@ KINDS: dict[str, type[BaseModel]] = {
 }
 
 
+_SERVERS = st.sampled_from(["10.94.0.1", "files.example", "fd00::1", "a"])
+_DIRECTORY = {"type": st.sampled_from(["dir", "local"]), "path": PATHS}
+_NFS = {
+    "type": st.just("nfs"),
+    "server": _SERVERS,
+    "export": PATHS.map(lambda path: "/" + path.replace("..", "")),
+}
+_ISCSI = {
+    "type": st.just("iscsi"),
+    "portal": st.just("10.94.0.1:3261") | st.just("[fd00::1]:3260") | st.just("target.example"),
+    "target": st.from_regex(r"iqn\.[a-z0-9:.-]{1,20}", fullmatch=True),
+}
+
+
 def any_request(kind: str) -> st.SearchStrategy[Request]:
+    if kind == "volume.create":
+        named = {"kind": st.just(kind), "name": NAMES}
+        kinds = (named | _DIRECTORY, named | _NFS, named | _ISCSI)
+        return st.one_of(*(st.fixed_dictionaries(one) for one in kinds)).map(parse_request)
     if kind == "vm.disk.add":
         common = {"kind": st.just(kind), "name": NAMES}
         image = common | {"tier": _TIERS}
-        ways = (image | _NEW, image | _EXISTING, common | _DEVICE)
+        ways = (image | _NEW, image | _EXISTING, image | _LUN, common | _DEVICE)
         return st.one_of(*(st.fixed_dictionaries(way) for way in ways)).map(parse_request)
     fields = {
         name: st.just(kind) if name == "kind" else BY_FIELD[name]
@@ -160,6 +178,10 @@ DISK_LINES = [
         "godwit vm disk add web shared --existing a --format raw",
     ),
     (
+        {"kind": "vm.disk.add", "name": "web", "volume": "luns", "lun": 2},
+        "godwit vm disk add web luns --lun 2",
+    ),
+    (
         {"kind": "vm.disk.add", "name": "web", "device": "/dev/sdb", "passthrough": True},
         "godwit vm disk add web --device /dev/sdb --passthrough",
     ),
@@ -192,6 +214,27 @@ DISK_LINES = [
     ),
     (
         {
+            "kind": "volume.create",
+            "name": "far",
+            "type": "nfs",
+            "server": "10.94.0.1",
+            "export": "/srv/far",
+        },
+        "godwit volume create far --kind nfs --server 10.94.0.1 --export /srv/far",
+    ),
+    (
+        {
+            "kind": "volume.create",
+            "name": "luns",
+            "type": "iscsi",
+            "portal": "10.94.0.1:3260",
+            "target": "iqn.2026-11.example:a",
+        },
+        "godwit volume create luns --kind iscsi --portal 10.94.0.1:3260"
+        " --target iqn.2026-11.example:a",
+    ),
+    (
+        {
             "kind": "volume.disk.import",
             "volume": "shared",
             "name": "debian",
@@ -211,7 +254,7 @@ def test_the_lines_of_disks_and_volumes(fields: dict[str, object], line: str) ->
 
 
 def test_the_python_of_a_disk_calls_what_the_client_has() -> None:
-    text = render(parse_request(DISK_LINES[4][0]), "python")
+    text = render(parse_request(DISK_LINES[5][0]), "python")
     assert 'client.vms.remove_disk("web", "disk1", keep=True)' in text
     text = render(parse_request(DISK_LINES[1][0]), "python")
     size = 2 << 30

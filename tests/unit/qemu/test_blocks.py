@@ -69,6 +69,18 @@ def test_a_brokered_disk_asks_the_socket_of_its_own_vm() -> None:
         disk_nodes(_disk(format="vhdx"), vm="web")
 
 
+def test_what_is_served_over_the_network_stands_under_the_same_format() -> None:
+    far = {"driver": "nfs", "server": {"type": "inet", "host": "h"}, "path": "/e/web/a"}
+    lower, upper = disk_nodes(_disk(format="qcow2"), vm="web", served=far)
+    assert lower.items() >= {**far, "node-name": "file-disk1"}.items()
+    assert lower["cache"] == {"direct": True, "no-flush": False}
+    assert (upper["driver"], upper["file"]) == ("qcow2", "file-disk1")
+    lun = _disk(source="lun", volume="luns", path="/clusterstorage/luns/lun-2", passthrough=True)
+    assert disk_device(lun)["driver"] == "scsi-block"
+    with pytest.raises(InvalidRequest, match="which this host does not know"):
+        disk_nodes(lun, vm="web")
+
+
 def test_the_guest_sees_the_same_device_whatever_lies_under_it() -> None:
     shapes: list[dict[str, Any]] = [{}, {"format": "vhdx"}, {"source": "device"}]
     first, *others = (disk_device(_disk(**shape)) for shape in shapes)

@@ -11,7 +11,12 @@ from typing import TypeVar
 from godwit.manager.placement import Need
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import all_volumes, host_state
-from godwit.manager.work.disk_rules import admit_disk, admit_volume, check_disk_action
+from godwit.manager.work.disk_rules import (
+    admit_disk,
+    admit_volume,
+    check_disk_action,
+    check_kind,
+)
 from godwit.model import requests as ask
 from godwit.model.errors import Conflict, InvalidRequest, NotFound, Refused, Unavailable
 from godwit.model.host import HostInfo, HostState
@@ -89,6 +94,7 @@ def _admit_create(snapshot: Snapshot, request: ask.CreateVm) -> None:
     volumes = {volume.name for volume in all_volumes(snapshot)}
     for disk in request.disks:
         known(disk.volume if disk.volume in volumes else None, "volume", disk.volume)
+        check_kind(snapshot, disk.volume, lun=False)
     if request.host is not None:
         known(snapshot.hosts.get(request.host), "host", request.host)
     if not snapshot.hosts:

@@ -13,6 +13,7 @@ from godwit.model.disks import (
     DEFAULT_FORMAT,
     image_path,
     imported_path,
+    lun_path,
     tier_of,
     volume_of,
 )
@@ -29,8 +30,8 @@ from godwit.model.requests import (
     ResizeDisk,
 )
 from godwit.model.units import format_size
-from godwit.model.vm import Disk, DiskFormat, Vm
-from godwit.model.volume import Volume
+from godwit.model.vm import Disk, DiskFormat, DiskSource, Vm
+from godwit.model.volume import SERVED, Volume
 from godwit.qemu.pins import new_serial, next_disk
 from godwit.storage.formats import stored_size
 
@@ -44,9 +45,11 @@ def define_disk(vm: Vm, request: AddDisk, *, size_bytes: int, mark: str) -> Disk
     which may have been kept: what has our mark is ours to delete when something fails.
     """
     disk_id, lun = next_disk(vm.disks)
-    device = request.device is not None
-    image_format: DiskFormat = "raw" if device else request.format or DEFAULT_FORMAT
-    volume = "" if device else request.volume or ""
+    source: DiskSource = "image"
+    if request.device is not None or request.lun is not None:
+        source = "lun" if request.device is None else "device"
+    image_format: DiskFormat = request.format or DEFAULT_FORMAT if source == "image" else "raw"
+    volume = "" if source == "device" else request.volume or ""
     wanted = given_path(request)
     return Disk(
         id=disk_id,
@@ -57,17 +60,19 @@ def define_disk(vm: Vm, request: AddDisk, *, size_bytes: int, mark: str) -> Disk
         serial=new_serial(vm.pins.uuid, disk_id),
         lun=lun,
         tier=request.tier,
-        source="device" if device else "image",
-        passthrough=request.passthrough,
+        source=source,
+        passthrough=request.passthrough or (source == "lun" and request.tier != "brokered"),
     )
 
 
 def given_path(request: AddDisk) -> str | None:
-    """The image or device that is to be used as it is; None for an image to be made.
+    """The image, LUN or device that is to be used as it is; None for an image to be made.
 
     An image is named by its whole path or by that below its volume. InvalidRequest when it lies
     elsewhere.
     """
+    if request.lun is not None and request.volume is not None:
+        return lun_path(request.volume, request.lun)
     if request.device is not None or request.path is None:
         return request.device
     path = request.path
@@ -175,6 +180,7 @@ def admit_disk(snapshot: Snapshot, request: DiskRequest) -> None:
         case AddDisk():
             if request.device is None:
                 _know_volume(snapshot, request.volume or "")
+                check_kind(snapshot, request.volume or "", lun=request.lun is not None)
             path = given_path(request)
             if path is not None:
                 check_free(snapshot.vms.values(), path)
@@ -209,8 +215,21 @@ def admit_volume(snapshot: Snapshot, request: CreateVolume | DeleteVolume | Impo
             check_volume_unused(snapshot, request.name)
         case ImportDisk():
             _know_volume(snapshot, request.volume)
+            check_kind(snapshot, request.volume, lun=False)
             _check_source(snapshot, request.source)
             check_free(snapshot.vms.values(), import_target(request))
+
+
+def check_kind(snapshot: Snapshot, volume: str, *, lun: bool) -> None:
+    """Refused when images are asked of a volume of LUNs, or a LUN of one that has files."""
+    known = snapshot.volumes.get(volume)
+    iscsi = known is not None and known.kind == "iscsi"
+    if iscsi and not lun:
+        raise Refused(
+            f"{volume} holds LUNs, no images", hint=f"name one: {volume} --lun N, or another volume"
+        )
+    if lun and not iscsi:
+        raise Refused(f"{volume} has no LUNs", hint="name an iscsi volume: godwit volume list")
 
 
 def import_target(request: ImportDisk) -> str:
@@ -222,6 +241,19 @@ def define_volume(snapshot: Snapshot, request: CreateVolume, *, now: float) -> V
     """The volume that ``request`` stands for; Refused when hosts do not see what it promises."""
     if request.path and not request.path.startswith("/"):
         raise InvalidRequest(f"{request.path!r} is no whole path", hint="begin it with /")
+    if request.type in SERVED:
+        # Each host finds out by itself whether it reaches the server.
+        up = sorted(name for name in snapshot.hosts if name in snapshot.agents)
+        return Volume(
+            name=request.name,
+            kind=request.type,
+            server=request.server,
+            export=request.export,
+            portal=request.portal,
+            target=request.target,
+            created_at=now,
+            coordinator=next(iter(up), None),
+        )
     seen = sorted(i.name for i in snapshot.hosts.values() if request.name in i.volumes)
     alive = [name for name in seen if name in snapshot.agents]
     place = f"{CLUSTER_STORAGE}/{request.name}"

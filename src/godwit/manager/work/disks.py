@@ -226,7 +226,7 @@ async def remove(world: World, run: TaskRun, request: RemoveDisk) -> Done:
                 await work.ask_owner("remove", body, deadline_s=_HOT_S)
         await work.write(without_disk(work.vm, disk.id), f"{disk.id} is out of the record")
     await _log(world, "vm.disk-removed", name, f"{disk.id} removed from {name} by {run.task.by}")
-    if request.keep or disk.source == "device":
+    if request.keep or disk.source != "image":
         return Done(f"{disk.id} removed, {disk.path} stays", {"vm": name, "path": disk.path})
     try:
         await delete_image(work, disk)

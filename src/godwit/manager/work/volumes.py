@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from godwit.manager.snapshot import Snapshot
 from godwit.manager.work.admit import check_action
 from godwit.manager.work.define_acts import on_some_host
 from godwit.manager.work.disk_rules import (
@@ -22,9 +23,12 @@ from godwit.model import keys
 from godwit.model.disks import volume_of
 from godwit.model.errors import Conflict, NotFound, OutcomeUnknown
 from godwit.model.requests import CreateVolume, DeleteVolume, ExportDisk, ImportDisk
+from godwit.model.volume import SERVED
 from godwit.store.api import delete, exists
 from godwit.store.records import CasFailed
 
+_KNOWN_S = 5.0
+"""Seconds that a new volume waits for hosts to say that they know it."""
 _COPY_S = 6 * 3600.0
 """Seconds for a copy of an image: a slow network and terabytes, but not for ever."""
 
@@ -40,9 +44,20 @@ async def create_volume(world: World, run: TaskRun, request: CreateVolume) -> Do
             raise Conflict(
                 f"there is a volume {name} already", hint=f"look: godwit volume show {name}"
             ) from None
+    if volume.kind in SERVED:
+        await world.cache.until(lambda seen: _known_to_all(seen, name) or None, timeout=_KNOWN_S)
     await _log(world, "volume.created", f"volume/{name}", f"{name} defined by {run.task.by}")
     by = f", {volume.coordinator} coordinates it" if volume.coordinator else ""
     return Done(f"volume {name} is defined{by}", {"volume": name})
+
+
+def _known_to_all(snapshot: Snapshot, volume: str) -> bool:
+    """Every host that is up has heard of it, so that a VM may be made there at once."""
+    return all(
+        volume in info.volumes
+        for info in snapshot.hosts.values()
+        if info.name in snapshot.agents and info.name in snapshot.leases
+    )
 
 
 async def delete_volume(world: World, run: TaskRun, request: DeleteVolume) -> Done:

@@ -1,0 +1,150 @@
+"""What serves a lab's volumes over its storage network: a node of its own, with a cable there only.
+
+    nfs    rpcbind, nfs-ganesha: the directory of ``shared``, which no host has otherwise
+    iscsi  tgtd, and who tells it of its LUNs: a volume ``luns``, beside ``shared`` as a directory
+
+They are the distribution's servers, started again by the node's supervisor when they end; their
+state and sockets lie in the node's own root, so that labs do not meet each other or a real server.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from godwit.host.netns import opened_netns, socket_in_netns
+from godwit.lab.configs import ETC, LOGS, RUN, STATE, Unit
+from godwit.lab.layout import STORAGE, Layout, StorageKind
+from godwit.model.errors import OperationFailed
+from godwit.model.volume import Volume
+
+EXPORT: Final = "/shared"
+TARGET: Final = "iqn.2026-11.io.godwit.lab:luns"
+LUNS: Final = "luns"
+LUN_COUNT: Final = 4
+LUN_BYTES: Final = 256 << 20
+
+NAMES: Final[Mapping[StorageKind, tuple[str, ...]]] = {
+    "dir": (),
+    "nfs": ("rpcbind", "nfs"),
+    "iscsi": ("tgtd", "luns"),
+}
+PROGRAMS: Final[Mapping[StorageKind, tuple[tuple[str, str], ...]]] = {
+    "dir": (),
+    "nfs": (("rpcbind", "rpcbind"), ("ganesha.nfsd", "nfs-ganesha")),
+    "iscsi": (("tgtd", "tgt"), ("tgtadm", "tgt")),
+}
+FILES: Final[Mapping[StorageKind, tuple[tuple[str, str], ...]]] = {
+    "dir": (),
+    "nfs": (("*/ganesha/libfsalvfs.so", "nfs-ganesha-vfs"),),
+    "iscsi": (),
+}
+"""Below /usr/lib, with the package that brings it."""
+
+DIRECTORIES: Final = ("/var/lib/nfs/ganesha", "/run/ganesha", "/run/tgtd", "/run/rpcbind")
+"""Where the servers keep state and sockets, whether anybody asks them to or not."""
+
+_PORTS: Final[Mapping[StorageKind, tuple[int, ...]]] = {
+    "dir": (),
+    "nfs": (111, 2049, 20048),
+    "iscsi": (3260,),
+}
+_SHARED: Final = "/srv/shared"
+_CONFIG: Final = "ganesha.conf"
+_RETRY_S: Final = 0.05
+
+# No Bind_addr: the node has one address. Graceless: no client of an earlier life to wait for.
+GANESHA: Final = f"""\
+NFS_CORE_PARAM {{
+    NFS_Port = 2049;
+    MNT_Port = 20048;
+    Enable_NLM = false;
+    Enable_RQUOTA = false;
+    Protocols = 3, 4;
+    mount_path_pseudo = true;
+}}
+NFSV4 {{
+    Graceless = true;
+    RecoveryBackend = fs;
+}}
+EXPORT {{
+    Export_Id = 1;
+    Path = {_SHARED};
+    Pseudo = {EXPORT};
+    Access_Type = RW;
+    Squash = Root_Squash;
+    Protocols = 3, 4;
+    SecType = sys;
+    Disable_ACL = true;
+    FSAL {{ Name = VFS; }}
+}}
+"""
+
+
+def units(storage: StorageKind, python: str) -> tuple[Unit, ...]:
+    """The daemons of the node."""
+    if storage == "nfs":
+        log = f"{LOGS}/ganesha.log"
+        # The server ends at once while no rpcbind answers, and is started again.
+        words = ("-F", "-f", f"{ETC}/{_CONFIG}", "-L", log, "-p", f"{RUN}/nfs.pid", "-N", "EVENT")
+        return (_plain("rpcbind", "rpcbind", "-w", "-f"), _plain("nfs", "ganesha.nfsd", *words))
+    luns = Unit(
+        name="luns",
+        argv=(python, "-I", "-m", "godwit.lab.luns"),
+        log=f"{LOGS}/luns.log",
+        watchdog_s=None,
+    )
+    return (_plain("tgtd", "tgtd", "-f"), luns)
+
+
+def _plain(name: str, *argv: str) -> Unit:
+    return Unit(name=name, argv=argv, log=f"{LOGS}/{name}.log", notify=False, watchdog_s=None)
+
+
+def write_files(layout: Layout) -> None:
+    """The configuration that the node sees below /etc/godwit."""
+    (layout.node_dir(STORAGE) / "etc" / _CONFIG).write_text(GANESHA)
+
+
+def places(layout: Layout) -> dict[str, str]:
+    """Where in the node the volume's directory is shown."""
+    return {_SHARED: str(layout.volume)} if layout.storage == "nfs" else {}
+
+
+def lun_file(lun: int) -> Path:
+    """What a LUN is kept in, inside of the node."""
+    return STATE / "luns" / f"lun{lun}"
+
+
+def volumes(layout: Layout) -> tuple[Volume, ...]:
+    """The volumes of the lab."""
+    address = layout.storage_address
+    if layout.storage == "nfs":
+        return (Volume(name="shared", kind="nfs", server=address, export=EXPORT),)
+    shared = Volume(name="shared")
+    if layout.storage == "iscsi":
+        return (shared, Volume(name=LUNS, kind="iscsi", portal=address, target=TARGET))
+    return (shared,)
+
+
+def wait_open(layout: Layout, *, timeout: float) -> None:
+    """Return when the servers accept connections; OperationFailed after ``timeout`` seconds."""
+    until = time.monotonic() + timeout
+    with opened_netns(layout.netns(STORAGE)) as space:
+        for port in _PORTS[layout.storage]:
+            while not _accepts(space, port):
+                if time.monotonic() > until:
+                    raise OperationFailed(
+                        f"nothing serves storage at port {port} after {timeout:g} s",
+                        hint="look: godwit lab up --retain, then godwit lab logs storage",
+                    )
+                time.sleep(_RETRY_S)  # these servers announce nothing
+
+
+def _accepts(space: int, port: int) -> bool:
+    with socket_in_netns(space, socket.AF_INET) as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

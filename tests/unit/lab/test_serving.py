@@ -1,0 +1,64 @@
+"""Labs that serve their volumes over the storage network."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from godwit.lab import fault, network, nodes, preflight, serving
+from godwit.lab.layout import STORAGE, Layout, StorageKind
+from godwit.model.errors import Refused
+
+KINDS: tuple[StorageKind, ...] = ("dir", "nfs", "iscsi")
+
+
+def test_what_serves_has_a_cable_to_the_storage_network_alone() -> None:
+    assert STORAGE not in Layout("x", 2).nodes
+    layout = Layout("x", 2, storage="nfs")
+    assert layout.nodes == ("control", STORAGE, "host1", "host2")
+    assert network.node_lines(layout, STORAGE)[1:] == [
+        "address add 10.94.0.1/24 dev stor0",
+        "link set dev stor0 up",
+    ]
+
+
+def test_a_host_has_no_directory_of_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("godwit.lab.groups.create", lambda _group: ())
+    shown: dict[StorageKind, bool] = {}
+    for kind in KINDS:
+        steps = nodes.plan(Layout("x", 2, storage=kind), "host1", control_fd=3, fds={}).steps
+        shown[kind] = any(step["dst"] == "/clusterstorage/shared" for step in steps)
+    assert shown == {"dir": True, "nfs": False, "iscsi": True}
+
+
+def test_the_volumes_say_where_they_are_served() -> None:
+    told = {kind: serving.volumes(Layout("x", 1, storage=kind)) for kind in KINDS}
+    assert [volume.kind for volume in told["dir"]] == ["dir"]
+    assert [(v.name, v.kind, v.server) for v in told["nfs"]] == [("shared", "nfs", "10.94.0.1")]
+    assert [(v.name, v.kind) for v in told["iscsi"]] == [("shared", "dir"), ("luns", "iscsi")]
+    for kind in KINDS:
+        names = [unit.name for unit in serving.units(kind, "/py")] if kind != "dir" else []
+        assert tuple(names) == serving.NAMES[kind]
+
+
+def test_a_cut_that_would_cut_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut: list[str] = []
+    monkeypatch.setattr(network, "cut", lambda _layout, node, net, **_more: cut.append(net.name))
+    for kind in KINDS:
+        lab = SimpleNamespace(layout=Layout("x", 2, storage=kind))
+        fault.cut_network(lab, "host1", "mig")  # type: ignore[arg-type]
+        if kind == "dir":
+            with pytest.raises(Refused, match="nothing travels over stor"):
+                fault.cut_network(lab, "host1", "stor")  # type: ignore[arg-type]
+        else:
+            fault.cut_network(lab, "host1", "stor")  # type: ignore[arg-type]
+    assert cut == ["mig", "mig", "stor", "mig", "stor"]
+
+
+def test_a_missing_server_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight.shutil, "which", lambda _program, path="": None)
+    with pytest.raises(Refused, match="rpcbind of the package rpcbind") as refused:
+        preflight._serving("nfs")
+    assert "apt-get install --no-install-recommends rpcbind nfs-ganesha" in refused.value.hint
+    preflight._serving("dir")
