@@ -27,6 +27,7 @@ from tests.faults.kit import (
     diskmoves,
     everyday,
     formats,
+    full,
     handover,
     hotdisks,
     matrix,
@@ -148,6 +149,7 @@ _B: dict[str, Work] = {
     "hotdisks": lambda: _on_lab(hotdisks.run),
     "handover": lambda: _on_lab(handover.run),
     "disk-move": lambda: _on_lab(diskmoves.run),
+    "full-volume": full.run,
 }
 ISSUES = {"A": _A, "B": _B}
 

@@ -17,6 +17,7 @@ from .kit import (
     diskmoves,
     everyday,
     formats,
+    full,
     handover,
     hotdisks,
     matrix,
@@ -139,6 +140,10 @@ def test_a_hand_over_of_disks_breaks_and_nothing_is_lost(cluster: Cluster, seed:
 
 def test_disks_come_and_go_and_move_along(cluster: Cluster) -> None:
     passed(hotdisks.run(cluster, disks=8))
+
+
+def test_a_full_volume_holds_its_vms_and_loses_nothing() -> None:
+    passed(full.run(ways=("grown",)))
 
 
 def test_a_disk_moves_under_a_writer(cluster: Cluster) -> None:

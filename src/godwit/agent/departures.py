@@ -148,6 +148,8 @@ class Departures:
                 now = await slot.machine.status()
                 if now.running:
                     await self.desk.publish(slot)
+                elif await self.desk.stalls.look(slot):
+                    pass  # nobody but the move listened when its storage stopped it
                 elif now.status == "shutdown" and self.ended is not None:
                     # The guest shut itself down while nobody but the move listened.
                     self.desk.background(self.ended(slot), f"vm {report.vm}: shut down")

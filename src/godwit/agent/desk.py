@@ -19,6 +19,7 @@ from godwit.agent.facts import Equipment
 from godwit.agent.gate import TapGate
 from godwit.agent.guardlink import GuardLink
 from godwit.agent.holds import LabHolds
+from godwit.agent.stalls import Stalls
 from godwit.host.announce import Announcer
 from godwit.host.cgroup import open_cgroup
 from godwit.host.config import AgentConfig
@@ -48,6 +49,7 @@ class Slot:
     ending: bool = False  # somebody here is ending it on purpose
     paused: bool = False
     state: VmState = VmState.RUNNING
+    reason: str = ""  # why it is not as wanted
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
 
@@ -74,6 +76,7 @@ class Desk:
         self.announcer = Announcer()
         self.catalog = Catalog(self)
         self.brokers = Brokers(self)
+        self.stalls = Stalls(self)
         self.networks = dict(config.networks)
         self.slots: dict[str, Slot] = {}
         self.promised: dict[str, int] = {}  # memory of VMs on their way in, bytes
@@ -161,7 +164,12 @@ class Desk:
         await self.guard.register(machine.runtime)
         await self._group_vcpus(machine)
         await self.publish(slot)
+        # Its storage may have stopped it before anybody here listened.
+        self.background(self._look(slot), f"vm {vm.name}: first look")
         return slot
+
+    async def _look(self, slot: Slot) -> None:
+        await self.stalls.look(slot)
 
     async def _group_vcpus(self, machine: Machine) -> None:
         """Give the vCPU threads their own control group, so that a throttle hits only them."""
@@ -173,6 +181,7 @@ class Desk:
     async def take(self, slot: Slot) -> None:
         """The VM runs here no more and its QEMU is dead: forget it and what it left."""
         self.slots.pop(slot.vm.name, None)
+        self.stalls.forget(slot.vm.name)
         current = asyncio.current_task()
         for task in slot.tasks - ({current} if current is not None else set()):
             task.cancel()
@@ -181,13 +190,13 @@ class Desk:
             await self.brokers.end(slot.vm.name)
             await slot.machine.discard()
 
-    async def publish(self, slot: Slot, *, reason: str = "") -> None:
+    async def publish(self, slot: Slot) -> None:
         """Tell the store what is seen of a VM; a store that is away is told later by others."""
         status = VmStatus(
             state=slot.state,
             host=self.host,
             epoch=slot.machine.epoch,
-            reason=reason,
+            reason=slot.reason,
             since=self.clock.realtime(),
         )
         await self.publish_status(slot.vm.name, status)
@@ -207,7 +216,7 @@ class Desk:
 
     async def _follow(self, slot: Slot) -> None:
         """Keep the published state true, and end the QEMU of a guest that shut itself down."""
-        names = ("STOP", "RESUME", "SHUTDOWN", "BLOCK_IO_ERROR")
+        names = ("STOP", "RESUME", "SHUTDOWN")
         with slot.machine.monitor.events(*names) as events, contextlib.suppress(MonitorLost):
             async for event in events:
                 if slot.vm.name in self.moving or slot.vm.name in self.standing:
@@ -215,16 +224,13 @@ class Desk:
                 if event.name == "SHUTDOWN":
                     if not slot.ending and self.on_exit is not None:
                         self.background(self.on_exit(slot), f"vm {slot.vm.name}: shut down")
-                    continue
-                slot.state = await self._state_after(slot, event.name)
-                await self.publish(slot)
-
-    async def _state_after(self, slot: Slot, event: str) -> VmState:
-        if event == "BLOCK_IO_ERROR":
-            return VmState.IO_ERROR
-        if event == "RESUME":
-            return VmState.RUNNING
-        return VmState.IO_ERROR if slot.state is VmState.IO_ERROR else VmState.PAUSED
+                elif event.name == "RESUME":
+                    slot.state = VmState.RUNNING
+                    await self.stalls.over(slot)
+                    await self.publish(slot)
+                elif not await self.stalls.look(slot):
+                    slot.state = VmState.PAUSED
+                    await self.publish(slot)
 
     async def _await_exit(self, slot: Slot) -> None:
         await slot.machine.exited.wait()

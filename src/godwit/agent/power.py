@@ -235,11 +235,24 @@ class Power:
             found = await self.mine(slot)
             # What the user wants is recorded first: it must travel along with a move.
             await self._write(name, found.value.but(paused=paused), found.revision)
-            await (slot.machine.stop() if paused else slot.machine.cont())
+            if paused:
+                await slot.machine.stop()
+                slot.state = VmState.PAUSED
+                await self.desk.stalls.over(slot)
+            else:
+                await self._cont(slot)
             slot.paused = paused
-            slot.state = VmState.PAUSED if paused else VmState.RUNNING
             await self.desk.publish(slot)
             return self.status(name)
+
+    async def _cont(self, slot: Slot) -> None:
+        # Said first, so that what QEMU tells afterwards has the last word.
+        before, slot.state = slot.state, VmState.RUNNING
+        try:
+            await slot.machine.cont()
+        except BaseException:
+            slot.state = before
+            raise
 
     async def _write_memory(self, slot: Slot, path: Path, epoch: int) -> None:
         label = quick.describe(slot.vm, epoch=epoch)

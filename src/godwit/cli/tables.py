@@ -68,6 +68,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("CPUS", _text("cpus")),
         ("MEMORY", _size("memory_bytes")),
         ("HA", _text("ha")),
+        ("REASON", _text("reason")),
     ),
     "host": (
         ("NAME", _text("name")),

@@ -43,8 +43,10 @@ def _up(
     migration_rate: str,
     retain: bool,
     volume: tuple[str, ...],
+    volume_size: str | None,
 ) -> None:
     from godwit.lab import up
+    from godwit.model.units import parse_size
 
     now = plain(dry_run=True)
     options = up.with_defaults(
@@ -55,6 +57,7 @@ def _up(
         retain=retain,
         storage=storage,
         volumes=volume,
+        volume_bytes=parse_size(volume_size) if volume_size else 0,
     )
     if now.dry_run:
         up.check(options)
@@ -143,6 +146,11 @@ lab.add_command(
                 multiple=True,
                 metavar="NAME",
                 help="One more directory that all hosts share. May be repeated.",
+            ),
+            click.Option(
+                ["--volume-size"],
+                metavar="SIZE",
+                help="Give the volume shared a file system of its own, which can be filled.",
             ),
             click.Option(["--retain"], is_flag=True, help="Keep what was made when it fails."),
         ],

@@ -141,6 +141,27 @@ def _power_on(lab: Lab, where: str, no_ready: bool) -> dict[str, Any]:
     return _done("power-on", where=where)
 
 
+def _fill(lab: Lab, where: str, leave: str) -> dict[str, Any]:
+    from godwit.lab.small_volume import fill
+    from godwit.model.units import parse_size
+
+    left = fill(lab, where, leave_bytes=parse_size(leave))
+    return _done("fill-volume", volume=where, free_bytes=left)
+
+
+def _free(lab: Lab, where: str) -> dict[str, Any]:
+    from godwit.lab.small_volume import free
+
+    return _done("free-volume", volume=where, free_bytes=free(lab, where))
+
+
+def _grow(lab: Lab, where: str, size: str) -> dict[str, Any]:
+    from godwit.lab.small_volume import grow
+    from godwit.model.units import parse_size
+
+    return _done("grow-volume", volume=where, free_bytes=grow(lab, where, parse_size(size)))
+
+
 _NETWORK = click.Argument(["network"], metavar="NETWORK")
 _CABLE = click.Option(["--cable"], is_flag=True, help="Pull the cable: the link goes down too.")
 _add(
@@ -198,4 +219,23 @@ _add(
     _power_on,
     [_WHERE, click.Option(["--no-ready"], is_flag=True, help="Do not wait for its daemons.")],
     "Start a node again; waits until its daemons are ready.",
+)
+_VOLUME = click.Argument(["where"], metavar="VOLUME")
+_add(
+    "fill-volume",
+    _fill,
+    [
+        _VOLUME,
+        click.Option(
+            ["--leave"], default="0", show_default=True, metavar="SIZE", help="What stays free."
+        ),
+    ],
+    "Fill the volume shared of a lab that was raised with --volume-size.",
+)
+_add("free-volume", _free, [_VOLUME], "Undo fill-volume.")
+_add(
+    "grow-volume",
+    _grow,
+    [_VOLUME, click.Argument(["size"], metavar="SIZE")],
+    "Let that volume grow to SIZE, in use as it is.",
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from godwit.host import netns
 from godwit.host.process import Process, identify, kill
-from godwit.lab import groups, record
+from godwit.lab import groups, record, small_volume
 from godwit.lab.layout import CLIENT, CONTROL, RUN_ROOT, STORAGE, SWITCH, Layout, state_root
 from godwit.lab.record import LabRecord
 from godwit.model.errors import GodwitError
@@ -64,6 +64,8 @@ def remove(
     if spaces:
         say(f"removed {len(spaces)} network namespaces")
     _forget_context(name, known)
+    if small_volume.unmount(layout):
+        say(f"unmounted {layout.volume}")
     logs = _keep_logs(layout) if keep_logs else None
     found = bool(ended or spaces or known)
     for path in (layout.run, layout.state):

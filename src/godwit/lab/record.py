@@ -38,6 +38,7 @@ class LabRecord:
     contexts_file: str = ""
     made_etc: bool = False
     storage: StorageKind = "dir"
+    volume_bytes: int = 0  # 0: no file system of its own
     qemu: dict[str, str | bool] = field(default_factory=dict)
     nodes: dict[str, tuple[int, int]] = field(default_factory=dict)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from godwit.host.errors import HostError
 from godwit.host.run import run
-from godwit.lab import configs, control, network, nodes, pki, preflight, serving
+from godwit.lab import configs, control, network, nodes, pki, preflight, serving, small_volume
 from godwit.lab.configs import Unit
 from godwit.lab.down import remove
 from godwit.lab.image import DemoImage, cache_root, ensure_demo_image, find_demo_image
@@ -45,6 +45,7 @@ class Options:
 
     layout: Layout
     store: str = "sqlite"
+    volume_bytes: int = 0  # 0: ``shared`` is a plain directory
     retain: bool = False
     qemu: dict[str, str | bool] = field(default_factory=dict)
     image: bool = True
@@ -105,6 +106,7 @@ def up(options: Options, *, say: Say = lambda _: None) -> LabRecord:
         storage=layout.storage,
         run_root=str(layout.run_root),
         qemu=options.qemu,
+        volume_bytes=options.volume_bytes,
     )
     context = Context(options, say, made)
     with exclusive(layout.name), contextlib.ExitStack() as opened:
@@ -196,6 +198,8 @@ def _prepare(context: Context) -> str:
     for name in ("shared", *context.options.volumes):
         volume = layout.volume.with_name(name)
         volume.mkdir(parents=True)
+        if volume == layout.volume and context.options.volume_bytes:
+            small_volume.make(layout, context.options.volume_bytes)
         _give_to_qemu(volume)
     layout.images.mkdir()
     if context.image is not None:
@@ -428,6 +432,7 @@ def with_defaults(
     retain: bool = False,
     storage: StorageKind = "dir",
     volumes: Iterable[str] = (),
+    volume_bytes: int = 0,
 ) -> Options:
     """The options of the command line."""
     from godwit.lab.layout import checked_hosts, checked_name, state_root
@@ -436,4 +441,6 @@ def with_defaults(
     more = tuple(dict.fromkeys(check_name(one, what="name of a volume") for one in volumes))
     if "shared" in more:
         raise InvalidRequest("every lab has the volume shared", hint="leave it out")
-    return replace(Options(layout), store=store, retain=retain, volumes=more)
+    return replace(
+        Options(layout), store=store, retain=retain, volumes=more, volume_bytes=volume_bytes
+    )

@@ -27,6 +27,7 @@ from godwit.lab.preflight import known_labs
 from godwit.lab.up import Options, up
 from godwit.model import keys
 from godwit.model.errors import GodwitError
+from godwit.model.event import Event
 from godwit.model.migration import Migration
 from godwit.model.ownership import Owner
 from godwit.store.client import StoreClient
@@ -74,6 +75,7 @@ class Cluster:
         qemu: dict[str, str | bool] | None = None,
         volumes: tuple[str, ...] = ("other",),
         storage: StorageKind = "dir",
+        volume_bytes: int = 0,
     ) -> Cluster:
         """Raise it. Its name gets this process's number, so that two runs do not meet; what a
         run that is dead left under such a name is taken away first."""
@@ -91,6 +93,7 @@ class Cluster:
             qemu=qemu or {},
             contexts_file=home / "godwit" / "contexts.toml",
             volumes=volumes,
+            volume_bytes=volume_bytes,
         )
         up(options)
         return cls(name, lab=Lab.load(name), home=home, before=before)
@@ -198,6 +201,12 @@ class Cluster:
             return {kv.key: kv.value for kv in found.kvs if not kv.key.endswith("/status")}
 
         return self.store(work)
+
+    def events(self, vm: str) -> list[Event]:
+        """The event log of a VM, oldest first."""
+        found = self.store(lambda records: records.list(keys.EVENTS, Event))
+        events = (record.value for _, record in sorted(found.items()))
+        return [event for event in events if event.subject == f"vm/{vm}"]
 
     # VMs
 

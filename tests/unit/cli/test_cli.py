@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = [sys.executable, "-c", "from godwit.cli.main import main; main()"]
 
 LIST = """\
-NAME  STATE    HOST   CPUS   MEMORY  HA
-web   running  host1     2  512 MiB  no
+NAME  STATE    HOST   CPUS   MEMORY  HA  REASON
+web   running  host1     2  512 MiB  no  -
 """
 HOSTS = """\
 NAME   STATE  VMS  CPUS  MEMORY   FREE
