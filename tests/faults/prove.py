@@ -24,6 +24,7 @@ from typing import Any
 from tests.faults.kit import (
     brokers,
     cancels,
+    clones,
     diskmoves,
     everyday,
     formats,
@@ -51,6 +52,7 @@ CANCELS = 5
 MOVES, QUICK_MOVES = 50, 4
 FORMAT_MOVES = 20
 BROKER_REPEATS = 5
+CLONE_MOVES = 3
 
 
 @contextmanager
@@ -150,6 +152,7 @@ _B: dict[str, Work] = {
     "handover": lambda: _on_lab(handover.run),
     "disk-move": lambda: _on_lab(diskmoves.run),
     "full-volume": full.run,
+    "clones": lambda: _on_lab(lambda cluster: clones.run(cluster, moves=CLONE_MOVES)),
 }
 ISSUES = {"A": _A, "B": _B}
 

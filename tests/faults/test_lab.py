@@ -14,6 +14,7 @@ from .kit import (
     brokers,
     cancels,
     cells,
+    clones,
     diskmoves,
     everyday,
     formats,
@@ -140,6 +141,10 @@ def test_a_hand_over_of_disks_breaks_and_nothing_is_lost(cluster: Cluster, seed:
 
 def test_disks_come_and_go_and_move_along(cluster: Cluster) -> None:
     passed(hotdisks.run(cluster, disks=8))
+
+
+def test_clones_have_everything_and_leave_the_original_alone(cluster: Cluster) -> None:
+    passed(clones.run(cluster))
 
 
 def test_a_full_volume_holds_its_vms_and_loses_nothing() -> None:

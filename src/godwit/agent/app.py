@@ -251,12 +251,25 @@ def _image_routes(images: Images) -> list[Route]:
         target, kind = str(body.get("target", "")), str(body.get("format", ""))
         return await images.export(await _disk(request), target, kind)
 
+    async def clone(request: Request) -> Body:
+        target = Disk.model_validate((await _body(request)).get("target"))
+        return await images.clone(await _disk(request), target)
+
+    async def discard(request: Request) -> None:
+        await images.discard(await _disk(request))
+
     async def bring_in(request: Request) -> Body:
         body = await _body(request)
         words = ("path", "source", "format", "target_format")
         return await images.bring_in(*(str(body.get(word, "")) for word in words))
 
-    verbs: list[tuple[str, Handler]] = [("inspect", inspect), ("grow", grow), ("export", export)]
+    verbs: list[tuple[str, Handler]] = [
+        ("inspect", inspect),
+        ("grow", grow),
+        ("export", export),
+        ("clone", clone),
+        ("discard", discard),
+    ]
     return [
         *(
             _route(f"/v1/vms/{{vm}}/disks/{verb}", "POST", handler, roles=(MANAGER,))

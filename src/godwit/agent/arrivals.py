@@ -50,6 +50,7 @@ class Arrivals:
         """What only this host can tell about taking the VM in."""
         desk = self.desk
         files = {disk.path: True for disk in images(list(ask.vm.disks))}
+        files |= {disk.backing.path: False for disk in ask.vm.disks if disk.backing is not None}
         files |= {path: False for path in (ask.vm.boot.kernel, ask.vm.boot.initrd) if path}
         free = memory_free(promised_bytes=desk.promised_bytes())
         facts = plan.DestinationFacts(

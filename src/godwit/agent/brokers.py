@@ -59,6 +59,7 @@ def broker_disk(disk: Disk, served: Node | None = None) -> BrokerDisk:
         size_bytes=stored_size(disk.size_bytes),
         device=disk.source == "device",
         served=served,
+        backing=disk.backing,
     )
 
 

@@ -7,6 +7,7 @@ QEMU user, who can read no more than any VM could.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import cast, get_args
 
@@ -51,12 +52,15 @@ class Images:
         """Let the image of a stopped VM grow; Refused for formats that cannot."""
         if disk.source != "image":
             raise Refused(f"{disk.path} is a {disk.source}", hint="grow it where it comes from")
+        files = self._desk.catalog.files(disk.volume)
+        if disk.backing is not None:  # a name in it leads on: it has to be the one on record
+            await images.check_image(disk, files=files)
         grown = await images.grow(
             self._files.disk_path(disk),
             format=disk.format,
             size_bytes=size_bytes,
             tool=self._tool(),
-            files=self._desk.catalog.files(disk.volume),
+            files=files,
         )
         return {"size_bytes": grown.virtual_size}
 
@@ -71,6 +75,7 @@ class Images:
         info = await convert.export_image(
             self._files.disk_path(disk),
             source_format=disk.format,
+            backing=images.backing_of(disk),
             target=place,
             target_format=_format(format),
             tool=self._tool(),
@@ -78,6 +83,37 @@ class Images:
             target_files=self._desk.catalog.files_at(place),
         )
         return {"size_bytes": info.virtual_size}
+
+    async def clone(self, source: Disk, target: Disk) -> dict[str, int]:
+        """Make one VM's image out of a stopped one's: a copy, or (``target.backing``) a link."""
+        path = self._files.disk_path(target)
+        if self._desk.catalog.files(target.volume).node(path) is not None:
+            raise Refused(
+                f"{source.path} lies on a volume that is served to QEMU alone",
+                hint="move its disks to a volume that hosts have as a directory: godwit vm disk "
+                "move",
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        await images.check_image(source)
+        made = await convert.clone_image(
+            self._files.disk_path(source),
+            format=source.format,
+            target=path,
+            target_format=target.format,
+            linked=target.backing is not None,
+            backing=images.backing_of(source),
+            owner=self._desk.equipment.binary.user,
+        )
+        if made.backing != images.backing_of(target):
+            path.unlink()
+            raise Refused(f"{path} does not stand on what its record says", hint="report this")
+        return {"size_bytes": made.info.virtual_size}
+
+    async def discard(self, disk: Disk) -> None:
+        """Delete an image that no VM has, and nothing else."""
+        await self._files.remove_image(disk)
+        with contextlib.suppress(OSError):  # other images lie there
+            self._files.disk_path(disk).parent.rmdir()
 
     async def bring_in(
         self,

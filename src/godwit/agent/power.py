@@ -17,6 +17,7 @@ from godwit.agent.files import images
 from godwit.migration import quick
 from godwit.migration.stream import ENDED, wait_status
 from godwit.model import keys, ownership
+from godwit.model.clones import refuse_if_cloned
 from godwit.model.errors import Conflict, GodwitError, NotFound, OperationFailed, Refused
 from godwit.model.ownership import Owner, OwnerState, SavedState
 from godwit.model.units import format_size
@@ -50,6 +51,7 @@ class Power:
             if restore and owner.state is not OwnerState.SAVED:
                 raise Refused(f"{name} has no saved state", hint=f"godwit vm start {name}")
             await self._check(vm)
+            await self._check_clones(vm)
             if name in self.desk.slots:
                 raise Conflict(f"{name} already runs on {self.desk.host}", hint="nothing to do")
             after = ownership.power_on(owner, host=self.desk.host)
@@ -293,6 +295,14 @@ class Power:
 
     async def _forget(self, saved: str) -> None:
         await quick.discard(Path(saved), files=self.desk.catalog.files_at(saved))
+
+    async def _check_clones(self, vm: Vm) -> None:
+        """Nobody writes what linked clones stand on.
+
+        Asked after the owner record was read: a clone that is made meanwhile writes that too.
+        """
+        vms = await self.desk.records.vms()
+        refuse_if_cloned(vm, vms.values(), "start")
 
     async def _records(self, name: str) -> tuple[Vm, Versioned[Owner]]:
         spec, found = await asyncio.gather(

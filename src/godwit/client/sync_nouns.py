@@ -136,6 +136,12 @@ class Vms:
         """Forget a stopped VM and delete its disks."""
         return self._loop.run(self._async.delete(name))
 
+    def clone(
+        self, name: str, target: str, *, linked: bool = False, append: str | None = None
+    ) -> Task:
+        """Make a second VM out of a stopped one; ``linked``: its images stand on the first's."""
+        return self._loop.run(self._async.clone(name, target, linked=linked, append=append))
+
     def disks(self, name: str) -> Sequence[DiskView]:
         """A VM's disks. Errors: NotFound."""
         return self._loop.run(self._async.disks(name))

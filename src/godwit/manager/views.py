@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from godwit.manager.snapshot import Snapshot
 from godwit.model.base import Name
+from godwit.model.clones import clones_of
 from godwit.model.disks import CLUSTER_STORAGE, tier_of
 from godwit.model.host import HostInfo, HostState, HostView
 from godwit.model.network import Network, NetworkView
@@ -64,7 +65,13 @@ def vm_state(
 
 
 def view_vm(
-    spec: Vm, owner: Owner | None, status: VmStatus | None, *, leased: bool, agent: bool = True
+    spec: Vm,
+    owner: Owner | None,
+    status: VmStatus | None,
+    *,
+    leased: bool,
+    agent: bool = True,
+    clones: tuple[Name, ...] = (),
 ) -> VmView:
     """One row of ``vm list``; ``leased``/``agent``: the owner's host renews its keys."""
     state, reason = vm_state(owner, status, leased=leased, agent=agent)
@@ -84,6 +91,7 @@ def view_vm(
         disks=spec.disks,
         nics=spec.nics,
         migration=known.migration.id if known.migration else None,
+        clones=clones,
         created_at=spec.created_at,
     )
 
@@ -101,6 +109,7 @@ def vm_of(snapshot: Snapshot, name: Name) -> VmView | None:
         snapshot.statuses.get(name),
         leased=host in snapshot.leases,
         agent=host in snapshot.agents,
+        clones=clones_of(spec, snapshot.vms.values()),
     )
 
 

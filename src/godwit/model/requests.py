@@ -114,6 +114,20 @@ class MigrateVm(Value):
     allow_throttle: bool = False
 
 
+class CloneVm(Value):
+    """Make a second VM out of a stopped one, with an identity and images of its own.
+
+    ``linked``: its images hold only what changes and stand on the first one's, which can neither
+    start nor change as long as such clones exist. ``append`` replaces the kernel command line.
+    """
+
+    kind: Literal["vm.clone"] = "vm.clone"
+    name: Name
+    target: Name
+    linked: bool = False
+    append: str | None = None
+
+
 class AddDisk(Value):
     """Give a VM one more disk, also while it runs.
 
@@ -321,6 +335,7 @@ Request = Annotated[
     | SaveVm
     | RestoreVm
     | MigrateVm
+    | CloneVm
     | AddDisk
     | RemoveDisk
     | ResizeDisk
@@ -354,6 +369,7 @@ ROUTES: dict[str, tuple[str, str]] = {
     "vm.save": ("POST", "/v1/vms/{name}/actions/save"),
     "vm.restore": ("POST", "/v1/vms/{name}/actions/restore"),
     "vm.migrate": ("POST", "/v1/vms/{name}/actions/migrate"),
+    "vm.clone": ("POST", "/v1/vms/{name}/actions/clone"),
     "vm.disk.add": ("POST", "/v1/vms/{name}/disks"),
     "vm.disk.remove": ("POST", "/v1/vms/{name}/disks/{disk}/actions/remove"),
     "vm.disk.resize": ("POST", "/v1/vms/{name}/disks/{disk}/actions/resize"),

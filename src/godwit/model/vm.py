@@ -42,6 +42,16 @@ class Boot(Record):
     append: str = ""
 
 
+class Backing(Record):
+    """The image that a linked clone's image stands on: only read, and only what this names.
+
+    Godwit wrote it into the clone itself; a name found in an image is never followed otherwise.
+    """
+
+    path: str
+    format: Literal["raw", "qcow2"]
+
+
 class Disk(Record):
     """A disk on the VM's virtio-scsi controller. ``path`` is the same on every host.
 
@@ -51,6 +61,7 @@ class Disk(Record):
     `model.disks.tier_of` says what holds.
     ``generation`` counts the images the disk has had: block nodes and exports are called by it, so
     that the old image and the new one can be open side by side while one takes the other's place.
+    ``backing``: the image of another VM under a linked clone's.
     """
 
     id: Name
@@ -64,6 +75,7 @@ class Disk(Record):
     lun: int = Field(ge=0, lt=256)
     passthrough: bool = False
     generation: int = Field(default=0, ge=0)
+    backing: Backing | None = None
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -73,6 +85,8 @@ class Disk(Record):
             raise ValueError("a block device or a LUN is raw")
         if self.passthrough and (self.source == "image" or self.tier == "brokered"):
             raise ValueError("only a block device without a broker can be passed through")
+        if self.backing is not None and self.format != "qcow2":
+            raise ValueError("only a qcow2 image stands on another")
         return self
 
 
@@ -146,4 +160,5 @@ class VmView(Record):
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
     migration: str | None = None
+    clones: tuple[Name, ...] = ()  # VMs whose images stand on this one's
     created_at: float = 0.0

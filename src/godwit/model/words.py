@@ -199,6 +199,16 @@ _LIST: tuple[Action, ...] = (
         ),
     ),
     Action(
+        "vm.clone",
+        "Clone VM {}",
+        "Make a second VM out of a stopped one.",
+        (
+            _on("--linked", "Its images hold only what changes; the first VM stays stopped then."),
+            Flag("append", "--append", "text", "With this kernel command line instead.", "TEXT"),
+        ),
+        arguments=(Flag("target", "", "name", "", "NEW", required=True),),
+    ),
+    Action(
         "vm.disk.add",
         "Add a disk to VM {}",
         "Give a VM one more disk, also while it runs.",

@@ -2,6 +2,7 @@
 
     direct    scsi-hd -- disk-<id>: qcow2 | raw | raw with a size -- file-<id>: file | host_device
                                                                             | nfs | iscsi
+                                 '-- base-<id> (a linked clone's; read only, part of disk-<id>)
     brokered  scsi-hd -- disk-<id>: nbd ~~ unix socket ~~ the VM's storage broker on this host
 
 Pure: what differs from host to host (the way of asynchronous I/O, the broker's socket) comes in.
@@ -63,13 +64,14 @@ def disk_nodes(
     ``served`` is the node, without a name, of a disk that no host has a file or a device of
     (`godwit.storage.places`).
 
-    The format is always named and a backing file inside the image is never followed.  The image
+    The format is always named and a backing file inside the image is never followed: a linked
+    clone's record names the image under it, which goes with the node above it.  The image
     lock stays automatic: it is the last net under two QEMUs on one image.  ``broker`` is the
     socket of the VM's storage broker; InvalidRequest when a brokered disk is given none.
     """
     if tier_of(disk) == "brokered":
         return (_broker_node(disk, vm, broker),)
-    return _storage_node(disk, aio, served), _format_node(disk)
+    return _storage_node(disk, aio, served), _format_node(disk, aio)
 
 
 def _common() -> Node:
@@ -94,7 +96,19 @@ def _storage_node(disk: Disk, aio: str, served: Mapping[str, object] | None) -> 
     }
 
 
-def _format_node(disk: Disk) -> Node:
+def _base_node(disk: Disk, aio: str) -> Node | None:
+    if disk.backing is None:
+        return None
+    shared: Node = {"read-only": True, "auto-read-only": False}
+    shared |= {"cache": {"direct": True, "no-flush": False}}
+    file: Node = {"driver": "file", "filename": disk.backing.path, "aio": aio, **shared}
+    base: Node = {"driver": disk.backing.format, "node-name": layout.base_node(disk), "file": file}
+    if disk.backing.format == "qcow2":
+        base["backing"] = None
+    return base | shared
+
+
+def _format_node(disk: Disk, aio: str) -> Node:
     driver = _FORMAT_DRIVERS.get(disk.format)
     if driver is None:
         raise InvalidRequest(
@@ -108,7 +122,7 @@ def _format_node(disk: Disk) -> Node:
         **_common(),
     }
     if disk.format == "qcow2":
-        node["backing"] = None
+        node["backing"] = _base_node(disk, aio)
     if disk.format == "vhd-fixed":
         node |= {"offset": 0, "size": stored_size(disk.size_bytes)}
     return node

@@ -64,6 +64,11 @@ def broker_id(disk: Disk) -> str:
     return f"{disk.id}-g{disk.generation}" if disk.generation else disk.id
 
 
+def base_node(disk: Disk) -> str:
+    """Block node under a linked clone's format driver: the image it stands on."""
+    return f"base-{_short(disk.id)}"
+
+
 def export_name(vm: str, disk: Disk) -> str:
     """Name under which the VM's storage broker offers a disk to the QEMU of its own host."""
     return f"{vm}-{broker_id(disk)}"

@@ -217,16 +217,15 @@ async def check_image(
     *,
     in_use: bool = False,
     program: str = "qemu-img",
-    backing: Backing | None = None,
     files: VolumeFiles = LOCAL,
 ) -> ImageInfo:
     """Refused, with the reason, unless the image is what the VM's record says it is.
 
     An image that leads to other files (a backing or data file) is refused: its maker would
-    choose what QEMU opens. Only ``backing``, which the record of a linked clone names, is
-    accepted, and it has to stand for itself.
+    choose what QEMU opens. Only the one that the record of a linked clone names is accepted, and
+    it has to stand for itself.
     """
-    path = Path(disk.path)
+    path, backing = Path(disk.path), backing_of(disk)
     info = await image_info(path, format=disk.format, in_use=in_use, program=program, files=files)
     expected = ("", "") if backing is None else (backing.path, backing.format)
     if info.data_file or (info.backing, info.backing_format) != expected:
@@ -251,6 +250,11 @@ async def check_image(
             hint="was the image replaced? put the right one back",
         )
     return info
+
+
+def backing_of(disk: Disk) -> Backing | None:
+    """What the disk's record says that its image stands on."""
+    return None if disk.backing is None else Backing(disk.backing.path, disk.backing.format)
 
 
 @contextlib.asynccontextmanager

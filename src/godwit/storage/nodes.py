@@ -27,7 +27,7 @@ from pydantic import Field
 
 from godwit.model.base import Name, Record
 from godwit.model.errors import InvalidRequest
-from godwit.model.vm import DiskFormat
+from godwit.model.vm import Backing, DiskFormat
 
 Aio = Literal["threads", "native"]
 """No ``io_uring``: its requests may outlive the process, and the end of the process is our fence.
@@ -67,6 +67,7 @@ class BrokerDisk(Record):
     size_bytes: int = Field(gt=0, multiple_of=512)
     device: bool = False
     served: dict[str, Any] | None = None
+    backing: Backing | None = None
 
 
 class PeerTarget(Record):
@@ -190,10 +191,22 @@ def image_node(disk: BrokerDisk, *, aio: Aio = "threads", locking: bool = True) 
         "file": file,
     }
     if disk.format == "qcow2":
-        image["backing"] = None
+        image["backing"] = _base_node(disk.backing, aio=aio, locking=locking)
     if disk.format == "vhd-fixed":
         image |= {"offset": 0, "size": disk.size_bytes}
     return image
+
+
+def _base_node(backing: Backing | None, *, aio: Aio, locking: bool) -> Node | None:
+    """What a linked clone stands on; nobody writes it."""
+    if backing is None:
+        return None
+    shared: Node = {"read-only": True, "cache": {"direct": True, "no-flush": False}}
+    file: Node = {"driver": "file", "filename": backing.path, "aio": aio, **shared}
+    if not locking:
+        file["locking"] = "off"
+    base: Node = {"driver": _DRIVERS[backing.format], "file": file, **shared}
+    return base | ({"backing": None} if backing.format == "qcow2" else {})
 
 
 def peer_node(disk: BrokerDisk, peer: PeerTarget) -> Node:

@@ -76,6 +76,7 @@ async def test_disks_and_volumes(api: Any) -> None:
         await client.vms.resize_disk("web", "disk0", 4 << 30)
         await client.vms.move_disk("web", "disk0", to="fast", keep=True)
         await client.vms.export_disk("web", "disk0", "/clusterstorage/shared/copy.qcow2")
+        await client.vms.clone("web", "two", linked=True)
         task = await client.volumes.create("fast", type="local")
         made = await client.result(await client.wait(task))
         assert getattr(made, "health", "") == "degraded"
@@ -96,6 +97,7 @@ async def test_disks_and_volumes(api: Any) -> None:
             "/v1/vms/web/disks/disk0/actions/export",
             {"target": "/clusterstorage/shared/copy.qcow2"},
         ),
+        ("POST", "/v1/vms/web/actions/clone", {"target": "two", "linked": True}),
         ("POST", "/v1/volumes", {"name": "fast", "type": "local"}),
         (
             "POST",

@@ -24,7 +24,7 @@ from godwit.model.migration import (
     Stage,
 )
 from godwit.model.ownership import MoveIntent, Owner, SavedState
-from godwit.model.vm import Disk, Vm, VmState, VmStatus
+from godwit.model.vm import Disk, VmState, VmStatus
 from godwit.store.records import Records, encode
 from godwit.wire.problem import Problem, problem_response
 
@@ -76,6 +76,8 @@ class FakeAgent:
         self.device_bytes = 5 * GIB
         self.disk_moves: dict[str, DiskMove] = {}
         self.disk_asks: dict[str, DiskMoveAsk] = {}
+        self.clones_left = 1 << 30  # how many images may be cloned before there is no room
+        self.on_clone: Any = None
         self.moves: set[asyncio.Task[None]] = set()
         self.app = self._make()
 
@@ -235,6 +237,23 @@ class FakeAgent:
         if body["disk"]["path"] not in self.disks and body["disk"]["source"] == "image":
             raise NotFound(f"there is no {body['disk']['path']}", hint="look at the volume")
         return _json({"size_bytes": self.device_bytes})
+
+    async def do_disks_clone(self, _vm: str, body: Any) -> Response:
+        source, target = (Disk.model_validate(body[word]) for word in ("disk", "target"))
+        assert source.path in self.disks
+        self.clones_left -= 1
+        if self.clones_left < 0:
+            raise Refused("no room", hint="make some")
+        if target.path in self.disks:
+            raise Conflict(f"{target.path} exists already", hint="choose another name")
+        self.disks.add(target.path)
+        if self.on_clone is not None:
+            await self.on_clone()
+        return _json({"size_bytes": source.size_bytes})
+
+    async def do_disks_discard(self, _vm: str, body: Any) -> Response:
+        self.disks.discard(body["disk"]["path"])
+        return _json({})
 
     async def do_disks_export(self, _vm: str, body: Any) -> Response:
         if body["target"] in self.disks:

@@ -71,8 +71,12 @@ BY_FIELD: dict[str, st.SearchStrategy[object]] = {
     "format": FORMATS,
     "target_format": FORMATS,
     "target": TEXTS,
+    "linked": st.booleans(),
     "source": TEXTS | TEMPLATES,
     "path": PATHS,
+}
+OF_KIND: dict[str, dict[str, st.SearchStrategy[object]]] = {
+    "vm.clone": {"target": NAMES, "append": st.none() | TEXTS | TEMPLATES},
 }
 # One disk is one of three things; each has fields of its own.
 _NEW = {"volume": NAMES, "size_bytes": SIZES, "format": st.none() | FORMATS}
@@ -113,8 +117,9 @@ def any_request(kind: str) -> st.SearchStrategy[Request]:
         image = common | {"tier": _TIERS}
         ways = (image | _NEW, image | _EXISTING, image | _LUN, common | _DEVICE)
         return st.one_of(*(st.fixed_dictionaries(way) for way in ways)).map(parse_request)
+    own = OF_KIND.get(kind, {})
     fields = {
-        name: st.just(kind) if name == "kind" else BY_FIELD[name]
+        name: st.just(kind) if name == "kind" else own.get(name, BY_FIELD[name])
         for name in KINDS[kind].model_fields
     }
     return st.fixed_dictionaries(fields).map(parse_request)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from godwit.model.errors import InvalidRequest
 from godwit.model.vm import Disk
 from godwit.qemu.blocks import disk_device, disk_nodes, node_names, stored_size
+from godwit.storage.nodes import BrokerDisk, image_node
 
 
 def _disk(**more: Any) -> Disk:
@@ -92,3 +94,22 @@ def test_the_guest_sees_the_same_device_whatever_lies_under_it() -> None:
     assert "serial" not in lun, "it has its own"
     assert {key: lun[key] for key in lun if key != "driver"}.items() <= first.items()
     assert disk_device(_disk(), boot=True) == {**first, "bootindex": 1}
+
+
+@pytest.mark.parametrize("tier", ["direct", "brokered"])
+def test_a_linked_clone_names_the_image_under_it_and_only_reads_it(tier: str) -> None:
+    backing = {"path": "/clusterstorage/shared/base/disk0.qcow2", "format": "qcow2"}
+    disk = _disk(format="qcow2", tier=tier, backing=backing)
+    if tier == "direct":
+        upper = dict(disk_nodes(disk, vm="web")[-1])
+    else:
+        served = BrokerDisk(
+            id=disk.id, path=disk.path, format="qcow2", size_bytes=512, backing=disk.backing
+        )
+        upper = image_node(served)
+    base: Any = upper["backing"]
+    assert (base["driver"], base["read-only"], base["backing"]) == ("qcow2", True, None)
+    assert (base["file"]["filename"], base["file"]["read-only"]) == (backing["path"], True)
+    assert not upper.get("read-only", False)
+    with pytest.raises(ValidationError, match="only a qcow2 image"):
+        _disk(format="raw", backing=backing)

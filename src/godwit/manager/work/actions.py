@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from godwit.manager.work import cancel, define_acts, disk_moves, disks, moves, vms, volumes
+from godwit.manager.work import (
+    cancel,
+    clones,
+    define_acts,
+    disk_moves,
+    disks,
+    moves,
+    vms,
+    volumes,
+)
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.world import World
 from godwit.model import requests as ask
@@ -28,6 +37,7 @@ ACTS: dict[type[Any], Act] = {
     ask.ResumeVm: vms.hold,
     ask.SaveVm: vms.save,
     ask.MigrateVm: moves.migrate,
+    ask.CloneVm: clones.clone,
     ask.AddDisk: disks.add,
     ask.RemoveDisk: disks.remove,
     ask.ResizeDisk: disks.resize,

@@ -11,6 +11,7 @@ from typing import TypeVar
 from godwit.manager.placement import Need
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import all_volumes, host_state
+from godwit.manager.work.clone_rules import admit_clone
 from godwit.manager.work.disk_rules import (
     admit_disk,
     admit_volume,
@@ -18,6 +19,7 @@ from godwit.manager.work.disk_rules import (
     check_kind,
 )
 from godwit.model import requests as ask
+from godwit.model.clones import refuse_if_cloned
 from godwit.model.errors import Conflict, InvalidRequest, NotFound, Refused, Unavailable
 from godwit.model.host import HostInfo, HostState
 from godwit.model.ownership import Owner, OwnerState
@@ -147,6 +149,7 @@ VmRequest = (
     | ask.SaveVm
     | ask.RestoreVm
     | ask.MigrateVm
+    | ask.CloneVm
     | ask.AddDisk
     | ask.RemoveDisk
     | ask.ResizeDisk
@@ -162,6 +165,14 @@ def _admit_vm_action(snapshot: Snapshot, request: VmRequest) -> None:
     if wanted is not None:
         known(snapshot.hosts.get(wanted), "host", wanted)
     check_action(owner, request)
+    vm = snapshot.vms[request.name]
+    match request:
+        case ask.CloneVm():
+            admit_clone(snapshot, request)
+        case ask.StartVm() | ask.RestoreVm():
+            refuse_if_cloned(vm, snapshot.vms.values(), "start")
+        case ask.DeleteVm():
+            refuse_if_cloned(vm, snapshot.vms.values(), "delete")
     if isinstance(request, DISK_REQUESTS):
         admit_disk(snapshot, request)
 
@@ -193,6 +204,12 @@ def check_action(owner: Owner, request: VmRequest) -> None:
         ):
             raise Refused(
                 f"{name} is {state.value}, not running", hint=f"first: godwit vm start {name}"
+            )
+        case ask.CloneVm() if state is not OwnerState.STOPPED:
+            first = "restore" if state is OwnerState.SAVED else "stop"
+            raise Refused(
+                f"{name} is {state.value}: a clone is made of a stopped VM",
+                hint=f"first: godwit vm {first} {name}",
             )
         case (
             ask.AddDisk() | ask.RemoveDisk() | ask.ResizeDisk() | ask.MoveDisk() | ask.ExportDisk()

@@ -17,6 +17,7 @@ from godwit.manager.work.define import define_network, define_vm
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.world import World
 from godwit.model import keys
+from godwit.model.clones import refuse_if_cloned
 from godwit.model.errors import (
     Conflict,
     GodwitError,
@@ -180,6 +181,7 @@ async def delete_vm(world: World, run: TaskRun, request: DeleteVm) -> Done:
         found = await world.records.owner(name)
         owner = found.value if found else Owner()
         check_action(owner, request)
+        refuse_if_cloned(vm, (await world.records.vms()).values(), "delete")
         saved = owner.saved.path if owner.saved else None
         owner_key = keys.vm_owner(name)
         names = (keys.vm_spec(name), owner_key, keys.vm_status(name))

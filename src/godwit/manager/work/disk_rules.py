@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import all_volumes
+from godwit.model.clones import refuse_if_cloned
 from godwit.model.disks import (
     BROKERED_ONLY,
     CLUSTER_STORAGE,
@@ -176,6 +177,8 @@ def check_free(vms: Iterable[Vm], path: str) -> None:
 def admit_disk(snapshot: Snapshot, request: DiskRequest) -> None:
     """Refuse at once what cannot be done to the VM's disks."""
     vm = snapshot.vms[request.name]
+    if not isinstance(request, ExportDisk):
+        refuse_if_cloned(vm, snapshot.vms.values(), "change the disks of")
     match request:
         case AddDisk():
             if request.device is None:

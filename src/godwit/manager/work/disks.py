@@ -32,6 +32,7 @@ from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.work.vms import host_of
 from godwit.manager.world import World
 from godwit.model import keys
+from godwit.model.clones import refuse_if_cloned
 from godwit.model.errors import Conflict, GodwitError, NotFound, OperationFailed, OutcomeUnknown
 from godwit.model.host import HostInfo
 from godwit.model.ownership import Owner, OwnerState
@@ -68,6 +69,8 @@ class Work:
             raise NotFound(f"no vm {name}", hint="look with: godwit vm list")
         owner = await world.records.owner(name)
         check_action(owner.value if owner else Owner(), request)
+        vms = await world.records.vms()  # after the owner: making a clone writes that too
+        refuse_if_cloned(spec.value, vms.values(), "change the disks of")
         return Work(world, run, spec, owner)
 
     @property
