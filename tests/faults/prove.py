@@ -24,6 +24,7 @@ from typing import Any
 from tests.faults.kit import (
     brokers,
     cancels,
+    checkpoints,
     clones,
     diskmoves,
     everyday,
@@ -53,6 +54,7 @@ MOVES, QUICK_MOVES = 50, 4
 FORMAT_MOVES = 20
 BROKER_REPEATS = 5
 CLONE_MOVES = 3
+CHECKPOINT_ROUNDS = 3
 
 
 @contextmanager
@@ -152,6 +154,7 @@ _B: dict[str, Work] = {
     "handover": lambda: _on_lab(handover.run),
     "disk-move": lambda: _on_lab(diskmoves.run),
     "full-volume": full.run,
+    "checkpoints": lambda: _on_lab(lambda c: checkpoints.run(c, rounds=CHECKPOINT_ROUNDS)),
     "clones": lambda: _on_lab(lambda cluster: clones.run(cluster, moves=CLONE_MOVES)),
 }
 ISSUES = {"A": _A, "B": _B}

@@ -14,6 +14,7 @@ from .kit import (
     brokers,
     cancels,
     cells,
+    checkpoints,
     clones,
     diskmoves,
     everyday,
@@ -141,6 +142,10 @@ def test_a_hand_over_of_disks_breaks_and_nothing_is_lost(cluster: Cluster, seed:
 
 def test_disks_come_and_go_and_move_along(cluster: Cluster) -> None:
     passed(hotdisks.run(cluster, disks=8))
+
+
+def test_a_checkpoint_holds_what_was_there_and_nothing_later(cluster: Cluster) -> None:
+    passed(checkpoints.run(cluster))
 
 
 def test_clones_have_everything_and_leave_the_original_alone(cluster: Cluster) -> None:

@@ -18,6 +18,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from godwit.agent.arrivals import Arrivals
+from godwit.agent.checkpoints import Checkpoints
 from godwit.agent.console import bridge
 from godwit.agent.departures import Departures
 from godwit.agent.desk import Desk
@@ -63,6 +64,7 @@ class Rooms:
     disks: Disks
     disk_moves: DiskMoves
     images: Images
+    checkpoints: Checkpoints
 
 
 def build(rooms: Rooms) -> Starlette:
@@ -73,6 +75,7 @@ def build(rooms: Rooms) -> Starlette:
         *_disk_routes(rooms.disks),
         *_disk_move_routes(rooms.disk_moves),
         *_image_routes(rooms.images),
+        *_checkpoint_routes(rooms.checkpoints),
         *_peer_routes(rooms),
         *_lab_routes(rooms),
         WebSocketRoute("/v1/vms/{vm}/console", _console(rooms)),
@@ -321,6 +324,41 @@ def _disk_move_routes(moves: DiskMoves) -> list[Route]:
         _route("/v1/vms/{vm}/disks/move", "POST", begin, roles=(MANAGER,)),
         _route("/v1/disk-moves/{id}/wait", "POST", wait, roles=(MANAGER,)),
         _route("/v1/disk-moves/{id}/cancel", "POST", cancel, roles=(MANAGER,)),
+    ]
+
+
+def _checkpoint_routes(checkpoints: Checkpoints) -> list[Route]:
+    async def asked(request: Request) -> tuple[str, list[Disk], str]:
+        return _name(request), await _disks(request), str((await _body(request)).get("tag", ""))
+
+    async def known(request: Request) -> list[str]:
+        return [str(tag) for tag in (await _body(request)).get("known", [])]
+
+    async def take(request: Request) -> None:
+        await checkpoints.take(*await asked(request), await known(request))
+
+    async def take_still(request: Request) -> None:
+        await checkpoints.take_still(*await asked(request), await known(request))
+
+    async def drop(request: Request) -> None:
+        await checkpoints.drop(*await asked(request))
+
+    async def drop_still(request: Request) -> None:
+        await checkpoints.drop_still(*await asked(request))
+
+    async def revert(request: Request) -> dict[str, int]:
+        return await checkpoints.revert(*await asked(request))
+
+    verbs: list[tuple[str, Handler]] = [
+        ("take", take),
+        ("take-still", take_still),
+        ("drop", drop),
+        ("drop-still", drop_still),
+        ("revert", revert),
+    ]
+    return [
+        _route(f"/v1/vms/{{vm}}/checkpoints/{verb}", "POST", handler, roles=(MANAGER,))
+        for verb, handler in verbs
     ]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from godwit.agent.adopt import adopt_all
 from godwit.agent.app import Rooms, build
 from godwit.agent.arrivals import Arrivals
+from godwit.agent.checkpoints import Checkpoints
 from godwit.agent.departures import Departures
 from godwit.agent.desk import Desk
 from godwit.agent.disk_moves import DiskMoves
@@ -93,6 +94,7 @@ async def run(config: AgentConfig) -> None:
         disks=Disks(desk, power, files),
         disk_moves=DiskMoves(desk, power, files),
         images=Images(desk, files),
+        checkpoints=Checkpoints(desk, power, files),
     )
     app = build(rooms)
     tls = ServerTls(identity, roles={HOST, MANAGER})

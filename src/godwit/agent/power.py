@@ -17,6 +17,7 @@ from godwit.agent.files import images
 from godwit.migration import quick
 from godwit.migration.stream import ENDED, wait_status
 from godwit.model import keys, ownership
+from godwit.model.checkpoints import check_whole
 from godwit.model.clones import refuse_if_cloned
 from godwit.model.errors import Conflict, GodwitError, NotFound, OperationFailed, Refused
 from godwit.model.ownership import Owner, OwnerState, SavedState
@@ -51,7 +52,7 @@ class Power:
             if restore and owner.state is not OwnerState.SAVED:
                 raise Refused(f"{name} has no saved state", hint=f"godwit vm start {name}")
             await self._check(vm)
-            await self._check_clones(vm)
+            await self._check_images(vm)
             if name in self.desk.slots:
                 raise Conflict(f"{name} already runs on {self.desk.host}", hint="nothing to do")
             after = ownership.power_on(owner, host=self.desk.host)
@@ -296,12 +297,14 @@ class Power:
     async def _forget(self, saved: str) -> None:
         await quick.discard(Path(saved), files=self.desk.catalog.files_at(saved))
 
-    async def _check_clones(self, vm: Vm) -> None:
-        """Nobody writes what linked clones stand on.
+    async def _check_images(self, vm: Vm) -> None:
+        """Nobody writes what linked clones stand on, or disks that are of two times.
 
-        Asked after the owner record was read: a clone that is made meanwhile writes that too.
+        Asked after the owner record was read: a clone or a revert that begins meanwhile writes
+        that too.
         """
         vms = await self.desk.records.vms()
+        check_whole(vms.get(vm.name, vm))
         refuse_if_cloned(vm, vms.values(), "start")
 
     async def _records(self, name: str) -> tuple[Vm, Versioned[Owner]]:

@@ -12,7 +12,8 @@ import click
 
 from godwit.cli.session import Command, Session, completer, say, say_json, session
 from godwit.model.errors import GodwitError, InvalidRequest, OutcomeUnknown
-from godwit.model.words import ACTIONS, Action, Flag, merge, place_arguments, read
+from godwit.model.spelling import read
+from godwit.model.words import ACTIONS, Action, Flag, merge, place_arguments
 
 if TYPE_CHECKING:
     from godwit.client.sync import Client

@@ -103,6 +103,12 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("VOLUME", _text("volume")),
         ("PATH", _text("path")),
     ),
+    "checkpoint": (
+        ("NAME", _text("name")),
+        ("MADE", _when("created_at")),
+        ("DISKS", _text("disks")),
+        ("VM RAN", _text("running")),
+    ),
     "migration": (
         ("ID", _text("id")),
         ("VM", _text("vm")),

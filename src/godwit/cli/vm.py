@@ -13,7 +13,7 @@ from godwit.cli.session import Command, completer, say, say_json
 
 def _console(name: str, linger: str) -> int:
     from godwit.cli.console import attach
-    from godwit.model.words import read
+    from godwit.model.spelling import read
 
     now = looking()
     return attach(name, url=now.url, context=now.context, linger_s=read("seconds", linger))
@@ -29,6 +29,30 @@ def _list_disks(name: str) -> None:
         from godwit.cli.tables import table
 
         say(table("disk", rows))
+
+
+def _list_checkpoints(name: str) -> None:
+    now = looking()
+    with now.client() as client:
+        rows = client.rows(f"vms/{quote(name, safe='')}/checkpoints")
+    if now.json:
+        say_json(rows)
+    else:
+        from godwit.cli.tables import table
+
+        say(table("checkpoint", rows))
+
+
+def _show_checkpoint(name: str, checkpoint: str) -> None:
+    now = looking()
+    with now.client() as client:
+        row = client.row(f"vms/{quote(name, safe='')}/checkpoints", checkpoint)
+    if now.json:
+        say_json(row)
+    else:
+        from godwit.cli.tables import sheet
+
+        say(sheet(row))
 
 
 vm = noun_group("vm", "Virtual machines.")
@@ -49,6 +73,22 @@ disk.add_command(
     )
 )
 vm.add_command(disk)
+_NAME = click.Argument(["name"], metavar="NAME", shell_complete=completer("vm"))
+checkpoint = noun_group("checkpoint", "What a VM's disks held at an instant.")
+for verb in ("create", "revert", "delete"):
+    checkpoint.add_command(action_command(f"vm.checkpoint.{verb}"))
+checkpoint.add_command(
+    Command("list", params=[_NAME], callback=_list_checkpoints, help="A VM's checkpoints.")
+)
+checkpoint.add_command(
+    Command(
+        "show",
+        params=[_NAME, click.Argument(["checkpoint"], metavar="CHECKPOINT")],
+        callback=_show_checkpoint,
+        help="One checkpoint: when it was made, and of which disks.",
+    )
+)
+vm.add_command(checkpoint)
 vm.add_command(
     Command(
         "console",

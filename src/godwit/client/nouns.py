@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from godwit.model.network import NetworkView
     from godwit.model.requests import NewDisk
     from godwit.model.task import Task
-    from godwit.model.vm import DiskFormat, DiskTier, DiskView, VmView
+    from godwit.model.vm import Checkpoint, DiskFormat, DiskTier, DiskView, VmView
     from godwit.model.volume import VolumeKind, VolumeView
 
 
@@ -188,6 +188,25 @@ class Vms:
         return await self._client.act(
             "vm.disk.export", name=name, disk=disk, target=target, format=format
         )
+
+    async def checkpoints(self, name: str) -> Sequence[Checkpoint]:
+        """A VM's checkpoints, oldest first. Errors: NotFound."""
+        from godwit.model.vm import Checkpoint
+
+        path = f"vms/{quote(name, safe='')}/checkpoints"
+        return [Checkpoint.model_validate(row) for row in await self._client.rows(path)]
+
+    async def create_checkpoint(self, name: str, checkpoint: str) -> Task:
+        """Keep what a VM's disks hold at this instant, also while it runs."""
+        return await self._client.act("vm.checkpoint.create", name=name, checkpoint=checkpoint)
+
+    async def revert_checkpoint(self, name: str, checkpoint: str) -> Task:
+        """Let a stopped VM's disks hold again what they held then."""
+        return await self._client.act("vm.checkpoint.revert", name=name, checkpoint=checkpoint)
+
+    async def delete_checkpoint(self, name: str, checkpoint: str) -> Task:
+        """Forget a checkpoint; what the disks hold now stays."""
+        return await self._client.act("vm.checkpoint.delete", name=name, checkpoint=checkpoint)
 
     @overload
     async def migrate(
@@ -416,7 +435,7 @@ class Tasks:
 
 
 def _disk(disk: NewDisk | str) -> dict[str, Any]:
-    from godwit.model.words import read_disk
+    from godwit.model.spelling import read_disk
 
     if isinstance(disk, str):
         return read_disk(disk)

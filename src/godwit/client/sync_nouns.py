@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from godwit.model.network import NetworkView
     from godwit.model.requests import NewDisk
     from godwit.model.task import Task
-    from godwit.model.vm import DiskFormat, DiskTier, DiskView, VmView
+    from godwit.model.vm import Checkpoint, DiskFormat, DiskTier, DiskView, VmView
     from godwit.model.volume import VolumeKind, VolumeView
 
 
@@ -207,6 +207,22 @@ class Vms:
     ) -> Task:
         """Write a copy of a stopped VM's disk to a new file below /clusterstorage."""
         return self._loop.run(self._async.export_disk(name, disk, target, format=format))
+
+    def checkpoints(self, name: str) -> Sequence[Checkpoint]:
+        """A VM's checkpoints, oldest first. Errors: NotFound."""
+        return self._loop.run(self._async.checkpoints(name))
+
+    def create_checkpoint(self, name: str, checkpoint: str) -> Task:
+        """Keep what a VM's disks hold at this instant, also while it runs."""
+        return self._loop.run(self._async.create_checkpoint(name, checkpoint))
+
+    def revert_checkpoint(self, name: str, checkpoint: str) -> Task:
+        """Let a stopped VM's disks hold again what they held then."""
+        return self._loop.run(self._async.revert_checkpoint(name, checkpoint))
+
+    def delete_checkpoint(self, name: str, checkpoint: str) -> Task:
+        """Forget a checkpoint; what the disks hold now stays."""
+        return self._loop.run(self._async.delete_checkpoint(name, checkpoint))
 
     @overload
     def migrate(

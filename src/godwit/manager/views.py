@@ -91,6 +91,7 @@ def view_vm(
         disks=spec.disks,
         nics=spec.nics,
         migration=known.migration.id if known.migration else None,
+        checkpoints=spec.checkpoints,
         clones=clones,
         created_at=spec.created_at,
     )

@@ -17,14 +17,13 @@ from urllib.parse import unquote
 from godwit.model.errors import InvalidRequest
 from godwit.model.render import Form
 from godwit.model.requests import ROUTES, Request, parse_request
+from godwit.model.spelling import read, read_disk
 from godwit.model.words import (
     ACTIONS,
     METHODS,
     Action,
     merge,
     place_arguments,
-    read,
-    read_disk,
 )
 
 

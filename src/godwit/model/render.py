@@ -15,7 +15,8 @@ import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from godwit.model.words import ACTIONS, Action, Flag, plain, spell
+from godwit.model.spelling import plain, spell
+from godwit.model.words import ACTIONS, Action, Flag
 
 if TYPE_CHECKING:
     from godwit.model.requests import Request

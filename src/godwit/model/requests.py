@@ -240,6 +240,30 @@ class ExportDisk(Value):
     format: DiskFormat = "qcow2"
 
 
+class CreateCheckpoint(Value):
+    """Keep what a VM's disks hold at this instant, also while it runs."""
+
+    kind: Literal["vm.checkpoint.create"] = "vm.checkpoint.create"
+    name: Name
+    checkpoint: Name
+
+
+class RevertCheckpoint(Value):
+    """Let a stopped VM's disks hold again what they held at a checkpoint, which stays."""
+
+    kind: Literal["vm.checkpoint.revert"] = "vm.checkpoint.revert"
+    name: Name
+    checkpoint: Name
+
+
+class DeleteCheckpoint(Value):
+    """Forget a checkpoint; what the disks hold now stays."""
+
+    kind: Literal["vm.checkpoint.delete"] = "vm.checkpoint.delete"
+    name: Name
+    checkpoint: Name
+
+
 class CancelMigration(Value):
     """Call a move off; possible until the owner swap."""
 
@@ -341,6 +365,9 @@ Request = Annotated[
     | ResizeDisk
     | MoveDisk
     | ExportDisk
+    | CreateCheckpoint
+    | RevertCheckpoint
+    | DeleteCheckpoint
     | CancelMigration
     | CreateNetwork
     | DeleteNetwork
@@ -375,6 +402,9 @@ ROUTES: dict[str, tuple[str, str]] = {
     "vm.disk.resize": ("POST", "/v1/vms/{name}/disks/{disk}/actions/resize"),
     "vm.disk.move": ("POST", "/v1/vms/{name}/disks/{disk}/actions/move"),
     "vm.disk.export": ("POST", "/v1/vms/{name}/disks/{disk}/actions/export"),
+    "vm.checkpoint.create": ("POST", "/v1/vms/{name}/checkpoints"),
+    "vm.checkpoint.revert": ("POST", "/v1/vms/{name}/checkpoints/{checkpoint}/actions/revert"),
+    "vm.checkpoint.delete": ("DELETE", "/v1/vms/{name}/checkpoints/{checkpoint}"),
     "migration.cancel": ("POST", "/v1/migrations/{id}/actions/cancel"),
     "network.create": ("POST", "/v1/networks"),
     "network.delete": ("DELETE", "/v1/networks/{name}"),

@@ -119,6 +119,19 @@ class Pins(Record):
     qemu_quirks: tuple[str, ...] = ()
 
 
+class Checkpoint(Record):
+    """What a VM's disks held at one instant; their qcow2 images keep it, called ``tag``.
+
+    ``disks`` are those it has. ``running``: the guest ran on; its disks are as after a power cut.
+    """
+
+    name: Name
+    tag: str
+    disks: tuple[Name, ...]
+    running: bool
+    created_at: float
+
+
 class Vm(Record):
     """The definition of a VM: everything needed to start it the same way anywhere."""
 
@@ -131,6 +144,8 @@ class Vm(Record):
     ha: bool = False
     pins: Pins
     created_at: float
+    checkpoints: tuple[Checkpoint, ...] = ()
+    reverting: Name | None = None  # to this checkpoint, begun and not yet known to have ended
 
 
 class VmStatus(Record):
@@ -160,5 +175,6 @@ class VmView(Record):
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
     migration: str | None = None
+    checkpoints: tuple[Checkpoint, ...] = ()
     clones: tuple[Name, ...] = ()  # VMs whose images stand on this one's
     created_at: float = 0.0

@@ -1,35 +1,20 @@
 """How each request is said: one table that the command line and the renderers share.
 
 ``ACTIONS`` maps a request's kind to its words, its positional field and its flags. A flag has a
-``sort`` of value, and ``spell``/``read`` turn such a value into text and back without loss.
+``sort`` of value, which `godwit.model.spelling` turns into text and back.
 Nothing here imports pydantic, so that ``godwit --help`` stays quick.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any
 
 from godwit.model.disks import FORMATS
 from godwit.model.errors import InvalidRequest
-from godwit.model.units import parse_duration, parse_size
-
-Sort = Literal[
-    "name",
-    "text",
-    "path",
-    "count",
-    "size",
-    "ms",
-    "seconds",
-    "switch",
-    "disk",
-    "place",
-    "choice",
-]
+from godwit.model.spelling import Sort, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +104,10 @@ def _format(field: str, option: str, help_: str, *, more: tuple[str, ...] = ()) 
 
 def _disk_name() -> Flag:
     return Flag("disk", "", "name", "", "DISK", required=True)
+
+
+def _checkpoint_name() -> Flag:
+    return Flag("checkpoint", "", "name", "", "CHECKPOINT", required=True)
 
 
 _LIST: tuple[Action, ...] = (
@@ -279,6 +268,24 @@ _LIST: tuple[Action, ...] = (
         arguments=(_disk_name(), Flag("target", "", "text", "", "TARGET", required=True)),
     ),
     Action(
+        "vm.checkpoint.create",
+        "Make a checkpoint of VM {}",
+        "Keep what a VM's disks hold at this instant, also while it runs.",
+        arguments=(_checkpoint_name(),),
+    ),
+    Action(
+        "vm.checkpoint.revert",
+        "Revert VM {} to a checkpoint",
+        "Let a stopped VM's disks hold again what they held then.",
+        arguments=(_checkpoint_name(),),
+    ),
+    Action(
+        "vm.checkpoint.delete",
+        "Delete a checkpoint of VM {}",
+        "Forget a checkpoint; what the disks hold now stays.",
+        arguments=(_checkpoint_name(),),
+    ),
+    Action(
         "migration.cancel",
         "Cancel move {}",
         "Call a move off; possible until the owner changes.",
@@ -335,98 +342,6 @@ _LIST: tuple[Action, ...] = (
 ACTIONS: dict[str, Action] = {action.kind: action for action in _LIST}
 METHODS: dict[tuple[str, str], Action] = {(one.noun, one.method): one for one in _LIST}
 
-_UNITS = (("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10))
-
-
-def plain(number: float) -> str:
-    """A number with no exponent, that reads back as exactly the same float."""
-    text = format(Decimal(repr(number)), "f")
-    return text.removesuffix(".0")
-
-
-def spell_size(size: int) -> str:
-    """``512M``: the largest unit that loses nothing."""
-    for unit, factor in _UNITS:
-        if size % factor == 0:
-            return f"{size // factor}{unit}"
-    return str(size)
-
-
-def _spell_seconds(seconds: float) -> str:
-    if seconds % 60 == 0:
-        return f"{int(seconds) // 60}m"
-    return f"{plain(seconds)}s"
-
-
-def _spell_place(place: dict[str, Any]) -> str:
-    words = [place["volume"]]
-    if "size_bytes" in place:
-        words.append(spell_size(place["size_bytes"]))
-    return ":".join(words + ([place["format"]] if "format" in place else []))
-
-
-def _read_exactly(text: str, unit: str, scale: float) -> float:
-    # Converted by way of seconds, 0.3 ms would come back as another float.
-    seconds = parse_duration(text, bare=unit)
-    number = text.strip().lower()
-    number = number.removesuffix(unit).strip()
-    try:
-        return float(number)
-    except ValueError:
-        return seconds * scale
-
-
-def _read_count(text: str) -> int:
-    if not text.strip().isascii() or not text.strip().isdigit():
-        raise InvalidRequest(f"{text!r} is not a number", hint="write a whole number like 2")
-    return int(text)
-
-
-def read_disk(text: str) -> dict[str, Any]:
-    """The new disk of ``VOLUME:SIZE[:FORMAT]``; InvalidRequest when it is not one."""
-    disk = _read_place(text)
-    if "size_bytes" not in disk:
-        raise _not_a_disk(text)
-    return disk
-
-
-def _read_place(text: str) -> dict[str, Any]:
-    parts = text.split(":")
-    if len(parts) > 3 or not all(parts):
-        raise _not_a_disk(text)
-    place: dict[str, Any] = {"volume": parts[0]}
-    if len(parts) > 1:
-        place["size_bytes"] = parse_size(parts[1])
-    return place | ({"format": parts[2]} if len(parts) == 3 else {})
-
-
-def _not_a_disk(text: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"{text!r} is not a disk", hint="write VOLUME:SIZE[:FORMAT], like shared:2G"
-    )
-
-
-_SPELL: dict[str, Callable[[Any], str]] = {
-    "size": spell_size,
-    "ms": lambda value: f"{plain(value)}ms",
-    "seconds": _spell_seconds,
-    "disk": _spell_place,
-    "place": _spell_place,
-}
-_READ: dict[str, Callable[[str], Any]] = {
-    "size": parse_size,
-    "ms": lambda text: _read_exactly(text, "ms", 1000.0),
-    "seconds": lambda text: _read_exactly(text, "s", 1.0),
-    "disk": read_disk,
-    "place": _read_place,
-    "count": _read_count,
-}
-
-
-def spell(sort: Sort, value: Any) -> str:
-    """The text of one JSON value, as people type it."""
-    return _SPELL.get(sort, str)(value)
-
 
 def place_arguments(action: Action, texts: Sequence[str | None]) -> dict[str, Any]:
     """The fields of a command's arguments after its subject, in their order; None is not said."""
@@ -447,8 +362,3 @@ def merge(arguments: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
                 hint="say it once",
             )
     return arguments | options
-
-
-def read(sort: Sort, text: str) -> Any:
-    """The JSON value of one text; InvalidRequest says what is wrong with it."""
-    return _READ.get(sort, str)(text)

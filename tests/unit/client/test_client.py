@@ -77,6 +77,10 @@ async def test_disks_and_volumes(api: Any) -> None:
         await client.vms.move_disk("web", "disk0", to="fast", keep=True)
         await client.vms.export_disk("web", "disk0", "/clusterstorage/shared/copy.qcow2")
         await client.vms.clone("web", "two", linked=True)
+        assert await client.vms.checkpoints("web") == []
+        await client.vms.create_checkpoint("web", "one")
+        await client.vms.revert_checkpoint("web", "one")
+        await client.vms.delete_checkpoint("web", "one")
         task = await client.volumes.create("fast", type="local")
         made = await client.result(await client.wait(task))
         assert getattr(made, "health", "") == "degraded"
@@ -98,6 +102,9 @@ async def test_disks_and_volumes(api: Any) -> None:
             {"target": "/clusterstorage/shared/copy.qcow2"},
         ),
         ("POST", "/v1/vms/web/actions/clone", {"target": "two", "linked": True}),
+        ("POST", "/v1/vms/web/checkpoints", {"checkpoint": "one"}),
+        ("POST", "/v1/vms/web/checkpoints/one/actions/revert", {}),
+        ("DELETE", "/v1/vms/web/checkpoints/one", None),
         ("POST", "/v1/volumes", {"name": "fast", "type": "local"}),
         (
             "POST",

@@ -24,7 +24,7 @@ from godwit.model.migration import (
     Stage,
 )
 from godwit.model.ownership import MoveIntent, Owner, SavedState
-from godwit.model.vm import Disk, VmState, VmStatus
+from godwit.model.vm import Disk, Vm, VmState, VmStatus
 from godwit.store.records import Records, encode
 from godwit.wire.problem import Problem, problem_response
 
@@ -78,6 +78,7 @@ class FakeAgent:
         self.disk_asks: dict[str, DiskMoveAsk] = {}
         self.clones_left = 1 << 30  # how many images may be cloned before there is no room
         self.on_clone: Any = None
+        self.tags: dict[str, list[str]] = {}  # image -> the snapshots in it
         self.moves: set[asyncio.Task[None]] = set()
         self.app = self._make()
 
@@ -151,6 +152,10 @@ class FakeAgent:
         @app.post("/v1/disk-moves/{id}/{verb}", status_code=200)
         async def disk_move(id: str, verb: str, request: Request) -> Response:  # noqa: A002
             return await self._do(id, f"disk-move/{verb}", await request.json())
+
+        @app.post("/v1/vms/{vm}/checkpoints/{verb}", status_code=200)
+        async def checkpoint_verb(vm: str, verb: str, request: Request) -> Response:
+            return await self._do(vm, f"checkpoints/{verb}", await request.json())
 
         @app.post("/v1/volumes/{volume}/import", status_code=200)
         async def import_image(volume: str, request: Request) -> Response:
@@ -254,6 +259,30 @@ class FakeAgent:
     async def do_disks_discard(self, _vm: str, body: Any) -> Response:
         self.disks.discard(body["disk"]["path"])
         return _json({})
+
+    async def do_checkpoints_take(self, _vm: str, body: Any) -> Response:
+        for disk in body["disks"]:
+            tags = self.tags.setdefault(disk["path"], [])
+            tags[:] = [tag for tag in tags if tag in body["known"]]
+            tags.append(body["tag"])
+        return _json({})
+
+    do_checkpoints_take_still = do_checkpoints_take
+
+    async def do_checkpoints_drop(self, _vm: str, body: Any) -> Response:
+        for disk in body["disks"]:
+            tags = self.tags.get(disk["path"], [])
+            tags[:] = [tag for tag in tags if tag != body["tag"]]
+        return _json({})
+
+    do_checkpoints_drop_still = do_checkpoints_drop
+
+    async def do_checkpoints_revert(self, vm: str, body: Any) -> Response:
+        spec = await self.records.vm(vm)
+        assert spec is not None
+        assert spec.value.reverting, "the record says so before an image is touched"
+        assert all(body["tag"] in self.tags[disk["path"]] for disk in body["disks"])
+        return _json({disk["id"]: self.device_bytes for disk in body["disks"]})
 
     async def do_disks_export(self, _vm: str, body: Any) -> Response:
         if body["target"] in self.disks:

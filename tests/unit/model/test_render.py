@@ -18,7 +18,8 @@ from godwit.model.errors import InvalidRequest
 from godwit.model.parse import parse
 from godwit.model.render import FORMS, Form, render
 from godwit.model.requests import ROUTES, Request, parse_request
-from godwit.model.words import ACTIONS, read, spell, spell_size
+from godwit.model.spelling import read, spell, spell_size
+from godwit.model.words import ACTIONS
 
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
 IDS = st.from_regex(r"[a-z0-9-]{1,40}", fullmatch=True)
@@ -72,6 +73,7 @@ BY_FIELD: dict[str, st.SearchStrategy[object]] = {
     "target_format": FORMATS,
     "target": TEXTS,
     "linked": st.booleans(),
+    "checkpoint": NAMES,
     "source": TEXTS | TEMPLATES,
     "path": PATHS,
 }

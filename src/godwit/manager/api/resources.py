@@ -13,12 +13,13 @@ from starlette.responses import Response
 from godwit.manager import views
 from godwit.manager.agents import free_memory
 from godwit.manager.work.admit import known
+from godwit.manager.work.checkpoint_rules import find_checkpoint
 from godwit.manager.world import World
 from godwit.model.host import HostView
 from godwit.model.migration import Migration
 from godwit.model.network import NetworkView
 from godwit.model.task import Task
-from godwit.model.vm import DiskView, VmView
+from godwit.model.vm import Checkpoint, DiskView, VmView
 from godwit.model.volume import VolumeView
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ LONGEST_WAIT_S = 60.0
 
 _MANY: dict[type[BaseModel], TypeAdapter[Any]] = {
     kind: TypeAdapter(list[kind])  # type: ignore[valid-type]
-    for kind in (VmView, DiskView, HostView, NetworkView, VolumeView, Migration, Task)
+    for kind in (VmView, Checkpoint, DiskView, HostView, NetworkView, VolumeView, Migration, Task)
 }
 Wait = Annotated[
     float, Query(ge=0, le=3600, description="hold the answer until the task is final, in seconds")
@@ -99,6 +100,15 @@ def _add_vms_and_hosts(app: FastAPI, rooms: Rooms) -> None:
     async def disks(name: str) -> Response:
         found = known(rooms.cache.snapshot.vms.get(name), "vm", name)
         return many(DiskView, views.view_disks(found))
+
+    @_get(app, "/v1/vms/{name}/checkpoints", list[Checkpoint], "A VM's checkpoints")
+    async def checkpoints(name: str) -> Response:
+        return many(Checkpoint, known(rooms.cache.snapshot.vms.get(name), "vm", name).checkpoints)
+
+    @_get(app, "/v1/vms/{name}/checkpoints/{checkpoint}", Checkpoint, "One checkpoint")
+    async def one_checkpoint(name: str, checkpoint: str) -> Response:
+        vm = known(rooms.cache.snapshot.vms.get(name), "vm", name)
+        return one(find_checkpoint(vm, checkpoint))
 
     @_get(app, "/v1/hosts", list[HostView], "All hosts")
     async def hosts() -> Response:

@@ -7,6 +7,7 @@ from typing import Any
 
 from godwit.manager.work import (
     cancel,
+    checkpoints,
     clones,
     define_acts,
     disk_moves,
@@ -43,6 +44,9 @@ ACTS: dict[type[Any], Act] = {
     ask.ResizeDisk: disks.resize,
     ask.MoveDisk: disk_moves.move,
     ask.ExportDisk: volumes.export_disk,
+    ask.CreateCheckpoint: checkpoints.create,
+    ask.RevertCheckpoint: checkpoints.revert,
+    ask.DeleteCheckpoint: checkpoints.delete,
     ask.CreateNetwork: define_acts.create_network,
     ask.DeleteNetwork: define_acts.delete_network,
     ask.CreateVolume: volumes.create_volume,

@@ -11,6 +11,7 @@ from typing import TypeVar
 from godwit.manager.placement import Need
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import all_volumes, host_state
+from godwit.manager.work.checkpoint_rules import CheckpointRequest, check_request, check_state
 from godwit.manager.work.clone_rules import admit_clone
 from godwit.manager.work.disk_rules import (
     admit_disk,
@@ -19,6 +20,7 @@ from godwit.manager.work.disk_rules import (
     check_kind,
 )
 from godwit.model import requests as ask
+from godwit.model.checkpoints import check_whole
 from godwit.model.clones import refuse_if_cloned
 from godwit.model.errors import Conflict, InvalidRequest, NotFound, Refused, Unavailable
 from godwit.model.host import HostInfo, HostState
@@ -155,6 +157,7 @@ VmRequest = (
     | ask.ResizeDisk
     | ask.MoveDisk
     | ask.ExportDisk
+    | CheckpointRequest
 )
 
 
@@ -169,7 +172,11 @@ def _admit_vm_action(snapshot: Snapshot, request: VmRequest) -> None:
     match request:
         case ask.CloneVm():
             admit_clone(snapshot, request)
+        case ask.CreateCheckpoint() | ask.RevertCheckpoint() | ask.DeleteCheckpoint():
+            check_request(vm, request, running=owner.state is OwnerState.RUNNING)
+            refuse_if_cloned(vm, snapshot.vms.values(), "change the disks of")
         case ask.StartVm() | ask.RestoreVm():
+            check_whole(vm)
             refuse_if_cloned(vm, snapshot.vms.values(), "start")
         case ask.DeleteVm():
             refuse_if_cloned(vm, snapshot.vms.values(), "delete")
@@ -211,6 +218,8 @@ def check_action(owner: Owner, request: VmRequest) -> None:
                 f"{name} is {state.value}: a clone is made of a stopped VM",
                 hint=f"first: godwit vm {first} {name}",
             )
+        case ask.CreateCheckpoint() | ask.RevertCheckpoint() | ask.DeleteCheckpoint():
+            check_state(owner, request)
         case (
             ask.AddDisk() | ask.RemoveDisk() | ask.ResizeDisk() | ask.MoveDisk() | ask.ExportDisk()
         ):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from godwit.manager.snapshot import Snapshot
+from godwit.model.checkpoints import check_whole
 from godwit.model.disks import image_path
 from godwit.model.errors import Conflict, Refused
 from godwit.model.requests import CloneVm
@@ -25,6 +26,7 @@ def admit_clone(snapshot: Snapshot, request: CloneVm) -> None:
 
 def check_clone(vm: Vm, request: CloneVm) -> None:
     """Refused for disks that cannot be cloned like this."""
+    check_whole(vm)
     for disk in vm.disks:
         if disk.source != "image":
             raise Refused(
@@ -58,6 +60,7 @@ def define_clone(
         name=request.target,
         pins=vm.pins.but(uuid=uuid),
         boot=boot,
+        checkpoints=(),
         disks=tuple(_disk(disk, request, uuid, mark) for disk in vm.disks),
         nics=_nics(vm.nics, uuid, set(taken)),
         created_at=now,

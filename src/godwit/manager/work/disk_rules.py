@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import all_volumes
+from godwit.model.checkpoints import check_removal, check_whole
 from godwit.model.clones import refuse_if_cloned
 from godwit.model.disks import (
     BROKERED_ONLY,
@@ -177,6 +178,7 @@ def check_free(vms: Iterable[Vm], path: str) -> None:
 def admit_disk(snapshot: Snapshot, request: DiskRequest) -> None:
     """Refuse at once what cannot be done to the VM's disks."""
     vm = snapshot.vms[request.name]
+    check_whole(vm)
     if not isinstance(request, ExportDisk):
         refuse_if_cloned(vm, snapshot.vms.values(), "change the disks of")
     match request:
@@ -197,7 +199,7 @@ def admit_disk(snapshot: Snapshot, request: DiskRequest) -> None:
             find_disk(vm, request.disk)
             _check_place(snapshot, request.target)
         case RemoveDisk():
-            find_disk(vm, request.disk)
+            check_removal(vm, find_disk(vm, request.disk).id)
 
 
 def admit_volume(snapshot: Snapshot, request: CreateVolume | DeleteVolume | ImportDisk) -> None:

@@ -32,6 +32,7 @@ from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.work.vms import host_of
 from godwit.manager.world import World
 from godwit.model import keys
+from godwit.model.checkpoints import check_removal, check_whole
 from godwit.model.clones import refuse_if_cloned
 from godwit.model.errors import Conflict, GodwitError, NotFound, OperationFailed, OutcomeUnknown
 from godwit.model.host import HostInfo
@@ -70,6 +71,7 @@ class Work:
         owner = await world.records.owner(name)
         check_action(owner.value if owner else Owner(), request)
         vms = await world.records.vms()  # after the owner: making a clone writes that too
+        check_whole(spec.value)
         refuse_if_cloned(spec.value, vms.values(), "change the disks of")
         return Work(world, run, spec, owner)
 
@@ -219,6 +221,7 @@ async def remove(world: World, run: TaskRun, request: RemoveDisk) -> Done:
         disk = Disk.model_validate(run.task.progress["disk"])
     else:
         disk = find_disk(work.vm, request.disk)
+        check_removal(work.vm, disk.id)
         await run.say(
             f"taking {disk.id} from {name}", progress={"disk": disk.model_dump(mode="json")}
         )

@@ -20,6 +20,7 @@ from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.work.vms import fresh_owner
 from godwit.manager.world import World
 from godwit.model import keys
+from godwit.model.checkpoints import check_whole
 from godwit.model.disks import volume_of
 from godwit.model.errors import Conflict, NotFound, OutcomeUnknown
 from godwit.model.requests import CreateVolume, DeleteVolume, ExportDisk, ImportDisk
@@ -106,6 +107,7 @@ async def export_disk(world: World, run: TaskRun, request: ExportDisk) -> Done:
     spec = await world.records.vm(name)
     if spec is None:
         raise NotFound(f"no vm {name}", hint="look with: godwit vm list")
+    check_whole(spec.value)
     disk = find_disk(spec.value, request.disk)
     await run.say(f"copying {disk.id} to {request.target}", progress={"path": request.target})
     target = volume_of(request.target)
