@@ -38,6 +38,7 @@ from tests.faults.kit import (
     refusals,
     served,
     stamping,
+    starts,
 )
 from tests.faults.kit.cluster import Cluster
 from tests.faults.kit.report import Section, tell
@@ -154,6 +155,7 @@ _B: dict[str, Work] = {
     "handover": lambda: _on_lab(handover.run),
     "disk-move": lambda: _on_lab(diskmoves.run),
     "full-volume": full.run,
+    "starts": lambda: _on_lab(starts.run),
     "checkpoints": lambda: _on_lab(lambda c: checkpoints.run(c, rounds=CHECKPOINT_ROUNDS)),
     "clones": lambda: _on_lab(lambda cluster: clones.run(cluster, moves=CLONE_MOVES)),
 }

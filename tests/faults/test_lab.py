@@ -27,6 +27,7 @@ from .kit import (
     refusals,
     served,
     stamping,
+    starts,
 )
 from .kit.cluster import Cluster
 from .kit.report import Section, tell
@@ -146,6 +147,10 @@ def test_disks_come_and_go_and_move_along(cluster: Cluster) -> None:
 
 def test_a_checkpoint_holds_what_was_there_and_nothing_later(cluster: Cluster) -> None:
     passed(checkpoints.run(cluster))
+
+
+def test_a_vm_starts_from_an_iso_image(cluster: Cluster) -> None:
+    passed(starts.run(cluster))
 
 
 def test_clones_have_everything_and_leave_the_original_alone(cluster: Cluster) -> None:

@@ -51,6 +51,7 @@ class Arrivals:
         desk = self.desk
         files = {disk.path: True for disk in images(list(ask.vm.disks))}
         files |= {disk.backing.path: False for disk in ask.vm.disks if disk.backing is not None}
+        files |= {cdrom.path: False for cdrom in ask.vm.cdroms}
         files |= {path: False for path in (ask.vm.boot.kernel, ask.vm.boot.initrd) if path}
         free = memory_free(promised_bytes=desk.promised_bytes())
         facts = plan.DestinationFacts(

@@ -12,7 +12,7 @@ import errno
 from pathlib import Path
 
 from godwit.agent.desk import Desk, Slot
-from godwit.agent.facts import memory_free
+from godwit.agent.facts import memory_free, usable_by
 from godwit.agent.files import images
 from godwit.migration import quick
 from godwit.migration.stream import ENDED, wait_status
@@ -293,6 +293,13 @@ class Power:
             # that held a lock would fail the one that wins.
             files = self.desk.catalog.files(disk.volume)
             await check_image(disk, in_use=True, files=files)
+        for cdrom in vm.cdroms:
+            uid, gid = self.desk.equipment.binary.user or (0, 0)
+            if why := usable_by(Path(cdrom.path), uid, gid, write=False):
+                raise Refused(
+                    f"{cdrom.path} cannot be put in a CD drive: {why}",
+                    hint="put it there, readable for everybody",
+                )
 
     async def _forget(self, saved: str) -> None:
         await quick.discard(Path(saved), files=self.desk.catalog.files_at(saved))

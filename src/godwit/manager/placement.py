@@ -41,7 +41,7 @@ class Need:
             memory_bytes=vm.memory_bytes,
             cpus=vm.cpus,
             networks={nic.network: nic.mtu for nic in vm.nics},
-            volumes=frozenset(disk.volume for disk in vm.disks if disk.volume),
+            volumes=vm.volumes,
             pins=vm.pins,
         )
 

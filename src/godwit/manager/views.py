@@ -89,6 +89,7 @@ def view_vm(
         uuid=spec.pins.uuid,
         boot=spec.boot,
         disks=spec.disks,
+        cdroms=spec.cdroms,
         nics=spec.nics,
         migration=known.migration.id if known.migration else None,
         checkpoints=spec.checkpoints,

@@ -245,7 +245,7 @@ def eligible(
             found = ["the VM is there now"]
         if not up:
             found.insert(0, f"{info.name} is not up")
-        missing = {d.volume for d in vm.disks if d.volume} - set(info.volumes)
+        missing = vm.volumes - set(info.volumes)
         found += [f"{info.name} does not see volume {volume}" for volume in sorted(missing)]
         reasons[info.name] = tuple(found)
     return reasons

@@ -55,6 +55,13 @@ def lun_path(volume: str, lun: int) -> str:
     return f"{CLUSTER_STORAGE}/{volume}/lun-{lun}"
 
 
+def iso_path(text: str) -> tuple[str, str]:
+    """Volume and whole path of ``VOLUME:PATH``; both empty when it leads out of its volume."""
+    volume, _, below = text.partition(":")
+    path = f"{CLUSTER_STORAGE}/{volume}/{below}"
+    return (volume, path) if below and volume_of(path) == volume else ("", "")
+
+
 def volume_of(path: str) -> str | None:
     """The volume a plain absolute path lies in; None when it lies in none or leads elsewhere."""
     parts = path.split("/")

@@ -32,7 +32,11 @@ class NewDisk(Value):
 
 
 class CreateVm(Value):
-    """Define a VM; it is not started. ``host`` is where the first start prefers to go."""
+    """Define a VM; it is not started. ``host`` is where the first start prefers to go.
+
+    ``iso`` (``VOLUME:PATH``) is an image in its CD drive, which it starts from while its first disk
+    holds nothing to start from.
+    """
 
     kind: Literal["vm.create"] = "vm.create"
     name: Name
@@ -43,6 +47,7 @@ class CreateVm(Value):
     initrd: str | None = None
     append: str = ""
     disks: tuple[NewDisk, ...] = ()
+    iso: str | None = Field(default=None, pattern=r"^[a-z0-9-]{1,63}:[^/].*$")
     networks: tuple[Name, ...] = ()
     host: Name | None = None
     ha: bool = False

@@ -90,6 +90,14 @@ class Disk(Record):
         return self
 
 
+class Cdrom(Record):
+    """An ISO image in a volume, which the VM only reads; many VMs may have the same one."""
+
+    id: Name
+    volume: Name
+    path: str
+
+
 class DiskView(Disk):
     """One row of ``vm disk list -o json``: ``effective_tier`` is the way its I/O goes."""
 
@@ -140,12 +148,19 @@ class Vm(Record):
     memory_bytes: int = Field(ge=16 << 20)
     boot: Boot = Boot()
     disks: tuple[Disk, ...] = ()
+    cdroms: tuple[Cdrom, ...] = Field(default=(), max_length=4)
     nics: tuple[Nic, ...] = ()
     ha: bool = False
     pins: Pins
     created_at: float
     checkpoints: tuple[Checkpoint, ...] = ()
     reverting: Name | None = None  # to this checkpoint, begun and not yet known to have ended
+
+    @property
+    def volumes(self) -> frozenset[str]:
+        """The volumes that a host has to see for it."""
+        disks = {disk.volume for disk in self.disks if disk.volume}
+        return frozenset(disks | {cdrom.volume for cdrom in self.cdroms})
 
 
 class VmStatus(Record):
@@ -173,6 +188,7 @@ class VmView(Record):
     uuid: str = ""
     boot: Boot = Boot()
     disks: tuple[Disk, ...] = ()
+    cdroms: tuple[Cdrom, ...] = ()
     nics: tuple[Nic, ...] = ()
     migration: str | None = None
     checkpoints: tuple[Checkpoint, ...] = ()

@@ -130,6 +130,7 @@ _LIST: tuple[Action, ...] = (
                 "VOLUME:SIZE[:FORMAT]",
                 many=True,
             ),
+            Flag("iso", "--iso", "text", "An ISO image in its CD drive.", "VOLUME:PATH"),
             Flag(
                 "networks",
                 "--network",

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from godwit.model.errors import InvalidRequest
-from godwit.model.vm import Disk, Nic, Vm
+from godwit.model.vm import Cdrom, Disk, Nic, Vm
 from godwit.qemu import layout
-from godwit.qemu.blocks import disk_device, disk_nodes
+from godwit.qemu.blocks import cdrom_device, cdrom_node, disk_device, disk_nodes
 from godwit.qemu.intervals import TRACE_POINT
 from godwit.qemu.quirks import SHORT_RAM, SHORT_RAM_BYTES, SHORT_RAM_MULTIPLE, USO_FEATURE
 
@@ -70,6 +70,7 @@ def build_argv(vm: Vm, plugs: Plugs) -> list[str]:
         *_boot(vm, plugs.boot),
         *_fixed_devices(vm),
         *(option for disk in vm.disks for option in _disk(vm, disk, plugs)),
+        *(option for n, cdrom in enumerate(vm.cdroms) for option in _cdrom(vm, cdrom, n, plugs)),
         *_ports(),
         *(option for nic in vm.nics for option in _nic(nic, plugs)),
         *_channels(plugs),
@@ -95,6 +96,7 @@ def _check_places(vm: Vm) -> None:
     ports = [layout.nic_port(nic) for nic in vm.nics]
     luns = [disk.lun for disk in vm.disks]
     ids = [disk.id for disk in vm.disks] + [nic.id for nic in vm.nics]
+    ids += [cdrom.id for cdrom in vm.cdroms]
     for what, values in (("card places", ports), ("disk places", luns), ("ids", ids)):
         if len(set(values)) != len(values):
             raise InvalidRequest(f"{vm.name}: two devices share {what}: {sorted(values)}")
@@ -183,6 +185,12 @@ def _disk(vm: Vm, disk: Disk, plugs: Plugs) -> Iterator[Option]:
         yield "-blockdev", json.dumps(node, separators=(",", ":"))
     boot = not vm.boot.kernel and disk is vm.disks[0]
     yield "-device", _device(disk_device(disk, boot=boot))
+
+
+def _cdrom(vm: Vm, cdrom: Cdrom, place: int, plugs: Plugs) -> Iterator[Option]:
+    node = cdrom_node(cdrom, aio=plugs.aio)
+    yield "-blockdev", json.dumps(node, separators=(",", ":"))
+    yield "-device", _device(cdrom_device(cdrom, place, boot=not vm.boot.kernel))
 
 
 def _device(properties: Mapping[str, object]) -> str:

@@ -17,7 +17,7 @@ from typing import Final
 
 from godwit.model.disks import tier_of
 from godwit.model.errors import InvalidRequest
-from godwit.model.vm import Disk
+from godwit.model.vm import Cdrom, Disk
 from godwit.qemu import layout
 
 SECTOR: Final = 512
@@ -143,6 +143,28 @@ def _broker_node(disk: Disk, vm: str, broker: str) -> Node:
         "open-timeout": BROKER_OPEN_S,
         **_common(),
     }
+
+
+def cdrom_node(cdrom: Cdrom, *, aio: str = "threads") -> Node:
+    """The block node of an ISO image, which is only read."""
+    shared: Node = {"read-only": True, "cache": {"direct": True, "no-flush": False}}
+    file: Node = {"driver": "file", "filename": cdrom.path, "aio": aio, **shared}
+    return {"driver": "raw", "node-name": layout.cdrom_node(cdrom), "file": file, **shared}
+
+
+def cdrom_device(cdrom: Cdrom, place: int, *, boot: bool = False) -> Node:
+    """Its drive, the ``place``-th; disks are started from before it."""
+    device: Node = {
+        "driver": "scsi-cd",
+        "id": cdrom.id,
+        "bus": f"{layout.SCSI}.0",
+        "channel": 0,
+        "scsi-id": 0,
+        "lun": 1 + place,
+        "drive": layout.cdrom_node(cdrom),
+        "rerror": "stop",
+    }
+    return device | ({"bootindex": 2 + place} if boot else {})
 
 
 def disk_device(disk: Disk, *, boot: bool = False) -> Node:

@@ -1,7 +1,8 @@
 """Names and PCI addresses of a VM's devices: the part of a machine that must never differ.
 
     pcie.0  00.0  the q35 chipset            1f.x  its LPC bridge (SATA and SMBus are off)
-            01.0  scsi0      virtio-scsi; disk with lun N is scsi-id N, lun 0
+            01.0  scsi0      virtio-scsi; disk with lun N is scsi-id N, lun 0; CD drives are on
+                             scsi-id 0 from lun 1 on
             02.0  balloon0   virtio-balloon
             03.0  rng0       virtio-rng
             10.0-10.7  port0-port7   root ports; the card whose id ends in N sits behind portN
@@ -17,7 +18,7 @@ import re
 from typing import Final
 
 from godwit.model.errors import InvalidRequest
-from godwit.model.vm import Disk, Nic
+from godwit.model.vm import Cdrom, Disk, Nic
 
 BUS: Final = "pcie.0"
 SCSI: Final = "scsi0"
@@ -67,6 +68,11 @@ def broker_id(disk: Disk) -> str:
 def base_node(disk: Disk) -> str:
     """Block node under a linked clone's format driver: the image it stands on."""
     return f"base-{_short(disk.id)}"
+
+
+def cdrom_node(cdrom: Cdrom) -> str:
+    """Block node of an ISO image."""
+    return f"cdrom-{_short(cdrom.id)}"
 
 
 def export_name(vm: str, disk: Disk) -> str:

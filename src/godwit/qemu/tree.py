@@ -23,6 +23,7 @@ _PROPERTIES: Mapping[str, tuple[str, ...]] = {
     "virtio-scsi-pci": ("num_queues",),
     "scsi-hd": ("scsi-id", "serial"),
     "scsi-block": ("scsi-id",),
+    "scsi-cd": ("scsi-id", "lun"),
 }
 
 

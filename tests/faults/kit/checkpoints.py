@@ -100,6 +100,7 @@ def _device_of(guest: Guest, log_id: str) -> str:
 def _move(cluster: Cluster, section: Section, text: str) -> float | None:
     move = cluster.move(VM, cluster.other(str(cluster.owner(VM).host)), method="live")
     section.judge(text, move.state.value == "completed", move.reason)
+    cluster.await_task(VM)
     return move.blackout_ms
 
 

@@ -125,6 +125,7 @@ def _live(
             source = str(cluster.owner(clone).host)
             move = cluster.move(clone, cluster.other(source), method="live")
             done = move.state.value == "completed"
+            cluster.await_task(clone)
             section.judge(f"{clone}, {device}: it moves live", done, move.reason)
         found[now["log_id"]] = log_end(guest)
     cluster.client.wait(cluster.client.vms.stop(clone, timeout_s=30.0))

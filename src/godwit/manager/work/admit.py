@@ -22,6 +22,7 @@ from godwit.manager.work.disk_rules import (
 from godwit.model import requests as ask
 from godwit.model.checkpoints import check_whole
 from godwit.model.clones import refuse_if_cloned
+from godwit.model.disks import iso_path
 from godwit.model.errors import Conflict, InvalidRequest, NotFound, Refused, Unavailable
 from godwit.model.host import HostInfo, HostState
 from godwit.model.ownership import Owner, OwnerState
@@ -99,6 +100,13 @@ def _admit_create(snapshot: Snapshot, request: ask.CreateVm) -> None:
     for disk in request.disks:
         known(disk.volume if disk.volume in volumes else None, "volume", disk.volume)
         check_kind(snapshot, disk.volume, lun=False)
+    if request.iso is not None:
+        volume, _ = iso_path(request.iso)
+        if not volume:
+            raise InvalidRequest(
+                f"{request.iso} is no file in a volume", hint="write it like shared:debian.iso"
+            )
+        known(volume if volume in volumes else None, "volume", volume)
     if request.host is not None:
         known(snapshot.hosts.get(request.host), "host", request.host)
     if not snapshot.hosts:
@@ -117,10 +125,10 @@ def _check_boot(request: ask.CreateVm) -> None:
         raise InvalidRequest(
             "a kernel command line without a kernel", hint="give a kernel or an image"
         )
-    if not (request.image or request.kernel or request.disks):
+    if not (request.image or request.kernel or request.disks or request.iso):
         raise InvalidRequest(
             f"{request.name} would have nothing to boot from",
-            hint="give an image, a kernel or a disk",
+            hint="give an image, a kernel, an ISO or a disk",
         )
     for path in (request.kernel, request.initrd):
         if path and (not path.startswith(BOOT_FILES) or ".." in path.split("/")):

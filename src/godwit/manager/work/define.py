@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 
 from godwit.manager.snapshot import Snapshot
-from godwit.model.disks import image_path
+from godwit.model.disks import image_path, iso_path
 from godwit.model.network import Network
 from godwit.model.requests import CreateNetwork, CreateVm
-from godwit.model.vm import Boot, Disk, Nic, Pins, Vm
+from godwit.model.vm import Boot, Cdrom, Disk, Nic, Pins, Vm
 from godwit.qemu.pins import new_mac, new_serial, next_disk, next_nic_id
 
 _LONGEST_BRIDGE = 15  # the kernel's limit for interface names
@@ -22,11 +22,19 @@ def define_vm(snapshot: Snapshot, request: CreateVm, *, pins: Pins, boot: Boot, 
         memory_bytes=request.memory_bytes,
         boot=boot,
         disks=_disks(request, pins.uuid),
+        cdroms=_cdroms(request),
         nics=_nics(snapshot, request, pins.uuid),
         ha=request.ha,
         pins=pins,
         created_at=now,
     )
+
+
+def _cdroms(request: CreateVm) -> tuple[Cdrom, ...]:
+    if request.iso is None:
+        return ()
+    volume, path = iso_path(request.iso)
+    return (Cdrom(id="cd0", volume=volume, path=path),)
 
 
 def _nics(snapshot: Snapshot, request: CreateVm, uuid: str) -> tuple[Nic, ...]:

@@ -124,7 +124,7 @@ def helpers(
     volumes: Collection[str] = (),
 ) -> list[HostInfo]:
     """Hosts that are up and see all the VM's volumes (and these), the preferred first. Pure."""
-    own = {disk.volume for disk in vm.disks if disk.volume} if vm else set()
+    own = vm.volumes if vm else frozenset()
     volumes = {*own, *volumes}
     found = [
         info

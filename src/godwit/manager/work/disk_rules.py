@@ -301,7 +301,7 @@ def _uses(vm: Vm, owners: Mapping[str, Owner], volume: str) -> bool:
     owner = owners.get(vm.name)
     saved = owner.saved.path if owner and owner.saved else None
     places = (vm.boot.kernel, vm.boot.initrd, saved)
-    return any(disk.volume == volume for disk in vm.disks) or any(
+    return volume in vm.volumes or any(
         path is not None and volume_of(path) == volume for path in places
     )
 
