@@ -154,7 +154,7 @@ _B: dict[str, Work] = {
     "hotdisks": lambda: _on_lab(hotdisks.run),
     "handover": lambda: _on_lab(handover.run),
     "disk-move": lambda: _on_lab(diskmoves.run),
-    "full-volume": full.run,
+    "full-volume": lambda: full.run(kinds=full.EVERY),
     "starts": lambda: _on_lab(starts.run),
     "checkpoints": lambda: _on_lab(lambda c: checkpoints.run(c, rounds=CHECKPOINT_ROUNDS)),
     "clones": lambda: _on_lab(lambda cluster: clones.run(cluster, moves=CLONE_MOVES)),

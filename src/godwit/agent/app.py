@@ -10,10 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
@@ -27,7 +25,14 @@ from godwit.agent.disks import Disks
 from godwit.agent.facts import load, memory_free
 from godwit.agent.files import Files
 from godwit.agent.images import Images
+from godwit.agent.more_routes import checkpoint_routes, seed_routes
 from godwit.agent.power import Power
+from godwit.agent.routes import Body, Handler
+from godwit.agent.routes import body_of as _body
+from godwit.agent.routes import disks_of as _disks
+from godwit.agent.routes import name_of as _name
+from godwit.agent.routes import route as _route
+from godwit.agent.seeds import Seeds
 from godwit.migration.peer import CheckAsk, PrepareAsk
 from godwit.model.base import Record, check_name
 from godwit.model.diskmove import DiskMoveAsk
@@ -36,20 +41,12 @@ from godwit.model.errors import (
     InvalidRequest,
     NotAllowed,
     OperationFailed,
-    OutcomeUnknown,
-    Unavailable,
 )
 from godwit.model.migration import Migration
-from godwit.model.requests import MigrateVm, explain
+from godwit.model.requests import MigrateVm
 from godwit.model.vm import Disk
-from godwit.qmp import MonitorError, QmpError
-from godwit.store.errors import StoreError, StoreOutcomeUnknown
 from godwit.wire.identity import HOST, MANAGER
-from godwit.wire.problem import Problem, problem_response
 from godwit.wire.server import peer_of
-
-Body = dict[str, Any]
-Handler = Callable[[Request], Awaitable[Any]]
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,7 @@ class Rooms:
     disk_moves: DiskMoves
     images: Images
     checkpoints: Checkpoints
+    seeds: Seeds
 
 
 def build(rooms: Rooms) -> Starlette:
@@ -75,58 +73,13 @@ def build(rooms: Rooms) -> Starlette:
         *_disk_routes(rooms.disks),
         *_disk_move_routes(rooms.disk_moves),
         *_image_routes(rooms.images),
-        *_checkpoint_routes(rooms.checkpoints),
+        *checkpoint_routes(rooms.checkpoints),
+        *seed_routes(rooms.seeds),
         *_peer_routes(rooms),
         *_lab_routes(rooms),
         WebSocketRoute("/v1/vms/{vm}/console", _console(rooms)),
     ]
     return Starlette(routes=routes)
-
-
-def _route(path: str, method: str, handler: Handler, *, roles: tuple[str, ...]) -> Route:
-    async def serve(request: Request) -> Response:
-        try:
-            peer = peer_of(request.scope)
-            if peer is None or peer.role not in roles:
-                raise NotAllowed(f"{peer or 'nobody'} may not ask for this", hint="wrong daemon")
-            answer = await handler(request)
-        except GodwitError as error:
-            return problem_response(Problem.from_error(error))
-        except MonitorError as error:
-            refused = isinstance(error, QmpError) or not getattr(error, "sent", True)
-            kind: type[GodwitError] = OperationFailed if refused else OutcomeUnknown
-            text = f"the VM's QEMU: {error}"
-            return problem_response(
-                Problem.from_error(kind(text, hint="look: godwit vm list; then ask again"))
-            )
-        except ValidationError as error:
-            return problem_response(Problem.from_error(explain(error)))
-        except StoreError as error:
-            unknown = isinstance(error, StoreOutcomeUnknown)
-            kind = OutcomeUnknown if unknown else Unavailable
-            return problem_response(
-                Problem.from_error(kind(f"the store: {error.message}", hint=error.hint))
-            )
-        if isinstance(answer, Record):
-            return Response(answer.model_dump_json(), media_type="application/json")
-        return JSONResponse(answer if answer is not None else {})
-
-    return Route(path, serve, methods=[method])
-
-
-async def _body(request: Request) -> Body:
-    raw = await request.body()
-    try:
-        body = await request.json() if raw else {}
-    except ValueError as error:
-        raise InvalidRequest(f"the body is not JSON: {error}", hint="send an object") from None
-    if not isinstance(body, dict):
-        raise InvalidRequest("the body is not an object", hint="send an object")
-    return body
-
-
-def _name(request: Request) -> str:
-    return check_name(request.path_params["vm"])
 
 
 def _host_routes(rooms: Rooms) -> list[Route]:
@@ -327,41 +280,6 @@ def _disk_move_routes(moves: DiskMoves) -> list[Route]:
     ]
 
 
-def _checkpoint_routes(checkpoints: Checkpoints) -> list[Route]:
-    async def asked(request: Request) -> tuple[str, list[Disk], str]:
-        return _name(request), await _disks(request), str((await _body(request)).get("tag", ""))
-
-    async def known(request: Request) -> list[str]:
-        return [str(tag) for tag in (await _body(request)).get("known", [])]
-
-    async def take(request: Request) -> None:
-        await checkpoints.take(*await asked(request), await known(request))
-
-    async def take_still(request: Request) -> None:
-        await checkpoints.take_still(*await asked(request), await known(request))
-
-    async def drop(request: Request) -> None:
-        await checkpoints.drop(*await asked(request))
-
-    async def drop_still(request: Request) -> None:
-        await checkpoints.drop_still(*await asked(request))
-
-    async def revert(request: Request) -> dict[str, int]:
-        return await checkpoints.revert(*await asked(request))
-
-    verbs: list[tuple[str, Handler]] = [
-        ("take", take),
-        ("take-still", take_still),
-        ("drop", drop),
-        ("drop-still", drop_still),
-        ("revert", revert),
-    ]
-    return [
-        _route(f"/v1/vms/{{vm}}/checkpoints/{verb}", "POST", handler, roles=(MANAGER,))
-        for verb, handler in verbs
-    ]
-
-
 async def _disk(request: Request) -> Disk:
     return Disk.model_validate((await _body(request)).get("disk"))
 
@@ -371,10 +289,6 @@ def _size(body: dict[str, Any]) -> int:
     if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
         raise InvalidRequest(f"{size!r} is not a size", hint="a positive number of bytes")
     return size
-
-
-async def _disks(request: Request) -> list[Disk]:
-    return [Disk.model_validate(disk) for disk in (await _body(request)).get("disks", [])]
 
 
 def _peer_routes(rooms: Rooms) -> list[Route]:

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from godwit.agent.desk import Desk
 from godwit.model.base import check_name
+from godwit.model.disks import SEED
 from godwit.model.errors import (
     GodwitError,
     InvalidRequest,
@@ -163,7 +164,7 @@ class Files:
         for folder in (folder for folder in folders if folder.name == vm):
             files = self._desk.catalog.files_at(folder)
             for name in await asked(files.names(folder), folder):
-                if name.startswith("saved-"):
+                if name.startswith("saved-") or name == f"{SEED}.iso":
                     await asked(files.remove(folder / name), folder / name)
             await asked(files.remove_directory(folder), folder)
 

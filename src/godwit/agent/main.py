@@ -27,6 +27,7 @@ from godwit.agent.images import Images
 from godwit.agent.networks import Networks
 from godwit.agent.peering import Peers
 from godwit.agent.power import Power
+from godwit.agent.seeds import Seeds
 from godwit.host.clock import RealClock
 from godwit.host.config import AgentConfig
 from godwit.host.errors import HostError
@@ -95,6 +96,7 @@ async def run(config: AgentConfig) -> None:
         disk_moves=DiskMoves(desk, power, files),
         images=Images(desk, files),
         checkpoints=Checkpoints(desk, power, files),
+        seeds=Seeds(desk),
     )
     app = build(rooms)
     tls = ServerTls(identity, roles={HOST, MANAGER})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from godwit.agent.desk import Desk, Slot
 from godwit.agent.facts import memory_free, usable_by
-from godwit.agent.files import images
+from godwit.agent.files import asked, images
 from godwit.migration import quick
 from godwit.migration.stream import ENDED, wait_status
 from godwit.model import keys, ownership
@@ -294,12 +294,21 @@ class Power:
             files = self.desk.catalog.files(disk.volume)
             await check_image(disk, in_use=True, files=files)
         for cdrom in vm.cdroms:
-            uid, gid = self.desk.equipment.binary.user or (0, 0)
-            if why := usable_by(Path(cdrom.path), uid, gid, write=False):
+            if why := await self._why_no_cd(Path(cdrom.path)):
                 raise Refused(
                     f"{cdrom.path} cannot be put in a CD drive: {why}",
                     hint="put it there, readable for everybody",
                 )
+
+    async def _why_no_cd(self, path: Path) -> str:
+        files = self.desk.catalog.files_at(path)
+        if files.node(path) is not None:
+            return "its volume is served to QEMU alone"
+        facts = await asked(files.look(path), path)
+        if facts is None:
+            return "there is no such file"
+        uid, gid = self.desk.equipment.binary.user or (0, 0)
+        return usable_by(facts, uid, gid, write=False)
 
     async def _forget(self, saved: str) -> None:
         await quick.discard(Path(saved), files=self.desk.catalog.files_at(saved))

@@ -187,6 +187,13 @@ class AsyncClient:
 
     async def upload_boot_file(self, path: Path | str) -> str:
         """Give the cluster a kernel or initrd; the path under which every host sees it."""
+        return await self._upload("/v1/boot-files", path)
+
+    async def upload_user_data(self, path: Path | str) -> str:
+        """Give the cluster user data for ``vm.create``; only its hosts' root can read it."""
+        return await self._upload("/v1/user-data", path)
+
+    async def _upload(self, where: str, path: Path | str) -> str:
         import hashlib
 
         from godwit.model.errors import InvalidRequest
@@ -198,17 +205,16 @@ class AsyncClient:
                 f"{path} cannot be read: {error.strerror}", hint="check the path and its rights"
             ) from None
         digest = hashlib.sha256(content).hexdigest()
-        answer = await self._link.upload(
-            "/v1/boot-files", content, headers={"x-godwit-sha256": digest}
-        )
+        answer = await self._link.upload(where, content, headers={"x-godwit-sha256": digest})
         return str(answer["path"])
 
     async def _with_boot_files(self, request: Request) -> Request:
         changes = {}
-        for field in ("kernel", "initrd"):
+        boot, data = self.upload_boot_file, self.upload_user_data
+        for field, upload in (("kernel", boot), ("initrd", boot), ("cloud_init", data)):
             path = getattr(request, field)
             if path is not None and Path(path).is_file():
-                changes[field] = await self.upload_boot_file(path)
+                changes[field] = await upload(path)
         return request.but(**changes) if changes else request
 
     async def close(self) -> None:

@@ -55,12 +55,13 @@ class Vms:
         append: str = "",
         disks: Sequence[NewDisk | str] = (),
         iso: str | None = None,
+        cloud_init: str | None = None,
         networks: Sequence[str] = (),
         host: str | None = None,
         ha: bool = False,
     ) -> Task:
-        """Define a VM. ``kernel`` and ``initrd`` that are files here are uploaded; a disk may be
-        written ``VOLUME:SIZE[:FORMAT]``."""
+        """Define a VM. ``kernel``, ``initrd`` and ``cloud_init`` that are files here are uploaded;
+        a disk may be written ``VOLUME:SIZE[:FORMAT]``."""
         return await self._client.act(
             "vm.create",
             name=name,
@@ -72,6 +73,7 @@ class Vms:
             append=append,
             disks=[_disk(disk) for disk in disks],
             iso=iso,
+            cloud_init=cloud_init,
             networks=networks,
             host=host,
             ha=ha,

@@ -115,6 +115,10 @@ class Client:
         """Give the cluster a kernel or initrd; the path under which every host sees it."""
         return self._loop.run(self._async.upload_boot_file(path))
 
+    def upload_user_data(self, path: Path | str) -> str:
+        """Give the cluster user data for ``vm.create``; only its hosts' root can read it."""
+        return self._loop.run(self._async.upload_user_data(path))
+
     def close(self) -> None:
         """Close the connections and end the client's thread."""
         self._loop.run(self._async.close())

@@ -18,6 +18,10 @@ FORMATS: tuple[DiskFormat, ...] = ("raw", "qcow2", "vhd-fixed", "vhd", "vhdx")
 DEFAULT_FORMAT: DiskFormat = "qcow2"
 BROKERED_ONLY: frozenset[DiskFormat] = frozenset({"vhd", "vhdx"})
 CLUSTER_STORAGE = "/clusterstorage"
+USER_DATA = f"{CLUSTER_STORAGE}/shared/.godwit/user-data/"
+SEED = "seed0"
+"""The id of the CD with a VM's user data."""
+_HEX = frozenset("0123456789abcdef")
 
 _SUFFIXES: dict[DiskFormat, str] = {
     "raw": ".raw",
@@ -60,6 +64,17 @@ def iso_path(text: str) -> tuple[str, str]:
     volume, _, below = text.partition(":")
     path = f"{CLUSTER_STORAGE}/{volume}/{below}"
     return (volume, path) if below and volume_of(path) == volume else ("", "")
+
+
+def seed_path(vm: str) -> str:
+    """Where the CD with a VM's user data lies."""
+    return f"{CLUSTER_STORAGE}/shared/{vm}/{SEED}.iso"
+
+
+def is_user_data(path: str) -> bool:
+    """Whether this is a path under which user data is kept: by its hash, for root alone."""
+    digest = path.removeprefix(USER_DATA)
+    return path.startswith(USER_DATA) and len(digest) == 64 and not set(digest) - _HEX
 
 
 def volume_of(path: str) -> str | None:

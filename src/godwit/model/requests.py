@@ -35,7 +35,8 @@ class CreateVm(Value):
     """Define a VM; it is not started. ``host`` is where the first start prefers to go.
 
     ``iso`` (``VOLUME:PATH``) is an image in its CD drive, which it starts from while its first disk
-    holds nothing to start from.
+    holds nothing to start from. ``cloud_init`` is user data for the guest's cloud-init, as
+    ``POST /v1/user-data`` answered it; the guest finds it on a CD of its own (NoCloud).
     """
 
     kind: Literal["vm.create"] = "vm.create"
@@ -47,6 +48,7 @@ class CreateVm(Value):
     initrd: str | None = None
     append: str = ""
     disks: tuple[NewDisk, ...] = ()
+    cloud_init: str | None = None
     iso: str | None = Field(default=None, pattern=r"^[a-z0-9-]{1,63}:[^/].*$")
     networks: tuple[Name, ...] = ()
     host: Name | None = None

@@ -130,6 +130,13 @@ _LIST: tuple[Action, ...] = (
                 "VOLUME:SIZE[:FORMAT]",
                 many=True,
             ),
+            Flag(
+                "cloud_init",
+                "--cloud-init",
+                "path",
+                "Give its cloud-init this user data (a file here).",
+                "FILE",
+            ),
             Flag("iso", "--iso", "text", "An ISO image in its CD drive.", "VOLUME:PATH"),
             Flag(
                 "networks",

@@ -1,4 +1,4 @@
-"""A VM starts from an ISO image, moves with it, and leaves it when it is deleted."""
+"""VMs start from an ISO image, or find user data on a CD, and move with it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .report import Section
 
 VM, ISO = "from-iso", "tiny.iso"
 SAYS = b"GW"
+SEEDED, SECRET = "seeded", "a-very-secret-word"
 START_S = 60.0
 
 
@@ -44,7 +45,33 @@ def run(cluster: Cluster) -> Section:
     cluster.remove(VM)
     section.judge("the image stays when the VM is deleted", path.exists(), str(path))
     path.unlink()
+    _seeded(cluster, section)
     return section
+
+
+def _seeded(cluster: Cluster, section: Section) -> None:
+    """A VM with user data on a CD of its own; the secret in it is nowhere else."""
+    data = cluster.home / "user-data"
+    data.write_text(f"#cloud-config\npassword: {SECRET}\n")
+    address = f"godwit.ip={cluster.address(SEEDED)}/22 godwit.host={SEEDED}"
+    words = ("vm", "create", SEEDED, "--memory", "256M", "--image", "demo", "--network", "lan")
+    made = cluster.cli(*words, "--append", address, "--cloud-init", str(data))
+    section.judge("a VM with user data is made", made.code == 0, made.err[-300:])
+    cluster.boot(SEEDED, host="host1")
+    folder = cluster.lab.layout.volume / SEEDED
+    (seed,) = folder.iterdir()
+    mode = seed.stat().st_mode & 0o777
+    section.judge("its CD is QEMU's alone", mode == 0o400, [seed.name, oct(mode)])
+    section.judge("the user data is on it", SECRET.encode() in seed.read_bytes(), seed.name)
+    records = cluster.dump("").values()
+    told = cluster.cli("task", "list", "-o", "json").out + cluster.cli("vm", "show", SEEDED).out
+    hidden = SECRET not in told and not any(SECRET.encode() in value for value in records)
+    section.judge("and in no record", hidden and len(records) > 0, told[-200:])
+    move = cluster.move(SEEDED, "host2", method="live")
+    cluster.await_task(SEEDED)
+    section.judge("it moves live with it, too", move.state.value == "completed", move.reason)
+    cluster.remove(SEEDED)
+    section.judge("the CD goes when the VM is deleted", not folder.exists(), str(folder))
 
 
 def _says(cluster: Cluster, host: str, words: bytes) -> tuple[bool, str]:

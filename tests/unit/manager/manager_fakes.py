@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from godwit.model import keys, ownership
 from godwit.model.diskmove import DiskMove, DiskMoveAsk
+from godwit.model.disks import USER_DATA
 from godwit.model.errors import Cancelled, Conflict, GodwitError, NotFound, Refused
 from godwit.model.host import HostInfo, QemuFacts
 from godwit.model.migration import (
@@ -113,6 +114,11 @@ class FakeAgent:
             self.calls.append(("publish", {"image": image}))
             root = "/clusterstorage/shared/.godwit/boot"
             return {"kernel": f"{root}/aa", "initrd": f"{root}/bb", "append": "console=ttyS0"}
+
+        @app.put("/v1/user-data/{digest}")
+        async def user_data(digest: str, request: Request) -> dict[str, str]:
+            self.files[digest] = await request.body()
+            return {"sha256": digest, "path": USER_DATA + digest}
 
         @app.put("/v1/boot-files/{digest}")
         async def boot_file(digest: str, request: Request) -> dict[str, str]:
@@ -242,6 +248,9 @@ class FakeAgent:
         if body["disk"]["path"] not in self.disks and body["disk"]["source"] == "image":
             raise NotFound(f"there is no {body['disk']['path']}", hint="look at the volume")
         return _json({"size_bytes": self.device_bytes})
+
+    async def do_make_seed(self, _vm: str, _body: Any) -> Response:
+        return _json({})
 
     async def do_disks_clone(self, _vm: str, body: Any) -> Response:
         source, target = (Disk.model_validate(body[word]) for word in ("disk", "target"))

@@ -50,6 +50,7 @@ BY_FIELD: dict[str, st.SearchStrategy[object]] = {
         ),
         max_size=3,
     ),
+    "cloud_init": st.none() | TEXTS | TEMPLATES,
     "iso": st.none() | st.from_regex(r"[a-z]{1,9}:[a-z.{}' -]{1,20}", fullmatch=True),
     "networks": st.lists(NAMES, max_size=3),
     "host": st.none() | NAMES,

@@ -22,7 +22,7 @@ from godwit.manager.work.disk_rules import (
 from godwit.model import requests as ask
 from godwit.model.checkpoints import check_whole
 from godwit.model.clones import refuse_if_cloned
-from godwit.model.disks import iso_path
+from godwit.model.disks import is_user_data, iso_path
 from godwit.model.errors import Conflict, InvalidRequest, NotFound, Refused, Unavailable
 from godwit.model.host import HostInfo, HostState
 from godwit.model.ownership import Owner, OwnerState
@@ -107,6 +107,11 @@ def _admit_create(snapshot: Snapshot, request: ask.CreateVm) -> None:
                 f"{request.iso} is no file in a volume", hint="write it like shared:debian.iso"
             )
         known(volume if volume in volumes else None, "volume", volume)
+    if request.cloud_init is not None and not is_user_data(request.cloud_init):
+        raise InvalidRequest(
+            f"{request.cloud_init} is no user data that the cluster keeps",
+            hint="upload it first: POST /v1/user-data answers the path to use",
+        )
     if request.host is not None:
         known(snapshot.hosts.get(request.host), "host", request.host)
     if not snapshot.hosts:

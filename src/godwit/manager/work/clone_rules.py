@@ -7,7 +7,7 @@ from typing import Literal
 
 from godwit.manager.snapshot import Snapshot
 from godwit.model.checkpoints import check_whole
-from godwit.model.disks import image_path
+from godwit.model.disks import SEED, image_path
 from godwit.model.errors import Conflict, Refused
 from godwit.model.requests import CloneVm
 from godwit.model.vm import Backing, Disk, Nic, Vm
@@ -61,6 +61,8 @@ def define_clone(
         pins=vm.pins.but(uuid=uuid),
         boot=boot,
         checkpoints=(),
+        # A seed says who the first VM is; its clones have what came of it on their disks.
+        cdroms=tuple(cdrom for cdrom in vm.cdroms if cdrom.id != SEED),
         disks=tuple(_disk(disk, request, uuid, mark) for disk in vm.disks),
         nics=_nics(vm.nics, uuid, set(taken)),
         created_at=now,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from godwit.manager.snapshot import Snapshot
-from godwit.model.disks import image_path, iso_path
+from godwit.model.disks import SEED, image_path, iso_path, seed_path
 from godwit.model.network import Network
 from godwit.model.requests import CreateNetwork, CreateVm
 from godwit.model.vm import Boot, Cdrom, Disk, Nic, Pins, Vm
@@ -31,10 +31,13 @@ def define_vm(snapshot: Snapshot, request: CreateVm, *, pins: Pins, boot: Boot, 
 
 
 def _cdroms(request: CreateVm) -> tuple[Cdrom, ...]:
-    if request.iso is None:
-        return ()
-    volume, path = iso_path(request.iso)
-    return (Cdrom(id="cd0", volume=volume, path=path),)
+    found = []
+    if request.iso is not None:
+        volume, path = iso_path(request.iso)
+        found.append(Cdrom(id="cd0", volume=volume, path=path))
+    if request.cloud_init is not None:
+        found.append(Cdrom(id=SEED, volume="shared", path=seed_path(request.name)))
+    return tuple(found)
 
 
 def _nics(snapshot: Snapshot, request: CreateVm, uuid: str) -> tuple[Nic, ...]:

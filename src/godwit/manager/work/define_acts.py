@@ -55,6 +55,8 @@ async def create_vm(world: World, run: TaskRun, request: CreateVm) -> Done:
             await on_some_host(
                 world, vm, "POST", f"/v1/vms/{vm.name}/create-disks", {"disks": _dump(vm)}
             )
+        if request.cloud_init is not None:
+            await _make_seed(world, vm, request.cloud_init)
     except OutcomeUnknown:
         raise  # what is there may be in use by the agent that was asked; `vm delete` clears it
     except GodwitError as error:
@@ -64,6 +66,12 @@ async def create_vm(world: World, run: TaskRun, request: CreateVm) -> Done:
     await _log(world, "vm.created", f"vm/{vm.name}", f"{vm.name} defined by {run.task.by}")
     pinned = f"{vm.pins.machine}, {vm.pins.cpu_model}, {vm.pins.accelerator}"
     return Done(f"{vm.name} defined ({pinned})", {"vm": vm.name, "uuid": vm.pins.uuid})
+
+
+async def _make_seed(world: World, vm: Vm, user_data: str) -> None:
+    """The CD from which the guest's cloud-init learns who it is; made anew when asked again."""
+    body = {"user_data": user_data, "instance_id": vm.pins.uuid, "hostname": vm.name}
+    await on_some_host(world, vm, "POST", f"/v1/vms/{vm.name}/make-seed", body)
 
 
 async def _boot_of(world: World, request: CreateVm) -> Boot:
@@ -194,7 +202,7 @@ async def delete_vm(world: World, run: TaskRun, request: DeleteVm) -> Done:
             ],
             also=[delete(key) for key in names],
         )
-    if vm.disks or saved:
+    if vm.disks or vm.cdroms or saved:
         await _delete_files(world, vm, owner, saved)
     await _log(world, "vm.deleted", f"vm/{name}", f"{name} deleted by {run.task.by}")
     return Done(f"{name} deleted with {len(vm.disks)} disks", {"vm": name})
