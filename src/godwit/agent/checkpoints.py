@@ -108,6 +108,8 @@ class Checkpoints:
                 self._desk.changing.discard(name)
 
     def _check_unmoved(self, name: str) -> None:
+        if name in self._desk.changing:
+            raise Conflict(f"the disks of {name} are being changed", hint="ask again soon")
         if name in self._desk.moving:
             raise Conflict(
                 f"{name} is being moved: its disks stay as they are",

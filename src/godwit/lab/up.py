@@ -438,6 +438,8 @@ def with_defaults(
     from godwit.lab.layout import checked_hosts, checked_name, state_root
 
     layout = Layout(checked_name(name), checked_hosts(hosts), rate, state_root(), storage=storage)
+    if volume_bytes and storage != "dir":
+        raise InvalidRequest("only a directory has a size of its own", hint="leave --storage out")
     more = tuple(dict.fromkeys(check_name(one, what="name of a volume") for one in volumes))
     if "shared" in more:
         raise InvalidRequest("every lab has the volume shared", hint="leave it out")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from godwit.model.errors import Conflict, Refused
 
 if TYPE_CHECKING:
-    from godwit.model.vm import Vm
+    from godwit.model.vm import Disk, Vm
 
 
 def check_whole(vm: Vm) -> None:
@@ -16,6 +16,16 @@ def check_whole(vm: Vm) -> None:
         raise Conflict(
             f"the disks of {vm.name} are half way back to the checkpoint {vm.reverting}",
             hint=f"finish it: godwit vm checkpoint revert {vm.name} {vm.reverting}",
+        )
+
+
+def check_movable(vm: Vm, disk: Disk) -> None:
+    """Refused for an image whose copy would not be all of it: checkpoints, what it stands on."""
+    check_removal(vm, disk.id)
+    if disk.backing is not None:
+        raise Refused(
+            f"{disk.id} of {vm.name} is a linked clone's: it stands on {disk.backing.path}",
+            hint="make a full clone, which stands for itself: godwit vm clone",
         )
 
 

@@ -64,6 +64,20 @@ REFUSALS: list[tuple[Vm, Owner, Any, type[GodwitError], str]] = [
     (VM, Owner(host="h", epoch=1, state=OwnerState.SAVED), DELETE, Refused, "is saved"),
     (VM, Owner(host="h", epoch=1, state=OwnerState.STARTING), CREATE, Conflict, "just starting"),
     (VM, Owner(), ask.RemoveDisk(name="web", disk="disk0"), Refused, "in its checkpoints: one"),
+    (
+        VM,
+        Owner(),
+        ask.MoveDisk(name="web", disk="disk0", format="raw"),
+        Refused,
+        "in its checkpoints: one",
+    ),
+    (
+        make_vm("web", disk(0, backing=Backing(path=f"{SHARED}/a/b.qcow2", format="qcow2"))),
+        Owner(),
+        ask.MoveDisk(name="web", disk="disk0", format="raw"),
+        Refused,
+        "is a linked clone's",
+    ),
 ]
 
 

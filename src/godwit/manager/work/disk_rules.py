@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import all_volumes
-from godwit.model.checkpoints import check_removal, check_whole
+from godwit.model.checkpoints import check_movable, check_removal, check_whole
 from godwit.model.clones import refuse_if_cloned
 from godwit.model.disks import (
     BROKERED_ONLY,
@@ -96,6 +96,7 @@ def moved_disk(vm: Vm, request: MoveDisk, *, mark: str) -> Disk:
             f"{disk.id} of {vm.name} is a device, {disk.path}, and no image",
             hint="only images move; a stopped VM's disk can be exported: godwit vm disk export",
         )
+    check_movable(vm, disk)
     volume, image_format = request.to or disk.volume, request.format or disk.format
     if (volume, image_format) == (disk.volume, disk.format):
         raise Refused(
