@@ -80,7 +80,10 @@ def may_go_on(before: Room | None, now: Room) -> bool:
 
 
 def explain(vm: str, disks: Sequence[Disk], *, full: bool, room: Room | None, host: str) -> str:
-    """Why the VM stands still and what lets it go on, in words. Pure."""
+    """Why the VM stands still and what lets it go on, in words. Pure.
+
+    Without ``room`` (a volume that is served to QEMU alone) nobody here sees it come back.
+    """
     again = f"godwit vm resume {vm}"
     names = ", ".join(disk.id for disk in disks) or "a disk"
     if not full:
@@ -88,15 +91,13 @@ def explain(vm: str, disks: Sequence[Disk], *, full: bool, room: Room | None, ho
     volumes = sorted({disk.volume for disk in disks if disk.volume})
     if not volumes:
         return f"the storage of {names} is full; grow it, then: {again}"
-    left = ""
+    left, then = "", f"then run: {again}"
     if room is not None:
         left = f": {format_size(room.free)} of {format_size(room.total)} free"
+        then = f"the VM then goes on by itself, or at once with: {again}"
     plural = "volumes" if len(volumes) > 1 else "volume"
     verb = "are" if len(volumes) > 1 else "is"
-    return (
-        f"{plural} {', '.join(volumes)} {verb} full{left}; grow it or free space: the VM then goes "
-        f"on by itself, or at once with: {again}"
-    )
+    return f"{plural} {', '.join(volumes)} {verb} full{left}; grow it or free space: {then}"
 
 
 def room_of(folder: Path) -> Room | None:
