@@ -13,6 +13,7 @@ from godwit.agent.arrivals import Arrivals, load_ask
 from godwit.agent.departures import Departures
 from godwit.agent.desk import Desk
 from godwit.agent.disk_settle import settle_others, settle_running
+from godwit.agent.local_disks import settle_all
 from godwit.host.errors import ProcessGone
 from godwit.host.process import is_alive, kill, wait_exit
 from godwit.migration import recover
@@ -48,6 +49,7 @@ async def adopt_all(desk: Desk, departures: Departures, arrivals: Arrivals) -> N
     await desk.brokers.sweep(here)
     await _stale_records(desk)
     await settle_others(desk)
+    settle_all(desk)
 
 
 async def _one(desk: Desk, departures: Departures, arrivals: Arrivals, runtime: Runtime) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import socket
+from functools import partial
 from pathlib import Path
 
 from godwit.agent.brokers import VmDisks
 from godwit.agent.desk import Desk
 from godwit.agent.facts import memory_free, usable_by
 from godwit.agent.files import images
+from godwit.agent.local_disks import local_disks, make_room, settle_soon
 from godwit.migration import plan
 from godwit.migration.destination import Incoming
 from godwit.migration.gift import give_back
@@ -22,9 +24,11 @@ from godwit.migration.peer import (
     Recovered,
     TakenOver,
 )
+from godwit.migration.stream import TLS_OBJECT
 from godwit.migration.world import DestinationWorld
 from godwit.model.errors import ChecksFailed, Conflict, GodwitError, NotFound
 from godwit.model.vm import Vm
+from godwit.qemu.carry import offer, withdraw
 from godwit.qemu.machine import Machine
 from godwit.qemu.runtime import (
     Runtime,
@@ -49,7 +53,7 @@ class Arrivals:
     async def check(self, ask: CheckAsk) -> CheckAnswer:
         """What only this host can tell about taking the VM in."""
         desk = self.desk
-        files = {disk.path: True for disk in images(list(ask.vm.disks))}
+        files = {disk.path: True for disk in images(list(ask.vm.disks)) if not disk.local}
         files |= {disk.backing.path: False for disk in ask.vm.disks if disk.backing is not None}
         files |= {cdrom.path: False for cdrom in ask.vm.cdroms}
         files |= {path: False for path in (ask.vm.boot.kernel, ask.vm.boot.initrd) if path}
@@ -57,7 +61,10 @@ class Arrivals:
         facts = plan.DestinationFacts(
             info=desk.host_info(),
             memory_free_bytes=free,
-            volumes={},
+            volumes={
+                disk.volume: _is_there(desk.config.paths.volumes / disk.volume)
+                for disk in local_disks(ask.vm)
+            },
             files={path: await self._why_not(path, write) for path, write in files.items()}
             | _missing_devices(ask.vm),
             macs_in_use=tuple(
@@ -177,6 +184,7 @@ class Arrivals:
 
         async def start(_postcopy: bool) -> Machine:
             await desk.catalog.fetch_boot(ask.vm)
+            await make_room(desk, ask.vm, ask.migration, ask.source)
             await desk.brokers.start(ask.vm)
             machine = await spawn(
                 ask.vm,
@@ -206,11 +214,13 @@ class Arrivals:
             status = await machine.status()
             gate = desk.gate(ask.vm, machine)
             await desk.put(ask.vm, machine, gate, paused=not status.running)
+            settle_soon(desk, name)
             self._spawn_forget(ask.migration)
 
         async def gone(reason: str) -> None:
             desk.promised.pop(name, None)
             await desk.brokers.end(name)
+            settle_soon(desk, name)
             incoming = self.incoming.get(ask.migration)
             if incoming is not None and incoming.machine is not None:
                 await desk.guard.forget(name)
@@ -235,6 +245,8 @@ class Arrivals:
             announced=announced,
             gone=gone,
             disks=VmDisks(desk.brokers, name),
+            take_in=partial(_take_in, desk, ask),
+            taken_in=partial(_taken_in, ask),
             holds=desk.holds,
             migration_address=desk.config.migration.address,
             migration_tls_dir=tls,
@@ -254,6 +266,24 @@ class Arrivals:
         """The agent ends; what is on its way in is left to the next one."""
         for incoming in self.incoming.values():
             incoming.close()
+
+
+def _is_there(volume: Path) -> str:
+    return "" if volume.is_dir() else "there is no such directory"
+
+
+async def _take_in(desk: Desk, ask: PrepareAsk, machine: Machine) -> int:
+    """Let the disks that come along arrive; the port, 0 when none do."""
+    disks = local_disks(ask.vm)
+    if not disks:
+        return 0
+    address = desk.config.migration.address
+    return await offer(machine, disks, address=address, tls=TLS_OBJECT if ask.tls else "")
+
+
+async def _taken_in(ask: PrepareAsk, machine: Machine) -> None:
+    if local_disks(ask.vm):
+        await withdraw(machine)
 
 
 def _ask_path(runtime: Runtime) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 from godwit.agent.brokers import VmDisks
 from godwit.agent.desk import Desk, Slot
+from godwit.agent.local_disks import local_disks, note_source, settle_soon
 from godwit.agent.peering import Peers
 from godwit.host.cgroup import open_cgroup
 from godwit.host.errors import CgroupError
@@ -19,12 +20,13 @@ from godwit.migration.forecast import Load, predict
 from godwit.migration.peer import CheckAnswer, CheckAsk, Peer, PeerSilent
 from godwit.migration.quick import memory_volume
 from godwit.migration.source import SourceMove
-from godwit.migration.stream import open_stream
-from godwit.migration.world import SourceWorld
+from godwit.migration.stream import TLS_OBJECT, open_stream
+from godwit.migration.world import CarriedDisks, NothingCarried, SourceWorld
 from godwit.model import keys
 from godwit.model.errors import ChecksFailed, Conflict, NotFound, Unavailable
 from godwit.model.migration import Check, Forecast, Migration, MoveLimits, MovePlan, Outcome
 from godwit.model.requests import MigrateVm
+from godwit.qemu.carry import Sender
 from godwit.qemu.machine import Machine, MemoryInfo
 from godwit.qmp import MonitorError
 from godwit.store.errors import StoreError
@@ -95,7 +97,10 @@ class Departures:
                 hint=failed[0].hint,
                 checks=[check.model_dump(mode="json") for check in failed],
             )
+        if order.method == "live":
+            await note_source(self.desk, slot.vm, order.id)
         if order.vm in self.desk.changing:
+            settle_soon(self.desk, order.vm)
             raise Conflict(f"the disks of {order.vm} are being changed", hint="ask again soon")
         self.desk.moving.add(order.vm)
         peer = self.peers.to(order.destination, peer_url)
@@ -133,6 +138,7 @@ class Departures:
         finally:
             self.desk.moving.discard(order.vm)
             self.outgoing.pop(order.id, None)
+            settle_soon(self.desk, order.vm)
         if slot.machine.exited.is_set() and order.vm in self.desk.slots and self.ended:
             await self.ended(slot)
 
@@ -181,6 +187,7 @@ class Departures:
             ),
             throttle=lambda quota: self._throttle(slot, quota),
             disks=VmDisks(desk.brokers, slot.vm.name),
+            carried=_carried(slot, tls=tls is not None),
             holds=desk.holds,
             migration_tls_dir=tls,
             volumes=desk.config.paths.volumes,
@@ -225,7 +232,9 @@ class Departures:
             block_jobs=tuple(job["device"] for job in jobs),
             guard_ready=self.desk.guard.connected,
         )
-        return plan.check_source(slot.vm, facts, method=method)
+        return plan.check_source(slot.vm, facts, method=method) + plan.check_along(
+            slot.vm, method=method
+        )
 
     async def _ask_peer(
         self, slot: Slot, request: MigrateVm, peer_url: str
@@ -304,6 +313,14 @@ class Departures:
     async def close(self) -> None:
         """The agent ends; moves are left to the next one."""
         await self.peers.close()
+
+
+def _carried(slot: Slot, *, tls: bool) -> CarriedDisks:
+    """What sends the disks that only this host has."""
+    disks = local_disks(slot.vm)
+    if not disks:
+        return NothingCarried()
+    return Sender(slot.machine, disks, tls=TLS_OBJECT if tls else "")
 
 
 async def _offset_s(peer: Peer) -> float | None:

@@ -83,6 +83,7 @@ class Desk:
         self.moving: set[str] = set()
         self.changing: set[str] = set()  # their disks come, go or grow: no move may begin
         self.copying: set[str] = set()  # one of their disks is on its way to another image
+        self.along = asyncio.Lock()  # images of disks that come along are made, or deleted
         self.standing: set[str] = set()  # held for a moment by us, not by anybody's wish
         self.on_exit: Callable[[Slot], Coroutine[Any, Any, None]] | None = None
         self._locks: dict[str, asyncio.Lock] = {}

@@ -44,6 +44,7 @@ def _up(
     retain: bool,
     volume: tuple[str, ...],
     volume_size: str | None,
+    own_volume: tuple[str, ...],
 ) -> None:
     from godwit.lab import up
     from godwit.model.units import parse_size
@@ -58,6 +59,7 @@ def _up(
         storage=storage,
         volumes=volume,
         volume_bytes=parse_size(volume_size) if volume_size else 0,
+        own_volumes=own_volume,
     )
     if now.dry_run:
         up.check(options)
@@ -151,6 +153,12 @@ lab.add_command(
                 ["--volume-size"],
                 metavar="SIZE",
                 help="Give the volume shared a file system of its own, which can be filled.",
+            ),
+            click.Option(
+                ["--own-volume"],
+                multiple=True,
+                metavar="NAME",
+                help="A directory of which each host has its own. May be repeated.",
             ),
             click.Option(["--retain"], is_flag=True, help="Keep what was made when it fails."),
         ],

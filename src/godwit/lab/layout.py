@@ -181,6 +181,11 @@ class Layout:
             return ()
         return tuple(sorted(path for path in folder.iterdir() if path != self.volume))
 
+    def own_volumes(self, node: str) -> tuple[Path, ...]:
+        """A host's own volumes, as they were made when the lab was."""
+        folder = self.node_dir(node) / "volumes"
+        return tuple(sorted(folder.iterdir())) if folder.is_dir() else ()
+
     @property
     def images(self) -> Path:
         """Guest images, as hosts see them."""

@@ -45,7 +45,7 @@ def plan(
     elif node != CONTROL:
         if layout.storage != "nfs":
             writable["/clusterstorage/shared"] = str(layout.volume)
-        for path in layout.more_volumes():
+        for path in (*layout.more_volumes(), *layout.own_volumes(node)):
             writable[f"/clusterstorage/{path.name}"] = str(path)
         images = str(STATE / "images")
         shown.append({"op": "bind", "src": str(layout.images), "dst": images, "ro": True})

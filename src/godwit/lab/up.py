@@ -53,6 +53,7 @@ class Options:
     units: dict[str, tuple[Unit, ...]] = field(default_factory=dict)
     contexts_file: Path | None = None
     volumes: tuple[str, ...] = ()  # directories that every host sees beside ``shared``
+    own_volumes: tuple[str, ...] = ()  # directories of which each host has its own
 
 
 @dataclass(slots=True)
@@ -201,6 +202,11 @@ def _prepare(context: Context) -> str:
         if volume == layout.volume and context.options.volume_bytes:
             small_volume.make(layout, context.options.volume_bytes)
         _give_to_qemu(volume)
+    for node in layout.host_names:
+        for name in context.options.own_volumes:
+            volume = layout.node_dir(node) / "volumes" / name
+            volume.mkdir(parents=True)
+            _give_to_qemu(volume)
     layout.images.mkdir()
     if context.image is not None:
         publish_image(context.image, layout.images)
@@ -433,6 +439,7 @@ def with_defaults(
     storage: StorageKind = "dir",
     volumes: Iterable[str] = (),
     volume_bytes: int = 0,
+    own_volumes: Iterable[str] = (),
 ) -> Options:
     """The options of the command line."""
     from godwit.lab.layout import checked_hosts, checked_name, state_root
@@ -440,9 +447,17 @@ def with_defaults(
     layout = Layout(checked_name(name), checked_hosts(hosts), rate, state_root(), storage=storage)
     if volume_bytes and storage != "dir":
         raise InvalidRequest("only a directory has a size of its own", hint="leave --storage out")
-    more = tuple(dict.fromkeys(check_name(one, what="name of a volume") for one in volumes))
-    if "shared" in more:
-        raise InvalidRequest("every lab has the volume shared", hint="leave it out")
+    more, own = (
+        tuple(dict.fromkeys(check_name(one, what="name of a volume") for one in names))
+        for names in (volumes, own_volumes)
+    )
+    if "shared" in (*more, *own) or set(more) & set(own):
+        raise InvalidRequest("a volume is named twice, or shared", hint="every lab has that one")
     return replace(
-        Options(layout), store=store, retain=retain, volumes=more, volume_bytes=volume_bytes
+        Options(layout),
+        store=store,
+        retain=retain,
+        volumes=more,
+        volume_bytes=volume_bytes,
+        own_volumes=own,
     )

@@ -36,6 +36,11 @@ class Snapshot:
         """The ownership record, or that of a VM that never ran."""
         return self.owners.get(vm, Owner())
 
+    @property
+    def local_volumes(self) -> frozenset[str]:
+        """The volumes of which each host has its own."""
+        return frozenset(name for name, one in self.volumes.items() if one.kind == "local")
+
     def running_on(self, host: str) -> tuple[Vm, ...]:
         """The VMs this host owns and runs (or is starting)."""
         return tuple(

@@ -102,7 +102,9 @@ class Incoming:
             _, port, devices = await asyncio.gather(
                 armed, listen(machine, ask, world), machine.device_tree()
             )
+            disk_port = await world.take_in(machine)
             prepared = Prepared(
+                disk_port=disk_port,
                 uri_host=world.migration_address,
                 uri_port=port,
                 tls_hostname=world.tls_hostname if ask.tls else "",
@@ -327,6 +329,7 @@ class Incoming:
         await world.note_started(owner.epoch, self.ask.migration)
         await world.holds.reach("started", vm=self.ask.vm.name, role="destination")
         self._check_kept()
+        await world.taken_in(machine)
         await world.disks.open(owner.epoch)
         gate = self._open_gate()
         if owner.paused:

@@ -25,11 +25,14 @@ from godwit.migration.world import LEASE_MARGIN_S, PRE_SWITCHOVER_S
 from godwit.model.errors import GodwitError
 from godwit.model.migration import Progress, Stage
 from godwit.model.ownership import MovePhase
+from godwit.model.units import format_size
 from godwit.qmp import EventStream, MonitorError
 from godwit.store.errors import StoreError
 from godwit.store.records import CasFailed
 
 SAMPLE_S = 0.2
+DISK_PERCENT = 90.0
+"""How much of a move its disks are, when they come along."""
 COMMIT_S = 2.0
 DEVICE_S = 3.0
 """Seconds between ``migrate-continue`` and ``completed`` before the stream is cut."""
@@ -45,6 +48,7 @@ class LiveWay:
         self.postcopy = False
         self._events: EventStream | None = None
         self._started = False
+        self._disk_bytes: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
         self._overhead_ms = policy.overhead(move.world.past_overhead_ms)
 
     def ask(self) -> PrepareAsk:
@@ -86,6 +90,7 @@ class LiveWay:
         move = self.move
         if self.move.world.migration_tls_dir is not None:
             await self.stream.set_parameters(tls_hostname=prepared.tls_hostname)
+        await self._carry_disks(prepared)
         self._events = move.world.machine.monitor.events("MIGRATION")
         self._started = True
         try:
@@ -102,11 +107,45 @@ class LiveWay:
         await self._copy(self._events)
         await self._switch_over(self._events)
 
+    async def _carry_disks(self, prepared: Prepared) -> None:
+        """First the disks that only this host has: they are most of the way, memory comes last."""
+        if not prepared.disk_port:
+            return
+        move = self.move
+        await move.enter(Stage.PRECOPY, "copying disks while the VM runs")
+        work = move.world.carried.copy(
+            prepared.uri_host,
+            prepared.disk_port,
+            tls_hostname=prepared.tls_hostname,
+            heard=lambda copied, total: self._disk_bytes.put_nowait((copied, total)),
+        )
+        telling = asyncio.ensure_future(self._tell_of_disks())
+        try:
+            await move.until_stopped(work, what="copy disks")
+        finally:
+            telling.cancel()
+            await asyncio.wait({telling})
+
+    async def _tell_of_disks(self) -> None:
+        while True:
+            copied, total = await self._disk_bytes.get()
+            done = f"disks: {format_size(copied)} of {format_size(total)}"
+            await self.move.tell(
+                Progress(
+                    stage=Stage.PRECOPY,
+                    percent=DISK_PERCENT * copied / max(1, total),
+                    bytes_transferred=copied,
+                    bytes_remaining=max(0, total - copied),
+                    sentence=done,
+                )
+            )
+
     async def _connect(self, host: str, port: int) -> None:
         await self.stream.connect_on(await self.move.world.dial(host, port))
 
     async def end(self) -> str:
         """Bring the stream to its end; with nothing started the VM simply runs on."""
+        await self.move.world.carried.drop()
         if not self._started or self._events is None:
             return "gone" if self.move.world.machine.exited.is_set() else "none"
         status = await end_stream(self.stream, self._events)
@@ -201,6 +240,7 @@ class LiveWay:
         move = self.move
         move.enter_quietly(Stage.SWITCHOVER)
         await move.hold("pre-switchover")
+        await move.until_stopped(move.world.carried.settle(), what="the last bytes of its disks")
         await self._commit()
         await move.hold("committing")
         move.check()

@@ -66,6 +66,7 @@ class Prepared(Record):
     uri_host: str = ""
     uri_port: int = 0
     tls_hostname: str = ""
+    disk_port: int = 0  # where it takes in the disks that come along; 0 for none
     devices: DeviceTree
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from godwit.model.disks import tier_of
 from godwit.model.host import HostInfo
 from godwit.model.migration import Check
 from godwit.model.ownership import Owner, OwnerState
@@ -106,6 +107,23 @@ def check_source(vm: Vm, facts: SourceFacts, *, method: str) -> list[Check]:
             warned("guard", "the guard does not answer here", "a hung agent would not be noticed")
         )
     return checks or [passed("guest", "nothing in the running VM is in the way")]
+
+
+def check_along(vm: Vm, *, method: str) -> list[Check]:
+    """The disks that only the source has, and that have to come along."""
+    along = [disk for disk in vm.disks if disk.local]
+    if not along:
+        return []
+    names = ", ".join(disk.id for disk in along)
+    if method != "live":
+        hint = "move it live, or its disks to a shared volume first"
+        return [failed("local-disks", f"{names} lies on this host's own storage", hint)]
+    if brokered := [disk for disk in along if tier_of(disk) == "brokered"]:
+        text = f"{brokered[0].id} is {brokered[0].format} on local storage, which does not go along"
+        hint = f"first: godwit vm disk move {vm.name} {brokered[0].id} --format qcow2"
+        return [failed("local-disks", text, hint)]
+    size = format_size(sum(disk.size_bytes for disk in along))
+    return [passed("local-disks", f"{names} ({size}) goes along, copied while the VM runs")]
 
 
 def check_destination(vm: Vm, facts: DestinationFacts, *, method: str) -> list[Check]:

@@ -91,6 +91,47 @@ class NoDisks:
         """Nothing to open."""
 
 
+class CarriedDisks(Protocol):
+    """The VM's disks that only the source has: sent to the destination while it runs."""
+
+    async def copy(
+        self, host: str, port: int, *, tls_hostname: str, heard: Callable[[int, int], None]
+    ) -> None:
+        """Return when the destination holds the same; ``heard`` gets bytes, copied and in all."""
+        ...
+
+    async def settle(self) -> None:
+        """With the VM standing: both sides equal and flushed, nothing under way any more."""
+        ...
+
+    async def drop(self) -> None:
+        """Call it off; never raises. The disks here stay as they are."""
+        ...
+
+
+class NothingCarried:
+    """All disks are where both hosts see them."""
+
+    async def copy(
+        self, host: str, port: int, *, tls_hostname: str, heard: Callable[[int, int], None]
+    ) -> None:
+        """Nothing to copy."""
+
+    async def settle(self) -> None:
+        """Nothing is under way."""
+
+    async def drop(self) -> None:
+        """Nothing to call off."""
+
+
+async def _takes_nothing(_machine: Machine) -> int:
+    return 0
+
+
+async def _took_nothing(_machine: Machine) -> None:
+    return None
+
+
 class GuardLink(Protocol):
     """The host's guard, as far as a move needs it."""
 
@@ -156,6 +197,7 @@ class SourceWorld:
     throttle: Callable[[float], None]  # vCPU quota as a share of a core each; 1.0 lifts it
     dial: Callable[[str, int], Awaitable[socket]]  # a stream's socket, from the migration network
     disks: DiskGate = field(default_factory=NoDisks)
+    carried: CarriedDisks = field(default_factory=NothingCarried)
     holds: Holds = field(default_factory=NoHolds)
     migration_tls_dir: Path | None = None
     volumes: Path = Path("/clusterstorage")
@@ -180,6 +222,8 @@ class DestinationWorld:
     announced: Callable[[Machine], Awaitable[None]]  # adopted: the VM is this agent's now
     gone: Callable[[str], Awaitable[None]]  # the copy was killed; clean up
     disks: DiskGate = field(default_factory=NoDisks)
+    take_in: Callable[[Machine], Awaitable[int]] = _takes_nothing  # disks that come along: a port
+    taken_in: Callable[[Machine], Awaitable[None]] = _took_nothing  # before the first ``cont``
     holds: Holds = field(default_factory=NoHolds)
     migration_address: str = ""
     migration_tls_dir: Path | None = None

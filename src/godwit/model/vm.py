@@ -59,6 +59,7 @@ class Disk(Record):
     (``volume`` is empty); or a LUN of an iscsi volume, raw as well.  ``passthrough``: that device
     or LUN answers the guest's SCSI commands itself.  ``tier`` is what was asked for;
     `model.disks.tier_of` says what holds.
+    ``local``: the path leads to its host's own storage, and the disk goes along when its VM moves.
     ``generation`` counts the images the disk has had: block nodes and exports are called by it, so
     that the old image and the new one can be open side by side while one takes the other's place.
     ``backing``: the image of another VM under a linked clone's.
@@ -76,6 +77,7 @@ class Disk(Record):
     passthrough: bool = False
     generation: int = Field(default=0, ge=0)
     backing: Backing | None = None
+    local: bool = False
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -83,6 +85,8 @@ class Disk(Record):
             raise ValueError("an image or a LUN lies in a volume")
         if self.source != "image" and self.format != "raw":
             raise ValueError("a block device or a LUN is raw")
+        if self.local and self.source != "image":
+            raise ValueError("only an image lies on a host's own storage")
         if self.passthrough and (self.source == "image" or self.tier == "brokered"):
             raise ValueError("only a block device without a broker can be passed through")
         if self.backing is not None and self.format != "qcow2":

@@ -319,7 +319,7 @@ _LIST: tuple[Action, ...] = (
                 "type",
                 "--kind",
                 "choice",
-                "dir: a directory that hosts share (default); local: of one host only;"
+                "dir: a directory that hosts share (default); local: each host has its own;"
                 " nfs, iscsi: served over the network to QEMU itself.",
                 choices=("dir", "local", "nfs", "iscsi"),
             ),

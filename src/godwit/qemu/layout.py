@@ -55,6 +55,11 @@ def file_node(disk: Disk) -> str:
     return f"file-{_short(_image(disk))}"
 
 
+def sending_node(disk: Disk) -> str:
+    """Block node of the other host's copy while a disk is sent along with its VM."""
+    return f"send-{_short(_image(disk))}"
+
+
 def mirror_job(disk: Disk) -> str:
     """The job that copies a disk to its next image."""
     return f"move-{disk.id}"

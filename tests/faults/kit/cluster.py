@@ -76,6 +76,7 @@ class Cluster:
         volumes: tuple[str, ...] = ("other",),
         storage: StorageKind = "dir",
         volume_bytes: int = 0,
+        own_volumes: tuple[str, ...] = ("local",),
     ) -> Cluster:
         """Raise it. Its name gets this process's number, so that two runs do not meet; what a
         run that is dead left under such a name is taken away first."""
@@ -94,6 +95,7 @@ class Cluster:
             contexts_file=home / "godwit" / "contexts.toml",
             volumes=volumes,
             volume_bytes=volume_bytes,
+            own_volumes=own_volumes,
         )
         up(options)
         return cls(name, lab=Lab.load(name), home=home, before=before)

@@ -114,6 +114,10 @@ def _admit_create(snapshot: Snapshot, request: ask.CreateVm) -> None:
         )
     if request.host is not None:
         known(snapshot.hosts.get(request.host), "host", request.host)
+    elif local := {disk.volume for disk in request.disks} & snapshot.local_volumes:
+        raise InvalidRequest(
+            f"each host has its own volume {min(local)}", hint="say which one: --host HOST"
+        )
     if not snapshot.hosts:
         raise Unavailable(
             "no host has joined yet, so nothing is known about what VMs may use",

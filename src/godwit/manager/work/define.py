@@ -21,7 +21,7 @@ def define_vm(snapshot: Snapshot, request: CreateVm, *, pins: Pins, boot: Boot, 
         cpus=request.cpus,
         memory_bytes=request.memory_bytes,
         boot=boot,
-        disks=_disks(request, pins.uuid),
+        disks=_disks(request, pins.uuid, snapshot.local_volumes),
         cdroms=_cdroms(request),
         nics=_nics(snapshot, request, pins.uuid),
         ha=request.ha,
@@ -51,7 +51,7 @@ def _nics(snapshot: Snapshot, request: CreateVm, uuid: str) -> tuple[Nic, ...]:
     return tuple(nics)
 
 
-def _disks(request: CreateVm, uuid: str) -> tuple[Disk, ...]:
+def _disks(request: CreateVm, uuid: str, local: frozenset[str]) -> tuple[Disk, ...]:
     disks: list[Disk] = []
     for wanted in request.disks:
         disk_id, lun = next_disk(disks)
@@ -64,6 +64,7 @@ def _disks(request: CreateVm, uuid: str) -> tuple[Disk, ...]:
                 format=wanted.format,
                 serial=new_serial(uuid, disk_id),
                 lun=lun,
+                local=wanted.volume in local,
             )
         )
     return tuple(disks)

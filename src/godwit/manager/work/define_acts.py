@@ -49,11 +49,21 @@ async def create_vm(world: World, run: TaskRun, request: CreateVm) -> Done:
         if vm.disks and run.adopted:
             # What the manager before us had begun; nothing can have run on it.
             await on_some_host(
-                world, vm, "POST", f"/v1/vms/{vm.name}/delete-disks", {"disks": _dump(vm)}
+                world,
+                vm,
+                "POST",
+                f"/v1/vms/{vm.name}/delete-disks",
+                {"disks": _dump(vm)},
+                prefer=request.host,
             )
         if vm.disks:
             await on_some_host(
-                world, vm, "POST", f"/v1/vms/{vm.name}/create-disks", {"disks": _dump(vm)}
+                world,
+                vm,
+                "POST",
+                f"/v1/vms/{vm.name}/create-disks",
+                {"disks": _dump(vm)},
+                prefer=request.host,
             )
         if request.cloud_init is not None:
             await _make_seed(world, vm, request.cloud_init)
@@ -131,13 +141,20 @@ def helpers(
     prefer: str | None = None,
     volumes: Collection[str] = (),
 ) -> list[HostInfo]:
-    """Hosts that are up and see all the VM's volumes (and these), the preferred first. Pure."""
+    """Hosts that are up and see all the VM's volumes (and these), the preferred first. Pure.
+
+    Where one of them is a local volume, only the host whose own is meant: the preferred one, or
+    the one where the VM is.
+    """
     own = vm.volumes if vm else frozenset()
     volumes = {*own, *volumes}
+    local = bool(volumes & snapshot.local_volumes)
+    home = prefer or (snapshot.owner(vm.name).host if vm else None)
     found = [
         info
         for info in snapshot.hosts.values()
         if volumes <= set(info.volumes)
+        and (not local or info.name == home)
         and host_state(leased=info.name in snapshot.leases, agent=info.name in snapshot.agents)[0]
         is HostState.UP
     ]
@@ -211,7 +228,8 @@ async def delete_vm(world: World, run: TaskRun, request: DeleteVm) -> Done:
 async def _delete_files(world: World, vm: Vm, owner: Owner, saved: str | None) -> None:
     body = {"disks": _dump(vm), "saved": saved}
     try:
-        await on_some_host(world, vm, "POST", f"/v1/vms/{vm.name}/delete-disks", body)
+        path = f"/v1/vms/{vm.name}/delete-disks"
+        await on_some_host(world, vm, "POST", path, body, prefer=owner.host)
     except OutcomeUnknown:
         raise
     except GodwitError as error:

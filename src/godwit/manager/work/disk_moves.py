@@ -82,7 +82,7 @@ def _ask(run: TaskRun, request: MoveDisk, old: Disk, new: Disk) -> DiskMoveAsk:
 
 async def _plan(work: Work, request: MoveDisk) -> tuple[Disk, Disk]:
     old = find_disk(work.vm, request.disk)
-    new = moved_disk(work.vm, request, mark=work.run.task.id[-6:])
+    new = moved_disk(work.vm, request, mark=work.run.task.id[-6:], local=work.local_volumes)
     host = work.host() if work.runs else _helper(work, old, new)
     missing = sorted({old.volume, new.volume} - set(host.volumes))
     if missing:
@@ -104,7 +104,9 @@ async def _plan(work: Work, request: MoveDisk) -> tuple[Disk, Disk]:
 
 
 def _helper(work: Work, old: Disk, new: Disk) -> HostInfo:
-    found = helpers(work.world.cache.snapshot, None, prefer=None, volumes={old.volume, new.volume})
+    found = helpers(
+        work.world.cache.snapshot, None, prefer=work.owner.host, volumes={old.volume, new.volume}
+    )
     if not found:
         raise Unavailable(
             f"no host that is up sees both {old.volume} and {new.volume}",

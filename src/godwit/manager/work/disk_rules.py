@@ -40,7 +40,14 @@ from godwit.storage.formats import stored_size
 DiskRequest = AddDisk | RemoveDisk | ResizeDisk | MoveDisk | ExportDisk
 
 
-def define_disk(vm: Vm, request: AddDisk, *, size_bytes: int, mark: str) -> Disk:
+def define_disk(
+    vm: Vm,
+    request: AddDisk,
+    *,
+    size_bytes: int,
+    mark: str,
+    local: frozenset[str] = frozenset(),
+) -> Disk:
     """The disk that ``request`` stands for; Refused when the VM has too many already.
 
     ``mark`` keeps the name of a new image apart from that of an earlier disk in the same place,
@@ -64,6 +71,7 @@ def define_disk(vm: Vm, request: AddDisk, *, size_bytes: int, mark: str) -> Disk
         tier=request.tier,
         source=source,
         passthrough=request.passthrough or (source == "lun" and request.tier != "brokered"),
+        local=volume in local,
     )
 
 
@@ -88,7 +96,9 @@ def given_path(request: AddDisk) -> str | None:
     return path
 
 
-def moved_disk(vm: Vm, request: MoveDisk, *, mark: str) -> Disk:
+def moved_disk(
+    vm: Vm, request: MoveDisk, *, mark: str, local: frozenset[str] = frozenset()
+) -> Disk:
     """What the disk will be; Refused for one that cannot move, or is there already."""
     disk = find_disk(vm, request.disk)
     if disk.source == "device":
@@ -111,6 +121,7 @@ def moved_disk(vm: Vm, request: MoveDisk, *, mark: str) -> Disk:
         path=image_path(volume, vm.name, f"{disk.id}-{mark}", image_format),
         tier="auto" if direct else disk.tier,
         generation=disk.generation + 1,
+        local=volume in local,
     )
 
 
@@ -267,11 +278,6 @@ def define_volume(snapshot: Snapshot, request: CreateVolume, *, now: float) -> V
         raise Refused(
             f"no host sees {place}",
             hint=f"mount the shared file system at {place} on the hosts first",
-        )
-    if request.type == "local" and len(seen) > 1:
-        raise Refused(
-            f"{place} is not local to one host: {', '.join(seen)} have it",
-            hint="choose another name, or --kind dir if they share it",
         )
     return Volume(
         name=request.name,

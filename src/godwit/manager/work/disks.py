@@ -86,6 +86,11 @@ class Work:
         return self._owner.value if self._owner else Owner()
 
     @property
+    def local_volumes(self) -> frozenset[str]:
+        """Volumes of which each host has its own."""
+        return self.world.cache.snapshot.local_volumes
+
+    @property
     def runs(self) -> bool:
         """The machine is there, so its host has to change it too."""
         return self.owner.state is OwnerState.RUNNING
@@ -145,7 +150,9 @@ async def add(world: World, run: TaskRun, request: AddDisk) -> Done:
 async def _plan(work: Work, request: AddDisk) -> Disk:
     """What the new disk is; an image or device that is there says its size."""
     size, mark = request.size_bytes, work.run.task.id[-6:]
-    disk = define_disk(work.vm, request, size_bytes=size or _UNMEASURED, mark=mark)
+    disk = define_disk(
+        work.vm, request, size_bytes=size or _UNMEASURED, mark=mark, local=work.local_volumes
+    )
     if size is None and not (disk.source == "device" and work.runs):
         disk = disk.but(size_bytes=await _measured(work, disk))
     await work.run.say(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from godwit.manager.agents import free_memory
-from godwit.manager.placement import Room, choose, reasons_against, rooms_of
+from godwit.manager.placement import Need, Room, choose, reasons_against, rooms_of
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.work.admit import check_action, host_that_is_up, known, need_of
 from godwit.manager.work.tasks import Done, TaskRun
@@ -117,6 +117,9 @@ async def _place(world: World, request: StartVm | RestoreVm, owner: Owner) -> tu
     need = need_of(snapshot, request.name)
     rooms = rooms_of(snapshot, await free_memory(world.agents, snapshot))
     by_name = {room.info.name: room for room in rooms}
+    at_home = any(disk.local for disk in snapshot.vms[request.name].disks)
+    if at_home and owner.host is not None:
+        return _place_at_home(snapshot, request, owner.host, by_name, need)
     if request.host is not None:
         info = host_that_is_up(snapshot, request.host)
         against = reasons_against(by_name[request.host], need)
@@ -134,6 +137,29 @@ async def _place(world: World, request: StartVm | RestoreVm, owner: Owner) -> tu
             return preferred.info, f"{owner.host} was named when {request.name} was created"
     decision = choose(rooms, need)
     return snapshot.hosts[decision.host], decision.reason
+
+
+def _place_at_home(
+    snapshot: Snapshot,
+    request: StartVm | RestoreVm,
+    home: str,
+    rooms: dict[str, Room],
+    need: Need,
+) -> tuple[HostInfo, str]:
+    """The host that has the VM's disks on its own storage, and no other."""
+    if request.host not in (None, home):
+        raise Refused(
+            f"disks of {request.name} lie on the own storage of {home}",
+            hint="start it there, then move it with its disks: godwit vm migrate",
+        )
+    info = host_that_is_up(snapshot, home)
+    if against := reasons_against(rooms[home], need):
+        raise Refused(
+            f"{home} has its disks and cannot take {request.name}: {against[0]}",
+            hint="make room there",
+            reasons=list(against),
+        )
+    return info, f"{home} has its disks"
 
 
 async def stop(world: World, run: TaskRun, request: StopVm) -> Done:

@@ -122,6 +122,7 @@ async def export_disk(world: World, run: TaskRun, request: ExportDisk) -> Done:
             "format": request.format,
         },
         volumes={one for one in (disk.volume, target) if one},
+        prefer=(await fresh_owner(world, name)).host,
     )
     message = f"{disk.id} copied to {request.target} by {run.task.by}"
     await _log(world, "disk.exported", f"vm/{name}", message)
@@ -132,11 +133,25 @@ async def export_disk(world: World, run: TaskRun, request: ExportDisk) -> Done:
 
 
 async def _copy(
-    world: World, run: TaskRun, target: str, path: str, body: dict[str, Any], volumes: set[str]
+    world: World,
+    run: TaskRun,
+    target: str,
+    path: str,
+    body: dict[str, Any],
+    *,
+    volumes: set[str],
+    prefer: str | None = None,
 ) -> Any:
     try:
         return await on_some_host(
-            world, None, "POST", path, body, volumes=volumes, deadline_s=_COPY_S
+            world,
+            None,
+            "POST",
+            path,
+            body,
+            prefer=prefer,
+            volumes=volumes,
+            deadline_s=_COPY_S,
         )
     except Conflict as error:
         if not run.adopted:
