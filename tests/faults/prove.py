@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.kit import (
+    along,
     brokers,
     cancels,
     checkpoints,
@@ -158,6 +159,7 @@ _B: dict[str, Work] = {
     "starts": lambda: _on_lab(starts.run),
     "checkpoints": lambda: _on_lab(lambda c: checkpoints.run(c, rounds=CHECKPOINT_ROUNDS)),
     "clones": lambda: _on_lab(lambda cluster: clones.run(cluster, moves=CLONE_MOVES)),
+    "shared-nothing": lambda: _on_lab(along.run),
 }
 ISSUES = {"A": _A, "B": _B}
 

@@ -11,6 +11,7 @@ import pytest
 from godwit.lab.layout import StorageKind
 
 from .kit import (
+    along,
     brokers,
     cancels,
     cells,
@@ -164,6 +165,13 @@ def test_a_full_volume_holds_its_vms_and_loses_nothing() -> None:
 def test_a_disk_moves_under_a_writer(cluster: Cluster) -> None:
     crashes = (("equal", "qemu"), ("recorded", "agent"))
     section = diskmoves.run(cluster, size_mib=256, rate=100, crashes=crashes)
+    assert section.criteria
+    assert section.broken == [], section.figures
+
+
+def test_a_vm_moves_with_the_disk_that_only_its_host_has(cluster: Cluster) -> None:
+    faults, crashes = ("cancelled", "link cut"), (("completed", "source", "destination", "qemu"),)
+    section = along.run(cluster, size_mib=256, rate=100, faults=faults, crashes=crashes)
     assert section.criteria
     assert section.broken == [], section.figures
 

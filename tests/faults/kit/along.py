@@ -20,7 +20,24 @@ from .report import Say, Section, tell
 
 VM = "homely"
 VOLUME = "local"
-FAULTS = ("cancelled", "link cut", "destination killed", "destination's agent killed")
+FAULTS = (
+    "cancelled",
+    "link cut",
+    "destination killed",
+    "destination's agent killed",
+    "source's agent killed",
+)
+CRASHES = (
+    ("pre-switchover", "source", "destination", "qemu"),
+    ("committing", "source", "destination", "qemu"),
+    ("committing", "source", "source", "agent"),
+    ("completed", "source", "destination", "qemu"),
+    ("completed", "source", "source", "agent"),
+    ("swapped", "source", "source", "agent"),
+    ("started", "destination", "destination", "agent"),
+    ("running", "source", "source", "agent"),
+)
+"""Hold point, whose, which host, what is killed there."""
 GONE_S = 15.0
 
 
@@ -30,6 +47,7 @@ def run(
     size_mib: int = 2048,
     rate: int = 200,
     faults: tuple[str, ...] = FAULTS,
+    crashes: tuple[tuple[str, str, str, str], ...] = CRASHES,
     say: Say = tell,
 ) -> Section:
     """There and back under a writer, then each fault while the disk is copied."""
@@ -41,6 +59,7 @@ def run(
     section.figures["plan"] = _plan(cluster)
     section.figures["moves"] = [_move(cluster, guest, say) for _ in range(2)]
     section.figures["faults"] = {what: _break(cluster, guest, what, say) for what in faults}
+    section.figures["crashes"] = [_crash(cluster, guest, *one, say) for one in crashes]
     section.figures["after"] = _move(cluster, guest, say)
     logged = log_end(guest)
     cluster.client.wait(cluster.client.vms.stop(VM, timeout_s=30.0))
@@ -126,7 +145,8 @@ def _break(cluster: Cluster, guest: Guest, what: str, say: Say) -> dict[str, Any
     elif what == "destination killed":
         os.kill(cluster.lab.process(other, f"qemu:{VM}").pid, signal.SIGKILL)
     else:
-        os.kill(cluster.lab.process(other, "agent").pid, signal.SIGKILL)
+        where = source if what.startswith("source") else other
+        os.kill(cluster.lab.process(where, "agent").pid, signal.SIGKILL)
     move = cluster.await_end(identifier, timeout=60.0)
     assert move is not None
     cluster.heal()
@@ -142,6 +162,41 @@ def _break(cluster: Cluster, guest: Guest, what: str, say: Say) -> dict[str, Any
         "goes_on": _goes_on(guest),
     }
     say(f"{what}: {found['outcome']} ({found['reason']})")
+    return found
+
+
+def _crash(
+    cluster: Cluster, guest: Guest, point: str, role: str, where: str, what: str, say: Say
+) -> dict[str, Any]:
+    """Something dies at a hold point of the hand-over; whoever owns the VM has the one image."""
+    source = _home(cluster)
+    hosts = {"source": source, "destination": cluster.other(source)}
+    before = guest.stats()["log"]
+    cluster.hold(hosts[role], point, role)
+    identifier = cluster.begin(VM, hosts["destination"], method="live")
+    cluster.await_held(hosts[role], point, role, timeout=60.0)
+    process = f"qemu:{VM}" if what == "qemu" else what
+    os.kill(cluster.lab.process(hosts[where], process).pid, signal.SIGKILL)
+    for host in hosts.values():
+        cluster.release(host)
+    cluster.heal()
+    _await(lambda: cluster.owner(VM).migration is None, timeout=60.0)
+    move = cluster.await_end(identifier, timeout=60.0)
+    goes_on = _goes_on(guest)
+    home = _home(cluster)
+    one = [f"{home}/volumes/{VOLUME}/{VM}/disk0.qcow2"]
+    after = guest.stats()["log"]
+    found = {
+        "at": f"{point} ({role}): {where}'s {what} killed",
+        "outcome": move.state.value if move else None,
+        "reason": move.reason if move else "",
+        "home": home,
+        "one_image": _await(lambda: _files(cluster) == one),
+        "files": _files(cluster),
+        "goes_on": goes_on,
+        "errors": after["errors"] - before["errors"],
+    }
+    say(f"{found['at']}: {found['outcome']}, at {home} ({found['reason']})")
     return found
 
 
@@ -208,6 +263,9 @@ def _judge(section: Section) -> None:
             one,
         )
         section.judge(f"{what}: the guest writes on", one["goes_on"] and not one["errors"], one)
+    for one in figures["crashes"]:
+        good = one["one_image"] and one["goes_on"] and not one["errors"]
+        section.judge(f"{one['at']}: it runs, with one image, at its owner", good, one)
     check = figures["offline"]
     good = not check["lost"] and not check["torn"] and check["acknowledged"] > 0
     section.judge("0 lost, 0 torn acknowledged records", good, check)

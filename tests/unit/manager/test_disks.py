@@ -15,7 +15,8 @@ from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import all_volumes, view_disks
 from godwit.manager.work.actions import ACTS
 from godwit.manager.work.admit import admit, subject_of
-from godwit.manager.work.disk_rules import define_disk, define_volume
+from godwit.manager.work.define_acts import helpers
+from godwit.manager.work.disk_rules import define_disk, define_volume, moved_disk
 from godwit.model import keys
 from godwit.model import requests as ask
 from godwit.model.errors import Conflict, InvalidRequest, NotFound, OperationFailed, Refused
@@ -174,8 +175,7 @@ def test_volumes_promise_what_hosts_see() -> None:
     assert admit(world, ask.CreateVolume(name="later", type="local")) == "volume/later"
     with pytest.raises(Refused, match="no host sees /clusterstorage/nfs"):
         admit(world, ask.CreateVolume(name="nfs"))
-    with pytest.raises(Refused, match="not local to one host"):
-        admit(snapshot(), ask.CreateVolume(name="shared", type="local"))
+    assert admit(snapshot(), ask.CreateVolume(name="shared", type="local")) == "volume/shared"
     with pytest.raises(InvalidRequest, match="no whole path"):
         admit(world, ask.CreateVolume(name="shared", path="srv"))
     defined = dataclasses.replace(world, volumes={"shared": Volume(name="shared")})
@@ -242,6 +242,35 @@ def test_a_volume_in_use_is_not_forgotten(fields: dict[str, Any]) -> None:
     world = snapshot(volumes={"shared": Volume(name="shared")}, **fields)
     with pytest.raises(Refused, match="is used by web"):
         admit(world, ask.DeleteVolume(name="shared"))
+
+
+def test_of_a_local_volume_each_host_has_its_own() -> None:
+    hosts = {name: host_info(name, volumes=("shared", "own")) for name in ("host1", "host2")}
+    volumes = {"own": Volume(name="own", kind="local"), "shared": Volume(name="shared")}
+    one = disk(volume="own", path="/clusterstorage/own/web/disk0.qcow2", local=True)
+    vm = make_vm("web", one)
+    world = snapshot(vm, hosts=hosts, volumes=volumes, owners={"web": Owner(host="host2")})
+
+    def names(*given: Any, **more: Any) -> list[str]:
+        return [info.name for info in helpers(world, *given, **more)]
+
+    assert names(vm) == ["host2"], "its disks are nowhere else"
+    assert names(None, prefer="host1", volumes={"own"}) == ["host1"]
+    assert names(None, volumes={"own"}) == []
+    assert names(None, volumes={"shared"}) == ["host1", "host2"]
+    request = ask.CreateVm(
+        name="db", memory_bytes=1 << 28, disks=[{"volume": "own", "size_bytes": 1}]
+    )
+    with pytest.raises(InvalidRequest, match="its own volume own"):
+        admit(world, request)
+    assert admit(world, request.but(host="host1")) == "vm/db"
+    added = ask.AddDisk(name="web", volume="own", size_bytes=1)
+    local = world.local_volumes
+    assert define_disk(vm, added, size_bytes=1, mark="m", local=local).local
+    moved = ask.MoveDisk(name="web", disk="disk0", to="shared")
+    assert not moved_disk(vm, moved, mark="m", local=local).local
+    back = vm.but(disks=(disk(),))
+    assert moved_disk(back, moved.but(to="own"), mark="m", local=local).local
 
 
 def test_a_volume_under_an_import_is_not_forgotten() -> None:
@@ -326,6 +355,20 @@ async def _events(api: Any) -> Any:
     from godwit.model.event import Event
 
     return await api.records.list(keys.EVENTS, Event)
+
+
+async def test_a_vm_starts_where_its_own_disks_are(api: Any) -> None:
+    await api.records.cas(keys.volume("shared"), Volume(name="shared", kind="local"), 0)
+    disks = [{"volume": "shared", "size_bytes": GIB}]
+    await api.make_vm("web", disks=disks, host="host2")
+    (found,) = (await spec(api)).disks
+    assert found.local
+    assert verbs(api, "host2") == ["create-disks"]
+    assert verbs(api, "host1") == []
+    task = await api.act("POST", "/v1/vms/web/actions/start", {"host": "host1"})
+    assert (task["state"], "own storage of host2" in task["reason"]) == ("failed", True)
+    task = await api.act("POST", "/v1/vms/web/actions/start", {})
+    assert task["result"]["host"] == "host2"
 
 
 async def test_a_running_vm_gets_grows_and_loses_a_disk(api: Any) -> None:

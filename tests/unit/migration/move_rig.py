@@ -31,7 +31,13 @@ from godwit.migration.peer import (
     TakenOver,
 )
 from godwit.migration.source import SourceMove
-from godwit.migration.world import DestinationWorld, DiskGate, NoDisks, SourceWorld
+from godwit.migration.world import (
+    DestinationWorld,
+    DiskGate,
+    NoDisks,
+    NothingCarried,
+    SourceWorld,
+)
 from godwit.model import keys
 from godwit.model.errors import GodwitError, NotFound
 from godwit.model.host import HostInfo, QemuFacts
@@ -330,6 +336,44 @@ class LabHolds:
                 await result
 
 
+class LabCarried:
+    """Disks that come along, told to the witness; each step can be made to fail."""
+
+    def __init__(self, witness: Witness) -> None:
+        self.witness = witness
+        self.refusal: dict[str, GodwitError] = {}
+        self.heard = [(1 << 20, 4 << 20), (4 << 20, 4 << 20)]
+        self.arrived = asyncio.Event()  # the copying ends once this is set
+        self.arrived.set()
+        self.dropped = 0
+
+    def _step(self, name: str) -> None:
+        self.witness.did(f"disks along: {name}")
+        if (error := self.refusal.get(name)) is not None:
+            raise error
+
+    async def copy(self, host: str, port: int, *, tls_hostname: str, heard: Any) -> None:
+        assert (host, port) == ("10.0.0.2", 10809)
+        self._step("copy")
+        for copied, total in self.heard:
+            heard(copied, total)
+            await asyncio.sleep(0)
+        await self.arrived.wait()
+
+    async def settle(self) -> None:
+        self._step("settle")
+
+    async def drop(self) -> None:
+        self.dropped += 1
+
+    async def take_in(self, _machine: Machine) -> int:
+        self._step("take in")
+        return 10809
+
+    async def taken_in(self, _machine: Machine) -> None:
+        self._step("taken in")
+
+
 class DestinationAgent:
     """The destination's agent as far as a move needs it; it can die, hang and come back."""
 
@@ -393,6 +437,11 @@ class DestinationAgent:
             holds=rig.holds,
             disks=rig.disks["host2"],
             migration_address="10.0.0.2",
+            **(
+                {"take_in": rig.carried.take_in, "taken_in": rig.carried.taken_in}
+                if rig.carried is not None
+                else {}
+            ),
         )
 
     async def machine_of(self, qemu: LabQemu, epoch: int) -> LabMachine:
@@ -550,6 +599,7 @@ class Rig:
         self.store = WitnessedStore(self.witness, clock=self.clock.monotonic)
         self.records = Records(self.store)
         self.disks: dict[str, DiskGate] = {"host1": NoDisks(), "host2": NoDisks()}
+        self.carried: LabCarried | None = None
         self.holds = LabHolds()
         self.guard = LabGuard()
         self.published: list[Migration] = []
@@ -611,6 +661,7 @@ class Rig:
             throttle=self.throttle,
             holds=self.holds,
             disks=self.disks["host1"],
+            carried=self.carried or NothingCarried(),
             volumes=self.path,
             past_overhead_ms=self.past_overhead_ms,
             dial=self.dial,
