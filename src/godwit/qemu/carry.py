@@ -94,7 +94,8 @@ class Sender:
             with self._machine.monitor.events(_EVENT) as events:
                 for job in await self._jobs():
                     if job["status"] not in ("concluded", "aborting"):
-                        await self._execute("job-cancel", {"id": job["id"]})
+                        with contextlib.suppress(QmpError):  # it has ended by itself meanwhile
+                            await self._execute("job-cancel", {"id": job["id"]})
                 await self._ended(events, timeout=END_S)
             await self._forget()
 

@@ -166,7 +166,8 @@ class Mirror:
         with self._machine.monitor.events(_EVENT) as events:
             job = await self._job_now()
             if job is not None and job["status"] not in _OVER:
-                await self._execute("job-cancel", {"id": self._job})
+                with contextlib.suppress(QmpError):  # it has ended by itself meanwhile
+                    await self._execute("job-cancel", {"id": self._job})
             if job is not None:
                 await self._await(events, frozenset({"concluded"}))
             await self.forget()
