@@ -263,7 +263,7 @@ def _disk_routes(disks: Disks) -> list[Route]:
 
 def _disk_move_routes(moves: DiskMoves) -> list[Route]:
     async def begin(request: Request) -> Record:
-        return moves.begin(_name(request), DiskMoveAsk.model_validate(await _body(request)))
+        return await moves.begin(_name(request), DiskMoveAsk.model_validate(await _body(request)))
 
     async def wait(request: Request) -> Record:
         seconds = float((await _body(request)).get("wait_s", 0.0))

@@ -21,7 +21,7 @@ from typing import Any
 from godwit.agent.desk import Desk, Slot
 from godwit.agent.disk_journal import Journal, forget_journal, replaced, save_journal
 from godwit.agent.disk_record import write_back, write_new
-from godwit.agent.files import Files
+from godwit.agent.files import Files, asked
 from godwit.agent.images import TOOL
 from godwit.agent.power import Power
 from godwit.model.diskmove import DiskMove, DiskMoveAsk
@@ -97,8 +97,10 @@ class DiskMoves:
         self._files = files
         self._jobs: dict[str, _Job] = {}
 
-    def begin(self, vm: str, ask: DiskMoveAsk) -> DiskMove:
+    async def begin(self, vm: str, ask: DiskMoveAsk) -> DiskMove:
         """Accept a move and carry it out in the background; asked twice is done once."""
+        target = self._files.disk_path(ask.target)
+        there = await asked(self.desk.catalog.files(ask.target.volume).look(target), target)
         if (known := self._jobs.get(ask.id)) is not None:
             return known.now
         desk = self.desk
@@ -110,7 +112,7 @@ class DiskMoves:
         if vm in desk.changing:
             raise Conflict(f"the disks of {vm} are being changed", hint="ask again soon")
         self._files.disk_path(ask.disk)
-        if self._files.disk_path(ask.target).exists():
+        if there is not None:
             raise Conflict(f"{ask.target.path} exists already", hint="ask again")
         slot = desk.slots.get(vm)
         if slot is not None and ask.disk not in slot.vm.disks:
@@ -179,7 +181,8 @@ class DiskMoves:
         source, target = self._files.disk_path(old), self._files.disk_path(new)
         self._note(job, "", keep=True)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            files = self.desk.catalog.files(new.volume)
+            await asked(files.make_directories(target.parent), target.parent)
             job.tell(stage=Stage.PRECOPY)
             total = job.now.total_bytes
             await job.unless_cancelled(
@@ -191,12 +194,14 @@ class DiskMoves:
                     owner=self.desk.equipment.binary.user,
                     tool=Binary.named(TOOL, user=self.desk.config.qemu.user),
                     progress=lambda done: job.heard(int(done * total), total),
+                    source_files=self.desk.catalog.files(old.volume),
+                    target_files=files,
                 )
             )
             try:
-                await _check_size(new)
+                await self._check_size(new)
             except BaseException:
-                target.unlink(missing_ok=True)
+                await asyncio.shield(self._files.remove_image(new))
                 raise
         finally:
             # Whole, or gone: from here on it is the manager's to use or to delete.
@@ -241,10 +246,9 @@ class DiskMoves:
         self._still_here(slot)
         await self._power.mine(slot)
         await self._files.create_disks([new])
-        await _check_size(new)
+        await self._check_size(new)
         await self.desk.brokers.add(slot.vm, new, epoch=slot.machine.epoch)
-        with_both = slot.vm.but(disks=(*slot.vm.disks, new))
-        await mirror.begin(self.desk.place(with_both), rate=rate)
+        await mirror.begin(self.desk.place(slot.vm.but(disks=(new,))), rate=rate)
 
     async def _switch_alone(self, job: _Job, slot: Slot, mirror: Mirror) -> None:
         async with self.desk.lock(job.vm):
@@ -308,7 +312,7 @@ class DiskMoves:
 
     async def _delete_old(self, job: _Job) -> None:
         if not job.ask.keep:
-            await _delete(self._files.disk_path(job.ask.disk))
+            await self._files.remove_image(job.ask.disk)
         forget_journal(self._state(job.vm))
 
     async def _back_out(self, job: _Job, slot: Slot, mirror: Mirror) -> None:
@@ -328,7 +332,7 @@ class DiskMoves:
             if not dead:  # else its broker ends too
                 await self.desk.event("vm.disk-move", job.vm, str(error), level="warning")
                 return
-        await _delete(self._files.disk_path(new))
+        await self._files.remove_image(new)
         forget_journal(self._state(job.vm))
 
     # Steps.
@@ -351,19 +355,18 @@ class DiskMoves:
         )
         save_journal(self._state(job.vm), journal)
 
+    async def _check_size(self, new: Disk) -> None:
+        """Refused when the format rounded the size: the guest would see another disk."""
+        wanted, files = stored_size(new.size_bytes), self.desk.catalog.files(new.volume)
+        info = await image_info(Path(new.path), format=new.format, files=files)
+        if info.virtual_size != wanted:
+            raise Refused(
+                f"{new.format} would make {format_size(info.virtual_size)} of {wanted} bytes",
+                hint="choose another format",
+            )
+
     def _state(self, vm: str) -> Path:
         return self.desk.config.paths.vm_state(vm)
-
-
-async def _check_size(new: Disk) -> None:
-    """Refused when the format rounded the size: the guest would see another disk."""
-    wanted = stored_size(new.size_bytes)
-    info = await image_info(Path(new.path), format=new.format)
-    if info.virtual_size != wanted:
-        raise Refused(
-            f"{new.format} would make {format_size(info.virtual_size)} of {wanted} bytes",
-            hint="choose another format",
-        )
 
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
@@ -381,10 +384,6 @@ async def _gone(slot: Slot) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(END_S):
             await slot.machine.exited.wait()
-
-
-async def _delete(path: Path) -> None:
-    await asyncio.to_thread(path.unlink, missing_ok=True)
 
 
 def _as_told(error: Exception) -> GodwitError:

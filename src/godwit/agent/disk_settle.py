@@ -6,13 +6,13 @@ The other image is closed and deleted, unless it is the old one and was to be ke
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from pathlib import Path
 
 from godwit.agent.desk import Desk
 from godwit.agent.disk_journal import Journal, Verdict, forget_journal, judge, load_journal, named
 from godwit.agent.disk_record import write_back, write_forward
+from godwit.agent.files import asked
 from godwit.model.errors import GodwitError, OperationFailed
 from godwit.model.vm import Vm
 from godwit.qemu.machine import Machine
@@ -96,4 +96,4 @@ async def _delete(desk: Desk, path: str) -> None:
     if any(disk.path == path for vm in vms.values() for disk in vm.disks):
         _log.warning("%s stays: a VM has it", path)
         return
-    await asyncio.to_thread(Path(path).unlink, missing_ok=True)
+    await asked(desk.catalog.files_at(path).remove(Path(path)), Path(path))

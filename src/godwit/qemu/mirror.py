@@ -92,7 +92,8 @@ class Mirror:
         OperationFailed with QEMU's words when it cannot; `abandon` clears up then."""
         new, vm = self._new, self._machine.vm
         try:
-            for node in disk_nodes(new, vm=vm, aio=place.aio, broker=place.broker):
+            served = place.served.get(new.id)
+            for node in disk_nodes(new, vm=vm, aio=place.aio, broker=place.broker, served=served):
                 await self._execute("blockdev-add", node)
             await self._execute(
                 "blockdev-mirror",

@@ -25,6 +25,7 @@ from godwit.model.errors import Conflict, OperationFailed
 from godwit.model.ownership import Owner
 from godwit.model.vm import Disk, Pins, Vm
 from godwit.qemu.mirror import Pace, Seen
+from godwit.storage.files import LOCAL
 from godwit.store.errors import StoreUnavailable
 from godwit.store.memory import MemoryStore
 from godwit.store.records import Records
@@ -192,6 +193,7 @@ class Left:
             config=SimpleNamespace(paths=paths),
             records=self.told.records,
             slots={},
+            catalog=SimpleNamespace(files_at=lambda _path: LOCAL),
             brokers=SimpleNamespace(remove=self._serve_no_more),
             event=self._event,
         )

@@ -101,9 +101,9 @@ def moved_disk(
 ) -> Disk:
     """What the disk will be; Refused for one that cannot move, or is there already."""
     disk = find_disk(vm, request.disk)
-    if disk.source == "device":
+    if disk.source != "image":
         raise Refused(
-            f"{disk.id} of {vm.name} is a device, {disk.path}, and no image",
+            f"{disk.id} of {vm.name} is a {disk.source}, {disk.path}, and no image",
             hint="only images move; a stopped VM's disk can be exported: godwit vm disk export",
         )
     check_movable(vm, disk)
@@ -206,7 +206,13 @@ def admit_disk(snapshot: Snapshot, request: DiskRequest) -> None:
             running = snapshot.owner(vm.name).state is OwnerState.RUNNING
             check_growth(vm, request, running=running)
         case MoveDisk():
-            _know_volume(snapshot, moved_disk(vm, request, mark="").volume)
+            volume = moved_disk(vm, request, mark="").volume
+            _know_volume(snapshot, volume)
+            if volume in snapshot.volumes and snapshot.volumes[volume].kind == "iscsi":
+                raise Refused(
+                    f"the volume {volume} has LUNs and takes no images",
+                    hint="name another volume",
+                )
         case ExportDisk():
             find_disk(vm, request.disk)
             _check_place(snapshot, request.target)
