@@ -20,12 +20,12 @@ from typing import Any
 
 from godwit.host.errors import HostError
 from godwit.host.run import run
-from godwit.lab import configs, control, network, nodes, pki, preflight, serving, small_volume
+from godwit.lab import configs, control, network, nodes, pki, preflight, serving, volume_dirs
 from godwit.lab.configs import Unit
 from godwit.lab.down import remove
 from godwit.lab.image import DemoImage, cache_root, ensure_demo_image, find_demo_image
 from godwit.lab.initramfs import ImageError
-from godwit.lab.layout import CONTROL, LAN, NETS, QEMU_USER, STORAGE, Layout, StorageKind
+from godwit.lab.layout import CONTROL, LAN, NETS, STORAGE, Layout, StorageKind
 from godwit.lab.publish import publish_image
 from godwit.lab.record import LabRecord, exclusive
 from godwit.model.base import check_name
@@ -196,17 +196,10 @@ def _prepare(context: Context) -> str:
     layout.run.mkdir(parents=True, mode=0o700)
     for node in layout.nodes:
         nodes.make_directories(layout, node)
-    for name in ("shared", *context.options.volumes):
-        volume = layout.volume.with_name(name)
-        volume.mkdir(parents=True)
-        if volume == layout.volume and context.options.volume_bytes:
-            small_volume.make(layout, context.options.volume_bytes)
-        _give_to_qemu(volume)
-    for node in layout.host_names:
-        for name in context.options.own_volumes:
-            volume = layout.node_dir(node) / "volumes" / name
-            volume.mkdir(parents=True)
-            _give_to_qemu(volume)
+    wanted = context.options
+    volume_dirs.make(
+        layout, shared=wanted.volumes, own=wanted.own_volumes, size_bytes=wanted.volume_bytes
+    )
     layout.images.mkdir()
     if context.image is not None:
         publish_image(context.image, layout.images)
@@ -215,14 +208,6 @@ def _prepare(context: Context) -> str:
 
 def _port(listener: socket.socket | None) -> int:
     return int(listener.getsockname()[1]) if listener else 0
-
-
-def _give_to_qemu(path: Path) -> None:
-    import pwd
-    from os import chown
-
-    account = pwd.getpwnam(QEMU_USER)
-    chown(path, account.pw_uid, account.pw_gid)
 
 
 def _make(context: Context) -> str:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from godwit.model.checkpoints import check_movable
 from godwit.model.disks import tier_of
+from godwit.model.errors import Refused
 from godwit.model.host import HostInfo
 from godwit.model.migration import Check
 from godwit.model.ownership import Owner, OwnerState
@@ -122,6 +124,11 @@ def check_along(vm: Vm, *, method: str) -> list[Check]:
         text = f"{brokered[0].id} is {brokered[0].format} on local storage, which does not go along"
         hint = f"first: godwit vm disk move {vm.name} {brokered[0].id} --format qcow2"
         return [failed("local-disks", text, hint)]
+    for disk in along:
+        try:
+            check_movable(vm, disk)
+        except Refused as refusal:
+            return [failed("local-disks", refusal.message, refusal.hint)]
     size = format_size(sum(disk.size_bytes for disk in along))
     return [passed("local-disks", f"{names} ({size}) goes along, copied while the VM runs")]
 
