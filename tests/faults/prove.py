@@ -32,6 +32,7 @@ from tests.faults.kit import (
     matrix,
     old,
     outrun,
+    redirect,
     refusals,
     served,
     stamping,
@@ -50,6 +51,7 @@ CANCELS = 5
 MOVES, QUICK_MOVES = 50, 4
 FORMAT_MOVES = 20
 BROKER_REPEATS = 5
+REDIRECTS = 3
 
 
 @contextmanager
@@ -148,6 +150,7 @@ _B: dict[str, Work] = {
     "hotdisks": lambda: _on_lab(hotdisks.run),
     "handover": lambda: _on_lab(handover.run),
     "disk-move": lambda: _on_lab(diskmoves.run),
+    "redirect": lambda: _on_lab(lambda cluster: redirect.run(cluster, repeats=REDIRECTS)),
 }
 ISSUES = {"A": _A, "B": _B}
 

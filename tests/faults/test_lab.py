@@ -21,6 +21,7 @@ from .kit import (
     hotdisks,
     matrix,
     outrun,
+    redirect,
     refusals,
     served,
     stamping,
@@ -144,6 +145,12 @@ def test_disks_come_and_go_and_move_along(cluster: Cluster) -> None:
 def test_a_disk_moves_under_a_writer(cluster: Cluster) -> None:
     crashes = (("equal", "qemu"), ("recorded", "agent"))
     section = diskmoves.run(cluster, size_mib=256, rate=100, crashes=crashes)
+    assert section.criteria
+    assert section.broken == [], section.figures
+
+
+def test_a_lost_path_is_redirected_and_comes_back(cluster: Cluster) -> None:
+    section = redirect.run(cluster)
     assert section.criteria
     assert section.broken == [], section.figures
 

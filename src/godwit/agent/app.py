@@ -42,6 +42,7 @@ from godwit.model.migration import Migration
 from godwit.model.requests import MigrateVm, explain
 from godwit.model.vm import Disk
 from godwit.qmp import MonitorError, QmpError
+from godwit.storage.lending import ExportAsk, ExportedAsk, WithdrawAsk
 from godwit.store.errors import StoreError, StoreOutcomeUnknown
 from godwit.wire.identity import HOST, MANAGER
 from godwit.wire.problem import Problem, problem_response
@@ -74,6 +75,7 @@ def build(rooms: Rooms) -> Starlette:
         *_disk_move_routes(rooms.disk_moves),
         *_image_routes(rooms.images),
         *_peer_routes(rooms),
+        *_volume_routes(rooms.desk),
         *_lab_routes(rooms),
         WebSocketRoute("/v1/vms/{vm}/console", _console(rooms)),
     ]
@@ -363,6 +365,47 @@ def _peer_routes(rooms: Rooms) -> list[Route]:
         ("recover", recover),
     ]
     return [_route(f"/v1/peer/{verb}", "POST", handler, roles=(HOST,)) for verb, handler in verbs]
+
+
+def _volume_routes(desk: Desk) -> list[Route]:
+    """Paths lent to other hosts, and volumes redirected by request."""
+
+    def heard(request: Request, host: str) -> None:
+        peer = peer_of(request.scope)
+        if peer is None or peer.name != host:
+            raise NotAllowed(f"{peer} does not speak for {host}", hint="")
+
+    async def export(request: Request) -> Record:
+        ask = ExportAsk.model_validate(await _body(request))
+        heard(request, ask.host)
+        return await desk.exports.export(ask)
+
+    async def withdraw(request: Request) -> Record:
+        ask = WithdrawAsk.model_validate(await _body(request))
+        heard(request, ask.host)
+        return await desk.exports.withdraw(ask)
+
+    async def exported(request: Request) -> Record:
+        ask = ExportedAsk.model_validate(await _body(request))
+        heard(request, ask.host)
+        return await desk.exports.exported(ask)
+
+    async def way(request: Request) -> Body:
+        redirected = (await _body(request)).get("redirected")
+        if not isinstance(redirected, bool):
+            raise InvalidRequest("redirected: true or false is expected", hint="say which")
+        name = check_name(request.path_params["volume"])
+        return await desk.redirects.plan(name, redirected=redirected)
+
+    verbs: list[tuple[str, Handler]] = [
+        ("export", export),
+        ("withdraw", withdraw),
+        ("exported", exported),
+    ]
+    return [
+        *(_route(f"/v1/peer/{verb}", "POST", handler, roles=(HOST,)) for verb, handler in verbs),
+        _route("/v1/volumes/{volume}/way", "POST", way, roles=(MANAGER,)),
+    ]
 
 
 async def _id(request: Request) -> str:

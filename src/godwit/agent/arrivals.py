@@ -10,6 +10,7 @@ from godwit.agent.brokers import VmDisks
 from godwit.agent.desk import Desk
 from godwit.agent.facts import memory_free, usable_by
 from godwit.agent.files import images
+from godwit.agent.volumes import needs_path, volumes_of
 from godwit.migration import plan
 from godwit.migration.destination import Incoming
 from godwit.migration.gift import give_back
@@ -23,6 +24,7 @@ from godwit.migration.peer import (
     TakenOver,
 )
 from godwit.migration.world import DestinationWorld
+from godwit.model.disks import volume_of
 from godwit.model.errors import ChecksFailed, Conflict, GodwitError, NotFound
 from godwit.model.vm import Vm
 from godwit.qemu.machine import Machine
@@ -51,11 +53,20 @@ class Arrivals:
         desk = self.desk
         files = {disk.path: True for disk in images(list(ask.vm.disks))}
         files |= {path: False for path in (ask.vm.boot.kernel, ask.vm.boot.initrd) if path}
+        # Nobody touches what lies behind a lost path: it may hang.
+        copies = desk.catalog.boot(ask.vm).items()
+        kept = [path for path, copy in copies if Path(copy).exists()]
+        lost = {name: why for name in volumes_of(ask.vm) if (why := desk.volumes.why(name))}
+        files = {path: write for path, write in files.items() if volume_of(path) not in lost}
         free = memory_free(promised_bytes=desk.promised_bytes())
         facts = plan.DestinationFacts(
             info=desk.host_info(),
             memory_free_bytes=free,
-            volumes={},
+            volumes={
+                name: f"{why}, and {need}"
+                for name, why in lost.items()
+                if (need := needs_path(ask.vm, name, kept=kept))
+            },
             files={path: await self._why_not(path, write) for path, write in files.items()}
             | _missing_devices(ask.vm),
             macs_in_use=tuple(
@@ -68,6 +79,11 @@ class Arrivals:
             tls_ready=not desk.config.migration.tls or desk.config.tls.migration_dir.is_dir(),
         )
         checks = plan.check_destination(ask.vm, facts, method=ask.method)
+        checks += [
+            plan.warned("storage", f"{desk.host}: {why}; the VM's disks there go through a peer")
+            for name, why in lost.items()
+            if name not in facts.volumes
+        ]
         link = desk.equipment.info.migration_rate_bits / 8
         return CheckAnswer(checks=tuple(checks), link_bytes_per_s=link or None)
 

@@ -15,10 +15,14 @@ from typing import Any
 
 from godwit.agent.brokers import Brokers
 from godwit.agent.catalog import Catalog
+from godwit.agent.exports import Exports
 from godwit.agent.facts import Equipment
 from godwit.agent.gate import TapGate
 from godwit.agent.guardlink import GuardLink
 from godwit.agent.holds import LabHolds
+from godwit.agent.peering import Peers
+from godwit.agent.redirects import Redirects
+from godwit.agent.volumes import Volumes
 from godwit.host.announce import Announcer
 from godwit.host.cgroup import open_cgroup
 from godwit.host.config import AgentConfig
@@ -48,6 +52,7 @@ class Slot:
     ending: bool = False  # somebody here is ending it on purpose
     paused: bool = False
     state: VmState = VmState.RUNNING
+    reason: str = ""  # what a person should know of it now
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
 
@@ -63,6 +68,7 @@ class Desk:
         clock: Clock,
         guard: GuardLink,
         holds: LabHolds,
+        peers: Peers,
     ) -> None:
         self.config = config
         self.equipment = equipment
@@ -70,10 +76,14 @@ class Desk:
         self.clock = clock
         self.guard = guard
         self.holds = holds
+        self.peers = peers
         self.links = LinkControl()
         self.announcer = Announcer()
         self.catalog = Catalog(self)
         self.brokers = Brokers(self)
+        self.volumes = Volumes(self)
+        self.redirects = Redirects(self)
+        self.exports = Exports(self)
         self.networks = dict(config.networks)
         self.slots: dict[str, Slot] = {}
         self.promised: dict[str, int] = {}  # memory of VMs on their way in, bytes
@@ -160,6 +170,8 @@ class Desk:
             slot.tasks.add(task)
         await self.guard.register(machine.runtime)
         await self._group_vcpus(machine)
+        self.brokers.wake(vm.name)
+        self.volumes.suspect(vm)  # from here on it is looked at often
         await self.publish(slot)
         return slot
 
@@ -187,7 +199,7 @@ class Desk:
             state=slot.state,
             host=self.host,
             epoch=slot.machine.epoch,
-            reason=reason,
+            reason=reason or slot.reason,
             since=self.clock.realtime(),
         )
         await self.publish_status(slot.vm.name, status)
@@ -221,6 +233,7 @@ class Desk:
 
     async def _state_after(self, slot: Slot, event: str) -> VmState:
         if event == "BLOCK_IO_ERROR":
+            self.volumes.suspect(slot.vm)
             return VmState.IO_ERROR
         if event == "RESUME":
             return VmState.RUNNING
@@ -241,5 +254,7 @@ class Desk:
             await slot.machine.close()
         await self.brokers.shut()
         self.catalog.close()
+        await self.exports.shut()
+        await self.peers.close()
         self.links.close()
         self.announcer.close()

@@ -117,6 +117,10 @@ def _format(field: str, option: str, help_: str, *, more: tuple[str, ...] = ()) 
     return Flag(field, option, "choice", help_, choices=(*FORMATS, *more))
 
 
+def _at(help_: str) -> Flag:
+    return Flag("host", "--host", "name", help_, "HOST", required=True, completes="host")
+
+
 def _disk_name() -> Flag:
     return Flag("disk", "", "name", "", "DISK", required=True)
 
@@ -306,6 +310,18 @@ _LIST: tuple[Action, ...] = (
         ),
     ),
     Action("volume.delete", "Delete volume {}", "Forget a volume that no VM uses; its files stay."),
+    Action(
+        "volume.redirect",
+        "Redirect volume {}",
+        "Let a host's I/O on a volume go through another host, until restored.",
+        (_at("The host whose path is not to be used."),),
+    ),
+    Action(
+        "volume.restore",
+        "Restore volume {}",
+        "Let a host use its own path to a volume again.",
+        (_at("The host that was redirected."),),
+    ),
     Action(
         "volume.disk.import",
         "Import a disk into volume {}",

@@ -113,8 +113,9 @@ def any_request(kind: str) -> st.SearchStrategy[Request]:
         image = common | {"tier": _TIERS}
         ways = (image | _NEW, image | _EXISTING, image | _LUN, common | _DEVICE)
         return st.one_of(*(st.fixed_dictionaries(way) for way in ways)).map(parse_request)
+    of_kind = {"host": NAMES} if kind in ("volume.redirect", "volume.restore") else {}
     fields = {
-        name: st.just(kind) if name == "kind" else BY_FIELD[name]
+        name: st.just(kind) if name == "kind" else of_kind.get(name, BY_FIELD[name])
         for name in KINDS[kind].model_fields
     }
     return st.fixed_dictionaries(fields).map(parse_request)
