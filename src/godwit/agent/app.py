@@ -10,10 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
@@ -27,6 +25,9 @@ from godwit.agent.facts import load, memory_free
 from godwit.agent.files import Files
 from godwit.agent.images import Images
 from godwit.agent.power import Power
+from godwit.agent.routing import Body, Handler
+from godwit.agent.routing import body as _body
+from godwit.agent.routing import route as _route
 from godwit.migration.peer import CheckAsk, PrepareAsk
 from godwit.model.base import Record, check_name
 from godwit.model.diskmove import DiskMoveAsk
@@ -35,21 +36,13 @@ from godwit.model.errors import (
     InvalidRequest,
     NotAllowed,
     OperationFailed,
-    OutcomeUnknown,
-    Unavailable,
 )
 from godwit.model.migration import Migration
-from godwit.model.requests import MigrateVm, explain
+from godwit.model.requests import MigrateVm
 from godwit.model.vm import Disk
-from godwit.qmp import MonitorError, QmpError
 from godwit.storage.lending import ExportAsk, ExportedAsk, WithdrawAsk
-from godwit.store.errors import StoreError, StoreOutcomeUnknown
 from godwit.wire.identity import HOST, MANAGER
-from godwit.wire.problem import Problem, problem_response
 from godwit.wire.server import peer_of
-
-Body = dict[str, Any]
-Handler = Callable[[Request], Awaitable[Any]]
 
 
 @dataclass(frozen=True)
@@ -80,48 +73,6 @@ def build(rooms: Rooms) -> Starlette:
         WebSocketRoute("/v1/vms/{vm}/console", _console(rooms)),
     ]
     return Starlette(routes=routes)
-
-
-def _route(path: str, method: str, handler: Handler, *, roles: tuple[str, ...]) -> Route:
-    async def serve(request: Request) -> Response:
-        try:
-            peer = peer_of(request.scope)
-            if peer is None or peer.role not in roles:
-                raise NotAllowed(f"{peer or 'nobody'} may not ask for this", hint="wrong daemon")
-            answer = await handler(request)
-        except GodwitError as error:
-            return problem_response(Problem.from_error(error))
-        except MonitorError as error:
-            refused = isinstance(error, QmpError) or not getattr(error, "sent", True)
-            kind: type[GodwitError] = OperationFailed if refused else OutcomeUnknown
-            text = f"the VM's QEMU: {error}"
-            return problem_response(
-                Problem.from_error(kind(text, hint="look: godwit vm list; then ask again"))
-            )
-        except ValidationError as error:
-            return problem_response(Problem.from_error(explain(error)))
-        except StoreError as error:
-            unknown = isinstance(error, StoreOutcomeUnknown)
-            kind = OutcomeUnknown if unknown else Unavailable
-            return problem_response(
-                Problem.from_error(kind(f"the store: {error.message}", hint=error.hint))
-            )
-        if isinstance(answer, Record):
-            return Response(answer.model_dump_json(), media_type="application/json")
-        return JSONResponse(answer if answer is not None else {})
-
-    return Route(path, serve, methods=[method])
-
-
-async def _body(request: Request) -> Body:
-    raw = await request.body()
-    try:
-        body = await request.json() if raw else {}
-    except ValueError as error:
-        raise InvalidRequest(f"the body is not JSON: {error}", hint="send an object") from None
-    if not isinstance(body, dict):
-        raise InvalidRequest("the body is not an object", hint="send an object")
-    return body
 
 
 def _name(request: Request) -> str:

@@ -117,8 +117,7 @@ def _format(field: str, option: str, help_: str, *, more: tuple[str, ...] = ()) 
     return Flag(field, option, "choice", help_, choices=(*FORMATS, *more))
 
 
-def _at(help_: str) -> Flag:
-    return Flag("host", "--host", "name", help_, "HOST", required=True, completes="host")
+_AT = (Flag("host", "--host", "name", "Which host.", "HOST", required=True, completes="host"),)
 
 
 def _disk_name() -> Flag:
@@ -310,18 +309,8 @@ _LIST: tuple[Action, ...] = (
         ),
     ),
     Action("volume.delete", "Delete volume {}", "Forget a volume that no VM uses; its files stay."),
-    Action(
-        "volume.redirect",
-        "Redirect volume {}",
-        "Let a host's I/O on a volume go through another host, until restored.",
-        (_at("The host whose path is not to be used."),),
-    ),
-    Action(
-        "volume.restore",
-        "Restore volume {}",
-        "Let a host use its own path to a volume again.",
-        (_at("The host that was redirected."),),
-    ),
+    Action("volume.redirect", "Redirect volume {}", "Let a host's I/O go through another.", _AT),
+    Action("volume.restore", "Restore volume {}", "Let a host use its own path again.", _AT),
     Action(
         "volume.disk.import",
         "Import a disk into volume {}",
