@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from godwit.host.namespaces import enter
@@ -148,12 +147,12 @@ def _inside(cluster: Cluster, host: str, line: str) -> None:
 
 def _read(cluster: Cluster, guest: Guest) -> dict[str, Any]:
     """The image from outside, once the VM has stopped."""
-    logged = formats._log_end(guest)
+    logged = formats.log_end(guest)
     cluster.client.wait(cluster.client.vms.stop(VM, timeout_s=30.0))
     (disk,) = cluster.client.vms.get(VM).disks
-    path = cluster.lab.layout.volume.parent / Path(disk.path).relative_to("/clusterstorage")
-    offline = asdict(formats._read(path, disk, logged))
-    return {"log": logged, "offline": offline, "check": formats._image_check(path, disk)}
+    path = formats.outside(cluster, disk)
+    offline = asdict(formats.read_log(path, disk, logged))
+    return {"log": logged, "offline": offline, "check": formats.image_check(path, disk)}
 
 
 def _judge(section: Section) -> None:
