@@ -66,10 +66,10 @@ def _lab(
         section.judge(f"{section.name}: the lab leaves nothing behind", not left, left or "nothing")
 
 
-def _on_lab(work: Callable[[Cluster], Section]) -> Section:
+def _on_lab(work: Callable[[Cluster], Section], *, storage: StorageKind = "dir") -> Section:
     """A section on a lab of its own."""
     outer = Section("lab")
-    with _lab(outer) as cluster:
+    with _lab(outer, storage=storage) as cluster:
         section = work(cluster)
     section.criteria += [
         dataclasses.replace(c, text=f"{section.name}: {c.text.partition(': ')[2]}")
@@ -150,7 +150,9 @@ _B: dict[str, Work] = {
     "hotdisks": lambda: _on_lab(hotdisks.run),
     "handover": lambda: _on_lab(handover.run),
     "disk-move": lambda: _on_lab(diskmoves.run),
-    "redirect": lambda: _on_lab(lambda cluster: redirect.run(cluster, repeats=REDIRECTS)),
+    "redirect": lambda: _on_lab(
+        lambda cluster: redirect.run(cluster, repeats=REDIRECTS), storage="nfs"
+    ),
 }
 ISSUES = {"A": _A, "B": _B}
 

@@ -10,7 +10,7 @@ from godwit.agent.brokers import VmDisks
 from godwit.agent.desk import Desk
 from godwit.agent.facts import memory_free, usable_by
 from godwit.agent.files import images
-from godwit.agent.volumes import needs_path, volumes_of
+from godwit.agent.volumes import volumes_of
 from godwit.migration import plan
 from godwit.migration.destination import Incoming
 from godwit.migration.gift import give_back
@@ -54,19 +54,13 @@ class Arrivals:
         files = {disk.path: True for disk in images(list(ask.vm.disks))}
         files |= {path: False for path in (ask.vm.boot.kernel, ask.vm.boot.initrd) if path}
         # Nobody touches what lies behind a lost path: it may hang.
-        copies = desk.catalog.boot(ask.vm).items()
-        kept = [path for path, copy in copies if Path(copy).exists()]
         lost = {name: why for name in volumes_of(ask.vm) if (why := desk.volumes.why(name))}
         files = {path: write for path, write in files.items() if volume_of(path) not in lost}
         free = memory_free(promised_bytes=desk.promised_bytes())
         facts = plan.DestinationFacts(
             info=desk.host_info(),
             memory_free_bytes=free,
-            volumes={
-                name: f"{why}, and {need}"
-                for name, why in lost.items()
-                if (need := needs_path(ask.vm, name, kept=kept))
-            },
+            volumes=lost,
             files={path: await self._why_not(path, write) for path, write in files.items()}
             | _missing_devices(ask.vm),
             macs_in_use=tuple(
@@ -79,11 +73,6 @@ class Arrivals:
             tls_ready=not desk.config.migration.tls or desk.config.tls.migration_dir.is_dir(),
         )
         checks = plan.check_destination(ask.vm, facts, method=ask.method)
-        checks += [
-            plan.warned("storage", f"{desk.host}: {why}; the VM's disks there go through a peer")
-            for name, why in lost.items()
-            if name not in facts.volumes
-        ]
         link = desk.equipment.info.migration_rate_bits / 8
         return CheckAnswer(checks=tuple(checks), link_bytes_per_s=link or None)
 

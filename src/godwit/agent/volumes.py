@@ -11,14 +11,13 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from godwit.host.files import load_json, write_durable
 from godwit.model import keys
-from godwit.model.disks import tier_of, volume_of
+from godwit.model.disks import volume_of
 from godwit.model.errors import GodwitError, NotFound, Refused
 from godwit.model.vm import Vm
 from godwit.model.volume import Beneath, Volume, VolumeOnHost, VolumeState
@@ -321,17 +320,3 @@ def volumes_of(vm: Vm) -> list[str]:
     boot = (volume_of(path) for path in (vm.boot.kernel, vm.boot.initrd) if path)
     found = {disk.volume for disk in vm.disks} | set(boot)
     return sorted(name for name in found if name)
-
-
-def needs_path(vm: Vm, volume: str, *, kept: Collection[str] = ()) -> str:
-    """What of a VM only a host with its own path to the volume can serve; empty: nothing.
-
-    ``kept`` are the boot files of which the host has a copy.
-    """
-    for path in (vm.boot.kernel, vm.boot.initrd):
-        if path and path not in kept and volume_of(path) == volume:
-            return "it boots from a file there"
-    for disk in vm.disks:
-        if disk.volume == volume and tier_of(disk) == "direct":
-            return f"its QEMU opens {disk.id} there"
-    return ""

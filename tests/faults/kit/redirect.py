@@ -1,9 +1,9 @@
 """A host's path to the volume is taken away under a guest that writes through the VM's broker.
 
-The volume is moved out of the host's sight, as if it had been unmounted: what lies at its place is
-an empty directory. The daemon that has the image open goes on until it is redirected, so the
-stall measured here is that of the change of paths; a link that is cut needs a volume served across
-the storage network. The guest's log tells the longest time between two acknowledged records.
+Where the volume is served over the storage network, the host's link to it is cut. A directory is
+moved out of the host's sight, as if it had been unmounted: an empty one lies at its place, and the
+daemon that has the image open goes on until it is redirected. The guest's log tells the longest
+time between two acknowledged records.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import asdict
 from typing import Any
 
 from godwit.host.namespaces import enter
+from godwit.lab import fault
+from godwit.lab.layout import STOR
 from godwit.model.migration import Outcome
 
 from . import formats
@@ -47,7 +49,7 @@ def run(cluster: Cluster, *, repeats: int = 1, say: Say = tell) -> Section:
     finally:
         for host in cluster.hosts:
             _show(cluster, host)
-    section.figures = {"rounds": rounds, "planned": planned, **found}
+    section.figures = {"served": _served(cluster), "rounds": rounds, "planned": planned, **found}
     _judge(section)
     cluster.client.wait(cluster.client.vms.delete(VM))
     return section
@@ -69,8 +71,8 @@ def _round(cluster: Cluster, guest: Guest) -> dict[str, Any]:
     move = cluster.move(VM, cluster.other(here))
     found["move"] = move.outcome is Outcome.COMPLETED
     found["move_reason"], found["blackout_ms"] = move.reason, move.blackout_ms
-    refused = cluster.cli("vm", "migrate", VM, "--to", here)
-    found["refused"] = {"code": refused.code, "said": refused.err[-300:]}
+    into = cluster.cli("vm", "migrate", VM, "--to", here)
+    found["into"] = {"code": into.code, "said": into.err[-300:]}
     _show(cluster, here)
     _until(cluster, here, "direct")
     found["errors"] = guest.stats()["log"]["errors"]
@@ -133,11 +135,21 @@ def _state(cluster: Cluster, host: str) -> str:
     return cluster.client.volumes.get("shared").hosts[host].state.value
 
 
+def _served(cluster: Cluster) -> bool:
+    return cluster.lab.layout.storage != "dir"
+
+
 def _hide(cluster: Cluster, host: str) -> None:
+    if _served(cluster):
+        fault.cut_network(cluster.lab, host, STOR.name)
+        return
     _inside(cluster, host, f"mkdir -p {HIDDEN} && mount --move {SEEN} {HIDDEN}")
 
 
 def _show(cluster: Cluster, host: str) -> None:
+    if _served(cluster):
+        fault.restore_network(cluster.lab, host, STOR.name)
+        return
     _inside(cluster, host, f"! mountpoint -q {HIDDEN} || mount --move {HIDDEN} {SEEN}")
 
 
@@ -171,10 +183,11 @@ def _judge(section: Section) -> None:
     section.judge(
         "redirect: the VM moves live while redirected", all(one["move"] for one in rounds), rounds
     )
+    into = [one["into"] for one in rounds]
     section.judge(
         "redirect: a move to a host without a path is refused with the reason",
-        all(one["refused"]["code"] == 4 and "lost" in one["refused"]["said"] for one in rounds),
-        [one["refused"] for one in rounds],
+        all(one["code"] == 4 and "lost" in one["said"] for one in into),
+        into,
     )
     section.judge(
         "redirect: by request there and back",
