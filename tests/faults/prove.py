@@ -36,6 +36,7 @@ from tests.faults.kit import (
     matrix,
     old,
     outrun,
+    redirect,
     refusals,
     served,
     stamping,
@@ -57,6 +58,7 @@ FORMAT_MOVES = 20
 BROKER_REPEATS = 5
 CLONE_MOVES = 3
 CHECKPOINT_ROUNDS = 3
+REDIRECTS = 3
 
 
 @contextmanager
@@ -71,10 +73,10 @@ def _lab(
         section.judge(f"{section.name}: the lab leaves nothing behind", not left, left or "nothing")
 
 
-def _on_lab(work: Callable[[Cluster], Section]) -> Section:
+def _on_lab(work: Callable[[Cluster], Section], *, storage: StorageKind = "dir") -> Section:
     """A section on a lab of its own."""
     outer = Section("lab")
-    with _lab(outer) as cluster:
+    with _lab(outer, storage=storage) as cluster:
         section = work(cluster)
     section.criteria += [
         dataclasses.replace(c, text=f"{section.name}: {c.text.partition(': ')[2]}")
@@ -160,6 +162,9 @@ _B: dict[str, Work] = {
     "checkpoints": lambda: _on_lab(lambda c: checkpoints.run(c, rounds=CHECKPOINT_ROUNDS)),
     "clones": lambda: _on_lab(lambda cluster: clones.run(cluster, moves=CLONE_MOVES)),
     "shared-nothing": lambda: _on_lab(along.run),
+    "redirect": lambda: _on_lab(
+        lambda cluster: redirect.run(cluster, repeats=REDIRECTS), storage="nfs"
+    ),
 }
 ISSUES = {"A": _A, "B": _B}
 

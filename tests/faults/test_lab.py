@@ -25,6 +25,7 @@ from .kit import (
     hotdisks,
     matrix,
     outrun,
+    redirect,
     refusals,
     served,
     stamping,
@@ -172,6 +173,12 @@ def test_a_disk_moves_under_a_writer(cluster: Cluster) -> None:
 def test_a_vm_moves_with_the_disk_that_only_its_host_has(cluster: Cluster) -> None:
     faults, crashes = ("cancelled", "link cut"), (("completed", "source", "destination", "qemu"),)
     section = along.run(cluster, size_mib=256, rate=100, faults=faults, crashes=crashes)
+    assert section.criteria
+    assert section.broken == [], section.figures
+
+
+def test_a_lost_path_is_redirected_and_comes_back(cluster: Cluster) -> None:
+    section = redirect.run(cluster)
     assert section.criteria
     assert section.broken == [], section.figures
 

@@ -33,6 +33,7 @@ from godwit.agent.routes import disks_of as _disks
 from godwit.agent.routes import name_of as _name
 from godwit.agent.routes import route as _route
 from godwit.agent.seeds import Seeds
+from godwit.agent.volume_routes import volume_routes
 from godwit.migration.peer import CheckAsk, PrepareAsk
 from godwit.model.base import Record, check_name
 from godwit.model.diskmove import DiskMoveAsk
@@ -76,6 +77,7 @@ def build(rooms: Rooms) -> Starlette:
         *checkpoint_routes(rooms.checkpoints),
         *seed_routes(rooms.seeds),
         *_peer_routes(rooms),
+        *volume_routes(rooms.desk),
         *_lab_routes(rooms),
         WebSocketRoute("/v1/vms/{vm}/console", _console(rooms)),
     ]

@@ -12,6 +12,7 @@ from godwit.agent.desk import Desk
 from godwit.agent.facts import memory_free, usable_by
 from godwit.agent.files import images
 from godwit.agent.local_disks import local_disks, make_room, settle_soon
+from godwit.agent.volumes import volumes_of
 from godwit.migration import plan
 from godwit.migration.destination import Incoming
 from godwit.migration.gift import give_back
@@ -26,6 +27,7 @@ from godwit.migration.peer import (
 )
 from godwit.migration.stream import TLS_OBJECT
 from godwit.migration.world import DestinationWorld
+from godwit.model.disks import volume_of
 from godwit.model.errors import ChecksFailed, Conflict, GodwitError, NotFound
 from godwit.model.vm import Vm
 from godwit.qemu.carry import offer, withdraw
@@ -57,6 +59,9 @@ class Arrivals:
         files |= {disk.backing.path: False for disk in ask.vm.disks if disk.backing is not None}
         files |= {cdrom.path: False for cdrom in ask.vm.cdroms}
         files |= {path: False for path in (ask.vm.boot.kernel, ask.vm.boot.initrd) if path}
+        # Nobody touches what lies behind a lost path: it may hang.
+        lost = {name: why for name in volumes_of(ask.vm) if (why := desk.volumes.why(name))}
+        files = {path: write for path, write in files.items() if volume_of(path) not in lost}
         free = memory_free(promised_bytes=desk.promised_bytes())
         facts = plan.DestinationFacts(
             info=desk.host_info(),
@@ -64,7 +69,8 @@ class Arrivals:
             volumes={
                 disk.volume: _is_there(desk.config.paths.volumes / disk.volume)
                 for disk in local_disks(ask.vm)
-            },
+            }
+            | lost,
             files={path: await self._why_not(path, write) for path, write in files.items()}
             | _missing_devices(ask.vm),
             macs_in_use=tuple(

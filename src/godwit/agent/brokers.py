@@ -4,6 +4,7 @@
     arrival    started with closed gates; opened after the durable note, before ``cont``
     departure  closed after the proof point, before the swap; opened again on the way back
     death      another daemon behind the same socket, its gates as before: the guest only waits
+    path lost  the same, its gates open to a peer (`godwit.agent.redirects` decides the way)
 
 A VM without brokered disks has no broker, and every step here does nothing for it.
 """
@@ -32,6 +33,7 @@ from godwit.storage.broker_record import load_broker
 from godwit.storage.gate import GateState
 from godwit.storage.nodes import BrokerDisk, Node
 from godwit.storage.settle import settle_disk
+from godwit.store.errors import StoreError
 
 if TYPE_CHECKING:
     from godwit.agent.desk import Desk  # it owns these brokers
@@ -60,6 +62,7 @@ def broker_disk(disk: Disk, served: Node | None = None) -> BrokerDisk:
         device=disk.source == "device",
         served=served,
         backing=disk.backing,
+        volume=disk.volume,
     )
 
 
@@ -130,7 +133,10 @@ class Brokers:
             return
         async with self._lock(vm):
             # Its QEMU has no node on it any more; a connection left over would be a strange one.
+            through_peer = broker.record.disks[broker_id(disk)].peer is not None
             await broker.remove_disk(broker_id(disk), force=True)
+        if through_peer:
+            await self.reroute(vm)  # what is exported is asked for anew, without it
 
     async def open(self, vm: str, epoch: int) -> None:
         """Let the VM's QEMU write, for this epoch; what is open already stays open."""
@@ -143,12 +149,76 @@ class Brokers:
                 _log.warning("%s: its broker is silent: another one opens its disks", vm)
                 await broker.kill()
             if not broker.alive:
-                wanted = {disk: Opening(epoch=epoch) for disk in broker.record.disks}
-                await broker.restart(wanted, listener=self._listener(vm))
+                await self._restart(vm, broker, epoch)
                 self._watch(vm, broker)
                 return
-            for disk in broker.record.disks:
-                await broker.acquire(disk, epoch=epoch)
+            open_now = {
+                one.disk.id: Opening(epoch, one.peer)
+                for one in broker.record.disks.values()
+                if one.gate.state is GateState.OPEN
+            }
+            wanted = {}
+            if len(open_now) < len(broker.record.disks):
+                wanted = await self._desk.redirects.route(vm, broker, epoch=epoch)
+            for disk, opening in {**wanted, **open_now}.items():
+                if opening.peer is not None:
+                    await broker.attach_peer(disk, epoch=epoch, peer=opening.peer)
+                else:
+                    await broker.acquire(disk, epoch=epoch)
+            await self._desk.redirects.goes(vm)
+
+    async def reroute(self, vm: str) -> bool:
+        """Put the disks of a VM that runs here on the way that they belong on now; whether it is.
+
+        Its requests wait meanwhile. Where it does not work, it is tried again by itself.
+        """
+        async with self._lock(vm):
+            broker, slot = self._brokers.get(vm), self._desk.slots.get(vm)
+            if broker is None or slot is None or slot.ending or vm in self._shut:
+                return False
+            try:
+                await self._free(vm, broker)
+                await self._restart(vm, broker, slot.machine.epoch)
+            except GodwitError as error:
+                message = f"its storage broker does not start, the VM waits: {error.message}"
+                await self._desk.event("vm.broker", vm, message, level="error")
+                await self._desk.redirects.waits(vm, error.message)
+                return False
+            self._watch(vm, broker)
+            return True
+
+    async def _free(self, vm: str, broker: Broker) -> None:
+        """End the daemon; on the way back the peer's export ends beside it: both must be over."""
+        disks = [one.disk for one in broker.record.disks.values()]
+        if self._desk.redirects.lost(disks):
+            await broker.kill()
+            return
+        # A peer that does not say so is asked again, and then waited for, by the next step.
+        loans = self._desk.redirects.end_loans(vm, broker)
+        killed, _ = await asyncio.gather(broker.kill(), loans, return_exceptions=True)
+        if killed is not None:
+            raise killed
+
+    def wake(self, vm: str) -> None:
+        """The VM runs here from now on: a broker that was found dead starts again."""
+        broker = self._brokers.get(vm)
+        if broker is not None and not broker.alive:
+            self._watch(vm, broker)
+
+    def is_shut(self, vm: str) -> bool:
+        """Whether another host may write the VM's disks, so that nothing is opened here."""
+        return vm in self._shut
+
+    def lenders(self, vm: str) -> list[str]:
+        """The hosts through which a VM's disks go."""
+        broker = self._brokers.get(vm)
+        return sorted(broker.record.lenders) if broker is not None else []
+
+    async def _restart(self, vm: str, broker: Broker, epoch: int) -> None:
+        """Another daemon, its gates open the way they belong now. The lock is held."""
+        wanted = await self._desk.redirects.route(vm, broker, epoch=epoch)
+        await broker.restart(wanted, listener=self._listener(vm))
+        await self._desk.redirects.goes(vm)
 
     async def close(self, vm: str) -> None:
         """Nothing of this host writes the VM's brokered disks from here on, whatever it takes."""
@@ -157,13 +227,16 @@ class Brokers:
             if broker is None:
                 return
             self._shut.add(vm)
+            own = [one.disk for one in broker.record.disks.values() if one.peer is None]
             released = await broker.release_all()
             if released.how == "killed":
                 _log.warning("%s: its broker was killed: %s", vm, released.reason)
-                # What it wrote must be on the disk before another host's daemon serves it.
+                # What it wrote must be on the disk before another host's daemon serves it. What
+                # went through a peer is: that writes through.
                 user = self._desk.equipment.binary.user
-                for served in broker.record.disks.values():
-                    await settle_disk(served.disk, user=user)
+                for disk in own:
+                    await settle_disk(disk, user=user)
+            await self._desk.redirects.end_loans(vm, broker)
 
     async def end(self, vm: str) -> None:
         """The VM's QEMU is gone: end its broker and remove what it left."""
@@ -174,6 +247,10 @@ class Brokers:
                 # In order first: what the daemon holds in memory reaches the image.
                 await broker.release_all()
                 await broker.kill()
+                try:
+                    await self._desk.redirects.end_loans(vm, broker)
+                except (GodwitError, StoreError) as error:  # it ends by itself with the record
+                    await self._desk.event("vm.export", vm, str(error), level="warning")
                 broker.discard()
                 del self._brokers[vm]
             self._shut.discard(vm)
@@ -188,12 +265,11 @@ class Brokers:
             broker = await Broker.adopt(place, record)
         except (ProcessGone, MonitorError, GodwitError) as error:
             _log.warning("%s: its broker is not there any more: %s", vm.name, error)
-            wanted = {d: Opening(epoch=epoch) for d in record.disks} if owned else {}
-            broker = await Broker.revive(
-                place, record, listener=self._listener(vm.name), opening=wanted
-            )
+            broker = await Broker.recall(place, record, listener=self._listener(vm.name))
         if not owned:
             self._shut.add(vm.name)
+            if not broker.alive:
+                await broker.restart(listener=self._listener(vm.name))
         self._keep(vm.name, broker)
 
     async def sweep(self, keep: set[str]) -> None:
@@ -290,21 +366,16 @@ class Brokers:
                 return
             if slot is None or slot.ending or vm in self._shut:
                 return  # whoever opens it again starts another one
-            gates = {disk: broker.gate(disk) for disk in broker.record.disks}
-            wanted = {
-                disk: Opening(epoch=slot.machine.epoch)
-                for disk, gate in gates.items()
-                if gate.unsettled or gate.state is not GateState.CLOSED
-            }
             if not told:
                 ended = "its storage broker ended; another one starts"
                 await self._desk.event("vm.broker", vm, ended, level="warning")
             try:
-                await broker.restart(wanted, listener=self._listener(vm))
+                await self._restart(vm, broker, slot.machine.epoch)
             except GodwitError as error:
-                message = f"its storage broker does not start, the VM waits: {error}"
+                message = f"its storage broker does not start, the VM waits: {error.message}"
                 if message != told:
                     await self._desk.event("vm.broker", vm, message, level="error")
+                await self._desk.redirects.waits(vm, error.message)
                 told = message
             else:
                 told = ""

@@ -12,7 +12,7 @@ from typing import Any
 from godwit.agent.brokers import VmDisks
 from godwit.agent.desk import Desk, Slot
 from godwit.agent.local_disks import local_disks, note_source, settle_soon
-from godwit.agent.peering import Peers
+from godwit.agent.volumes import volumes_of
 from godwit.host.cgroup import open_cgroup
 from godwit.host.errors import CgroupError
 from godwit.migration import plan
@@ -40,9 +40,9 @@ PAST_MOVES = 16
 class Departures:
     """The moves that this host drives."""
 
-    def __init__(self, desk: Desk, peers: Peers) -> None:
+    def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        self.peers = peers
+        self.peers = desk.peers
         self.outgoing: dict[str, SourceMove] = {}
         self.ended: Callable[[Slot], Coroutine[Any, Any, None]] | None = None
         self._overheads: deque[float] = deque(maxlen=PAST_MOVES)
@@ -232,9 +232,15 @@ class Departures:
             block_jobs=tuple(job["device"] for job in jobs),
             guard_ready=self.desk.guard.connected,
         )
-        return plan.check_source(slot.vm, facts, method=method) + plan.check_along(
-            slot.vm, method=method
-        )
+        checks = plan.check_source(slot.vm, facts, method=method)
+        checks += plan.check_along(slot.vm, method=method)
+        if method == "quick":
+            checks += [
+                plan.failed("storage", f"{self.desk.host}: {why}", "its memory is saved there")
+                for name in volumes_of(slot.vm)
+                if (why := self.desk.volumes.lost(name))
+            ]
+        return checks
 
     async def _ask_peer(
         self, slot: Slot, request: MigrateVm, peer_url: str
@@ -309,10 +315,6 @@ class Departures:
             if last.get("status") == "measured":
                 return float(last["dirty-rate"]) * (1 << 20)
         return None
-
-    async def close(self) -> None:
-        """The agent ends; moves are left to the next one."""
-        await self.peers.close()
 
 
 def _carried(slot: Slot, *, tls: bool) -> CarriedDisks:

@@ -15,11 +15,15 @@ from typing import Any
 
 from godwit.agent.brokers import Brokers
 from godwit.agent.catalog import Catalog
+from godwit.agent.exports import Exports
 from godwit.agent.facts import Equipment
 from godwit.agent.gate import TapGate
 from godwit.agent.guardlink import GuardLink
 from godwit.agent.holds import LabHolds
+from godwit.agent.peering import Peers
+from godwit.agent.redirects import Redirects
 from godwit.agent.stalls import Stalls
+from godwit.agent.volumes import Volumes
 from godwit.host.announce import Announcer
 from godwit.host.cgroup import open_cgroup
 from godwit.host.config import AgentConfig
@@ -49,7 +53,7 @@ class Slot:
     ending: bool = False  # somebody here is ending it on purpose
     paused: bool = False
     state: VmState = VmState.RUNNING
-    reason: str = ""  # why it is not as wanted
+    reason: str = ""  # what a person should know of it now
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
 
@@ -65,6 +69,7 @@ class Desk:
         clock: Clock,
         guard: GuardLink,
         holds: LabHolds,
+        peers: Peers,
     ) -> None:
         self.config = config
         self.equipment = equipment
@@ -72,11 +77,15 @@ class Desk:
         self.clock = clock
         self.guard = guard
         self.holds = holds
+        self.peers = peers
         self.links = LinkControl()
         self.announcer = Announcer()
         self.catalog = Catalog(self)
         self.brokers = Brokers(self)
         self.stalls = Stalls(self)
+        self.volumes = Volumes(self)
+        self.redirects = Redirects(self)
+        self.exports = Exports(self)
         self.networks = dict(config.networks)
         self.slots: dict[str, Slot] = {}
         self.promised: dict[str, int] = {}  # memory of VMs on their way in, bytes
@@ -164,6 +173,8 @@ class Desk:
             slot.tasks.add(task)
         await self.guard.register(machine.runtime)
         await self._group_vcpus(machine)
+        self.brokers.wake(vm.name)
+        self.volumes.suspect(vm)  # from here on it is looked at often
         await self.publish(slot)
         # Its storage may have stopped it before anybody here listened.
         self.background(self._look(slot), f"vm {vm.name}: first look")
@@ -228,8 +239,11 @@ class Desk:
                 elif event.name == "RESUME":
                     slot.state = VmState.RUNNING
                     await self.stalls.over(slot)
+                    slot.reason = self.redirects.reason(slot.vm.name)
                     await self.publish(slot)
-                elif not await self.stalls.look(slot):
+                elif await self.stalls.look(slot):
+                    self.volumes.suspect(slot.vm)
+                else:
                     slot.state = VmState.PAUSED
                     await self.publish(slot)
 
@@ -248,5 +262,7 @@ class Desk:
             await slot.machine.close()
         await self.brokers.shut()
         self.catalog.close()
+        await self.exports.shut()
+        await self.peers.close()
         self.links.close()
         self.announcer.close()

@@ -80,8 +80,9 @@ async def run(config: AgentConfig) -> None:
         clock=clock,
         guard=GuardLink(config.paths.guard_socket, clock),
         holds=LabHolds(enabled=config.lab.enabled),
+        peers=Peers(identity),
     )
-    departures = Departures(desk, Peers(identity))
+    departures = Departures(desk)
     arrivals = Arrivals(desk)
     power = Power(desk)
     departures.ended = power.ended
@@ -106,7 +107,11 @@ async def run(config: AgentConfig) -> None:
     notify("READY=1")
     with contextlib.suppress(StoreError):  # it is told to look again as soon as the store is there
         await desk.catalog.sync()
+    await desk.exports.adopt()
+    desk.background(desk.volumes.serve(), "volumes")
+    desk.background(desk.exports.serve(), "exports")
     await adopt_all(desk, departures, arrivals)
+    desk.background(desk.redirects.serve(), "redirects")
     desk.background(Networks(desk).serve(), "networks")
     desk.background(desk.catalog.serve(), "volumes")
     desk.background(_be_seen(desk), "presence")
@@ -114,7 +119,6 @@ async def run(config: AgentConfig) -> None:
         await server.serve(ending)
     finally:
         arrivals.close()
-        await departures.close()
         await desk.close()
         await records.store.aclose()
 

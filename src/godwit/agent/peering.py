@@ -17,6 +17,14 @@ from godwit.migration.peer import (
     TakenOver,
 )
 from godwit.model.base import Record
+from godwit.storage.lending import (
+    ExportAnswer,
+    ExportAsk,
+    Exported,
+    ExportedAsk,
+    WithdrawAsk,
+    Withdrawn,
+)
 from godwit.wire.errors import PeerOutcomeUnknown, PeerRefused, PeerUnreachable
 from godwit.wire.http import PeerClient
 from godwit.wire.identity import HOST, Identity
@@ -79,6 +87,18 @@ class HttpPeer:
         async with _silence(timeout):
             answer = await self._client.get("/v1/clock", deadline_s=timeout)
             return float(answer["realtime"])
+
+    async def export(self, ask: ExportAsk, *, timeout: float) -> ExportAnswer:
+        """Ask for exports of a VM's disks; errors as all the others."""
+        return await self._call("export", ask.model_dump(mode="json"), ExportAnswer, timeout)
+
+    async def withdraw(self, ask: WithdrawAsk, *, timeout: float) -> Withdrawn:
+        """Have exports ended."""
+        return await self._call("withdraw", ask.model_dump(mode="json"), Withdrawn, timeout)
+
+    async def exported(self, ask: ExportedAsk, *, timeout: float) -> Exported:
+        """Ask whether exports are still there."""
+        return await self._call("exported", ask.model_dump(mode="json"), Exported, timeout)
 
     async def _call(self, verb: str, body: dict[str, Any], kind: type[T], timeout: float) -> T:
         async with _silence(timeout):

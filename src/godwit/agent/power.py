@@ -14,6 +14,7 @@ from pathlib import Path
 from godwit.agent.desk import Desk, Slot
 from godwit.agent.facts import memory_free, usable_by
 from godwit.agent.files import asked, images
+from godwit.agent.volumes import volumes_of
 from godwit.migration import quick
 from godwit.migration.stream import ENDED, wait_status
 from godwit.model import keys, ownership
@@ -287,6 +288,12 @@ class Power:
             if nic.network not in self.desk.networks:
                 raise Refused(
                     f"{self.desk.host} has no network {nic.network}", hint="godwit network list"
+                )
+        for volume in volumes_of(vm):
+            if why := self.desk.volumes.why(volume):
+                raise Refused(
+                    f"{vm.name} cannot start on {self.desk.host}: {why}",
+                    hint=f"look: godwit volume show {volume}; start it on another host: --host",
                 )
         for disk in images(list(vm.disks)):
             # Past the lock: another host may be told to start the VM at this moment, and a look

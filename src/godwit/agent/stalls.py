@@ -150,6 +150,11 @@ class Stalls:
                 "vm.io-resumed", slot.vm.name, f"goes on after {lasted} without its storage"
             )
 
+    def full(self, vm: str) -> bool:
+        """Whether a VM waits for room on a volume: only room lets it go on."""
+        stall = self._now.get(vm)
+        return stall is not None and stall.full
+
     def forget(self, vm: str) -> None:
         """The VM is not here any more."""
         self._now.pop(vm, None)

@@ -367,6 +367,14 @@ class Volumes:
         """Forget a volume that no VM uses; its files stay."""
         return await self._client.act("volume.delete", name=name)
 
+    async def redirect(self, name: str, *, host: str) -> Task:
+        """Let a host's I/O on a volume go through another host, until it is restored."""
+        return await self._client.act("volume.redirect", name=name, host=host)
+
+    async def restore(self, name: str, *, host: str) -> Task:
+        """Let a host use its own path to a volume again."""
+        return await self._client.act("volume.restore", name=name, host=host)
+
     async def import_disk(
         self,
         volume: str,

@@ -384,6 +384,14 @@ class Volumes:
         """Forget a volume that no VM uses; its files stay."""
         return self._loop.run(self._async.delete(name))
 
+    def redirect(self, name: str, *, host: str) -> Task:
+        """Let a host's I/O on a volume go through another host, until it is restored."""
+        return self._loop.run(self._async.redirect(name, host=host))
+
+    def restore(self, name: str, *, host: str) -> Task:
+        """Let a host use its own path to a volume again."""
+        return self._loop.run(self._async.restore(name, host=host))
+
     def import_disk(
         self,
         volume: str,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from typing import Final
+
+_PIDFD_GETFD: Final = 438  # the same number on every architecture
 
 
 @functools.cache
@@ -35,3 +38,11 @@ def inotify_add(descriptor: int, path: str, mask: int) -> int:
         _libc().inotify_add_watch(descriptor, os.fsencode(path), ctypes.c_uint32(mask)),
         f"inotify {path}",
     )
+
+
+def pidfd_getfd(pidfd: int, descriptor: int) -> int:
+    """A copy of another process's descriptor, closed on exec; needs the right to trace it."""
+    result = _libc().syscall(
+        ctypes.c_long(_PIDFD_GETFD), ctypes.c_int(pidfd), ctypes.c_int(descriptor), ctypes.c_uint(0)
+    )
+    return _checked(int(result), f"pidfd_getfd {descriptor}")

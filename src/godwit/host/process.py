@@ -75,6 +75,23 @@ def is_stopped(process: Process) -> bool:
     return int(fields[19]) == process.start_time and fields[0] in "Tt"
 
 
+def stands_still(process: Process) -> bool:
+    """Whether every thread of the process is stopped by a signal, or it has ended."""
+    try:
+        states = [_thread_state(process.pid, thread) for thread in thread_ids(process.pid)]
+    except ProcessGone:
+        return True
+    return all(state in "TtZX" for state in states)
+
+
+def _thread_state(pid: int, thread: int) -> str:
+    try:
+        text = Path(f"/proc/{pid}/task/{thread}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+    return text[text.rindex(")") + 2]
+
+
 def _open_stream(stream: Stream, flags: int) -> tuple[int, bool]:
     """A descriptor for a stream, and whether we opened it."""
     if isinstance(stream, int):

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from godwit.manager.cache import Cache, Change
 from godwit.manager.snapshot import Snapshot
-from godwit.manager.views import all_vms, host_state
+from godwit.manager.views import all_vms, all_volumes, host_state
 from godwit.model.host import HostState
 from godwit.model.migration import Migration
 from godwit.model.task import Task
@@ -45,6 +45,18 @@ class Metrics:
         )  # fmt: skip
         self._vms = Gauge("godwit_vms", "VMs by state", ("state",), registry=self.registry)
         self._hosts = Gauge("godwit_hosts", "Hosts by state", ("state",), registry=self.registry)
+        self._volumes = Gauge(
+            "godwit_volume_state", "1 for the way in which a host reaches a volume",
+            ("volume", "host", "state"), registry=self.registry,
+        )  # fmt: skip
+        self._used = Gauge(
+            "godwit_volume_used_bytes", "Used bytes of a volume", ("volume",),
+            registry=self.registry,
+        )  # fmt: skip
+        self._capacity = Gauge(
+            "godwit_volume_capacity_bytes", "Capacity of a volume", ("volume",),
+            registry=self.registry,
+        )  # fmt: skip
         self._revision = Gauge(
             "godwit_store_revision", "Store revision this manager has seen", registry=self.registry
         )
@@ -80,8 +92,22 @@ class Metrics:
         ]
         for kind in HostState:
             self._hosts.labels(kind.value).set(hosts.count(kind))
+        self._render_volumes(snapshot)
         self._revision.set(cache.revision)
         return generate_latest(self.registry)
+
+    def _render_volumes(self, snapshot: Snapshot) -> None:
+        for gauge in (self._volumes, self._used, self._capacity):
+            gauge.clear()
+        for volume in all_volumes(snapshot):
+            for host, seen in volume.hosts.items():
+                self._volumes.labels(volume.name, host, seen.state.value).set(1)
+            for size, sizes in (
+                (volume.used_bytes, self._used),
+                (volume.capacity_bytes, self._capacity),
+            ):
+                if size is not None:
+                    sizes.labels(volume.name).set(size)
 
 
 def _ended(value: object) -> bool:

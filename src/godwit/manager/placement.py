@@ -17,6 +17,7 @@ from godwit.model.host import HostInfo, HostState
 from godwit.model.migration import Candidate
 from godwit.model.units import MIB, format_size
 from godwit.model.vm import Pins, Vm
+from godwit.model.volume import VolumeState
 
 # What QEMU itself needs beside the guest's memory (emulation buffers, devices, page tables).
 OVERHEAD_BYTES = 64 * MIB
@@ -56,6 +57,7 @@ class Room:
     memory_free_bytes: int | None = None
     cpus_promised: int = 0
     vms: int = 0
+    lost: Mapping[str, str] = field(default_factory=dict)  # volume -> why it has no path of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +92,20 @@ def rooms_of(snapshot: Snapshot, free: Mapping[str, int | None]) -> list[Room]:
                 memory_free_bytes=None if measured is None else max(0, min(measured, left)),
                 cpus_promised=sum(vm.cpus for vm in promised),
                 vms=len(here),
+                lost=_lost_paths(snapshot, info),
             )
         )
     return rooms
+
+
+def _lost_paths(snapshot: Snapshot, info: HostInfo) -> dict[str, str]:
+    """The volumes that a host says it has no path of its own to: state and reason."""
+    seen = {volume: snapshot.volume_states.get(f"{volume}/{info.name}") for volume in info.volumes}
+    return {
+        volume: f"{one.state.value} ({one.reason})"
+        for volume, one in seen.items()
+        if one is not None and one.state is not VolumeState.DIRECT
+    }
 
 
 def reasons_against(room: Room, need: Need) -> tuple[str, ...]:
@@ -119,6 +132,10 @@ def reasons_against(room: Room, need: Need) -> tuple[str, ...]:
             found.append(f"network {name} has MTU {here} on {info.name}, {mtu} needed")
     found.extend(
         f"{info.name} has no volume {volume}" for volume in sorted(need.volumes - set(info.volumes))
+    )
+    found.extend(
+        f"{volume} is {room.lost[volume]} on {info.name}"
+        for volume in sorted(need.volumes & room.lost.keys())
     )
     if need.pins is not None:
         found.extend(_against_pins(info, need.pins))

@@ -335,6 +335,25 @@ class DeleteVolume(Value):
     name: Name
 
 
+class RedirectVolume(Value):
+    """Let a host's I/O on a volume go through another host, until it is restored.
+
+    For work on that host's way to the storage. Only for VMs whose disks there are brokered.
+    """
+
+    kind: Literal["volume.redirect"] = "volume.redirect"
+    name: Name
+    host: Name
+
+
+class RestoreVolume(Value):
+    """Let a host use its own path to a volume again."""
+
+    kind: Literal["volume.restore"] = "volume.restore"
+    name: Name
+    host: Name
+
+
 class ImportDisk(Value):
     """Bring an image into a volume, from a file below /clusterstorage or an http(s) URL.
 
@@ -380,6 +399,8 @@ Request = Annotated[
     | DeleteNetwork
     | CreateVolume
     | DeleteVolume
+    | RedirectVolume
+    | RestoreVolume
     | ImportDisk
     | CancelTask,
     Field(discriminator="kind"),
@@ -417,6 +438,8 @@ ROUTES: dict[str, tuple[str, str]] = {
     "network.delete": ("DELETE", "/v1/networks/{name}"),
     "volume.create": ("POST", "/v1/volumes"),
     "volume.delete": ("DELETE", "/v1/volumes/{name}"),
+    "volume.redirect": ("POST", "/v1/volumes/{name}/actions/redirect"),
+    "volume.restore": ("POST", "/v1/volumes/{name}/actions/restore"),
     "volume.disk.import": ("POST", "/v1/volumes/{volume}/actions/import"),
     "task.cancel": ("POST", "/v1/tasks/{id}/actions/cancel"),
 }

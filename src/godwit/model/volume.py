@@ -56,13 +56,17 @@ class Volume(Beneath):
 
 
 class VolumeOnHost(Record):
-    """What a host's agent last saw of a volume (``keys.volume_state``). Sizes in bytes."""
+    """What a host's agent last saw of a volume (``keys.volume_state``). Sizes in bytes.
+
+    ``identity`` is written in the volume itself: hosts that differ do not see the same one.
+    """
 
     state: VolumeState
     reason: str = ""
     capacity_bytes: int | None = None
     used_bytes: int | None = None
     since: float = 0.0
+    identity: str = ""
 
 
 class VolumeHostView(Record):

@@ -102,6 +102,9 @@ def _format(field: str, option: str, help_: str, *, more: tuple[str, ...] = ()) 
     return Flag(field, option, "choice", help_, choices=(*FORMATS, *more))
 
 
+_AT = (Flag("host", "--host", "name", "Which host.", "HOST", required=True, completes="host"),)
+
+
 def _disk_name() -> Flag:
     return Flag("disk", "", "name", "", "DISK", required=True)
 
@@ -331,6 +334,8 @@ _LIST: tuple[Action, ...] = (
         ),
     ),
     Action("volume.delete", "Delete volume {}", "Forget a volume that no VM uses; its files stay."),
+    Action("volume.redirect", "Redirect volume {}", "Let a host's I/O go through another.", _AT),
+    Action("volume.restore", "Restore volume {}", "Let a host use its own path again.", _AT),
     Action(
         "volume.disk.import",
         "Import a disk into volume {}",

@@ -2,7 +2,9 @@
 
 Its end is the fence: once `Daemon.kill` has returned, no write of it can land any more. The kernel
 lets no process go before its synchronous and native asynchronous requests are done, so on a path
-that hangs the kill does not return, and says so.
+that hangs the kill does not return, and says so. A client of network storage that lives in the
+process (NFS, iSCSI, another host's export) leaves more behind: what lies unsent in its sockets,
+which the kernel would deliver after its end. Copies of them are held here and reset with it.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from typing import Any, Self
 
 from godwit.host.cgroup import open_cgroup
 from godwit.host.errors import CgroupError, HostError, ProcessGone
-from godwit.host.process import Process, is_alive, kill, wait_exit
+from godwit.host.process import Process, freeze, is_alive, kill, stands_still, wait_exit
 from godwit.host.sockets import bind_unix
+from godwit.host.tcpcut import TcpCopies
 from godwit.model.errors import OperationFailed
 from godwit.qemu.launch import Binary, log_size, log_tail
 from godwit.qmp import Monitor, MonitorError, MonitorLost
@@ -30,6 +33,7 @@ from godwit.storage.nodes import Aio, Node
 START_DEADLINE = 10.0
 ADOPT_DEADLINE = 3.0
 KILL_TIMEOUT = 10.0
+STILL_S, STILL_STEP_S = 0.05, 0.001
 
 _log = logging.getLogger("storage")
 
@@ -67,6 +71,7 @@ class Daemon:
         self.exited = asyncio.Event()
         self.exit_status: int | None = None
         self.on_exit: Callable[[], None] | None = None
+        self._connections = TcpCopies()
         self._watch = asyncio.create_task(self._watch_exit(), name=f"{name}: exit")
 
     @classmethod
@@ -135,8 +140,13 @@ class Daemon:
         """Run a QMP command; errors as `Monitor.execute`."""
         return await self.monitor.execute(command, arguments, timeout=timeout)
 
+    def hold_connections(self) -> None:
+        """Note its present connections, so that they end with it even if nobody here kills it."""
+        self._connections.refresh(self.process)
+
     async def kill(self, *, timeout: float = KILL_TIMEOUT) -> None:
         """End it at once and return when it is gone; OperationFailed when it does not die."""
+        await self._hold_still()
         kill(self.process)
         if self._watch.done() and not self.exited.is_set():  # after `close`
             self._watch = asyncio.create_task(self._watch_exit(), name=f"{self.name}: exit")
@@ -155,14 +165,26 @@ class Daemon:
             ) from None
         await self.monitor.close()
 
+    async def _hold_still(self) -> None:
+        """Stop it, so that no connection is made between the last look and its end."""
+        if not freeze(self.process):
+            return
+        left = STILL_S
+        while left > 0 and not stands_still(self.process):
+            await asyncio.sleep(STILL_STEP_S)  # only a parent would hear of it
+            left -= STILL_STEP_S
+        self.hold_connections()
+
     async def close(self) -> None:
         """Let go: end the watching and the session, leave the daemon as it is. Idempotent."""
         self._watch.cancel()
         await asyncio.gather(self._watch, return_exceptions=True)
+        self._connections.close()
         await self.monitor.close()
 
     async def _watch_exit(self) -> None:
         self.exit_status = await wait_exit(self.process)
+        self._connections.reset()
         self.exited.set()
         try:
             if self.on_exit is not None:

@@ -127,10 +127,18 @@ class BrokerLife:
         What the old one left is ended first, also one whose start a dying agent had not yet
         written down.
         """
+        broker = await cls.recall(place, record, listener=listener)
+        await broker.restart(opening)
+        return broker
+
+    @classmethod
+    async def recall(
+        cls, place: DaemonPlace, record: BrokerRecord, *, listener: socket.socket
+    ) -> Self:
+        """End what is left of a record's daemon and start none yet: all gates are closed."""
         await end_recorded(record, place.run / f"{LABEL}.sock", name=daemon_name(record))
         broker = cls(place, record, daemon=None, listener=listener)
         broker._fence()
-        await broker.restart(opening)
         return broker
 
     async def restart(
@@ -198,6 +206,7 @@ class BrokerLife:
             raise OperationFailed(
                 f"{daemon.name} came up and went: {error}", hint=f"see its log on {self.place.host}"
             ) from error
+        daemon.hold_connections()
         for one in served:
             if one.gate.state is GateState.OPENING:
                 verbs.check_size(one.disk, sizes.get(target_name(one), 0))
@@ -248,11 +257,38 @@ class BrokerLife:
         """Whether the daemon answers its monitor within ``timeout`` seconds."""
         if self._daemon is None:
             return False
+        self._daemon.hold_connections()
         try:
             await self._daemon.execute("query-version", timeout=timeout)
         except MonitorError:
             return False
         return True
+
+    def note_lender(self, host: str, boot_id: str) -> int:
+        """Write down that a host is about to be asked to export the disks; the turn to say it."""
+        return self._turn(lenders={**self.record.lenders, host: boot_id})
+
+    def next_turn(self) -> int:
+        """The turn for another word to a lender."""
+        return self._turn()
+
+    def forget_lender(self, host: str, *, killed: bool) -> None:
+        """A host exports nothing of the VM any more; ``killed``: not closed in order.
+
+        What it wrote is synced then before the image is opened here.
+        """
+        if killed:
+            for served in tuple(self.record.disks.values()):
+                if not served.gate.may_be_open:
+                    self._put(served.but(gate=served.gate.but(unsettled=True)))
+        left = {one: boot for one, boot in self.record.lenders.items() if one != host}
+        self.record = self.record.but(lenders=left)
+        self.record.save()
+
+    def _turn(self, **changes: object) -> int:
+        self.record = self.record.but(turn=self.record.turn + 1, **changes)
+        self.record.save()
+        return self.record.turn
 
     async def ended(self) -> None:
         """Return when the daemon has ended, by itself or by force."""

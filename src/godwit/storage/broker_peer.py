@@ -74,6 +74,7 @@ class PeerExport:
         *,
         listener: socket.socket,
         tls_dir: str,
+        lessee: str = "",
         floors: dict[str, int] | None = None,
         deadline: float = START_DEADLINE,
     ) -> Self:
@@ -81,7 +82,8 @@ class PeerExport:
 
         ``tls_dir`` holds the server's certificates as QEMU names them, and whoever connects must
         show one of the same authority; empty: no TLS, for a network that is protected otherwise.
-        ``floors`` are the epochs below which a disk is exported no more (see `PeerRecord`).
+        ``lessee`` is whom it serves, ``floors`` are the epochs below which a disk is exported no
+        more (see `PeerRecord`).
         """
 
         def options(monitor: int) -> list[str]:
@@ -105,6 +107,7 @@ class PeerExport:
             cgroup=place.cgroup,
             argv=daemon.argv,
             port=int(listener.getsockname()[1]),
+            lessee=lessee,
             floors=dict(floors or {}),
         )
         try:
@@ -213,6 +216,22 @@ class PeerExport:
         """The fence: end the daemon and return when it is gone; OperationFailed when it stays."""
         await self._daemon.kill(timeout=timeout)
         await self._daemon.close()
+
+    def hold_connections(self) -> None:
+        """See `Daemon.hold_connections`."""
+        self._daemon.hold_connections()
+
+    async def answers(self, *, timeout: float) -> bool:
+        """Whether the daemon answers its monitor within ``timeout`` seconds."""
+        try:
+            await self._daemon.execute("query-version", timeout=timeout)
+        except MonitorError:
+            return False
+        return True
+
+    async def ended(self) -> None:
+        """Return when the daemon has ended."""
+        await self._daemon.exited.wait()
 
     async def close(self) -> None:
         """Let go and leave the daemon as it is."""

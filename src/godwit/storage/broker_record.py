@@ -79,10 +79,17 @@ class DaemonRecord(Record):
 
 
 class BrokerRecord(DaemonRecord):
-    """The broker of a VM: where QEMU reaches it, its disks and their gates."""
+    """The broker of a VM: where QEMU reaches it, its disks and their gates.
+
+    ``lenders`` maps each host that was asked to export the disks, and has not yet said that this
+    is over, to the boot it was asked in: until then nobody else may open them. ``turn`` counts
+    what those hosts were told (see `godwit.storage.lending`).
+    """
 
     socket: Path
     disks: dict[str, Served] = Field(default_factory=dict)
+    lenders: dict[str, str] = Field(default_factory=dict)
+    turn: int = 0
 
     def save(self) -> None:
         """Replace the file; a reader sees the old one or the new one."""
@@ -102,10 +109,11 @@ class PeerRecord(DaemonRecord):
     """The daemon that exports a VM's disks to other hosts.
 
     ``exports`` maps a disk to the epoch it is exported for; ``floors`` to the highest epoch ever
-    seen, below which it is exported no more.
+    seen, below which it is exported no more. ``lessee`` is the host that asked.
     """
 
     port: int
+    lessee: str = ""
     exports: dict[str, int] = Field(default_factory=dict)
     floors: dict[str, int] = Field(default_factory=dict)
 

@@ -58,7 +58,8 @@ class BrokerDisk(Record):
     """A disk as its broker knows it. ``size_bytes`` is what the guest sees, a multiple of 512.
 
     ``device``: the path is a block device and not a file. ``served``: it is neither, but what this
-    unnamed node leads to over the network (`godwit.storage.places`).
+    unnamed node leads to over the network (`godwit.storage.places`). ``volume``: the one it lies
+    in, if any.
     """
 
     id: Name
@@ -68,6 +69,7 @@ class BrokerDisk(Record):
     device: bool = False
     served: dict[str, Any] | None = None
     backing: Backing | None = None
+    volume: str = ""
 
 
 class PeerTarget(Record):

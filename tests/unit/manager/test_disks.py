@@ -625,3 +625,49 @@ async def test_images_come_in_and_go_out(api: Any) -> None:
     (asked,) = api.agents["host1"].asked("disks/export")
     assert (asked["disk"]["path"], asked["format"]) == (path, "vhdx")
     assert f"{SHARED}/copy.vhdx" in api.agents["host1"].disks
+
+
+# Lost paths.
+
+
+def _lost(host: str = "host1", state: VolumeState = VolumeState.REDIRECTED) -> dict[str, Any]:
+    seen = VolumeOnHost(state=state, reason="lost path: no answer")
+    return {f"shared/{host}": seen}
+
+
+def test_who_may_be_redirected() -> None:
+    world = snapshot()
+    request = ask.RedirectVolume(name="shared", host="host1")
+    assert admit(world, request) == "volume/shared"
+    assert admit(world, ask.RestoreVolume(name="shared", host="host2")) == "volume/shared"
+    with pytest.raises(NotFound, match="no volume other"):
+        admit(world, request.model_copy(update={"name": "other"}))
+    with pytest.raises(NotFound, match="no host host9"):
+        admit(world, request.model_copy(update={"host": "host9"}))
+    with pytest.raises(Refused, match="host1 is down"):
+        admit(dataclasses.replace(world, agents=frozenset(), leases=frozenset()), request)
+
+
+def test_a_host_without_its_own_path_neither_helps_nor_takes_vms() -> None:
+    from godwit.manager.placement import Need, reasons_against, rooms_of
+    from godwit.manager.work.define_acts import helpers
+
+    vm = make_vm("web", disk())
+    world = snapshot(vm, volume_states=_lost())
+    assert [info.name for info in helpers(world, vm, prefer="host1")] == ["host2"]
+    first, second = rooms_of(world, {"host1": 64 * GIB, "host2": 64 * GIB})
+    words = "shared is redirected (lost path: no answer) on host1"
+    assert words in reasons_against(first, Need.of(vm))
+    assert not any("shared" in why for why in reasons_against(second, Need.of(vm)))
+
+
+def test_metrics_show_how_hosts_reach_a_volume() -> None:
+    from types import SimpleNamespace
+
+    from godwit.manager.metrics import Metrics
+
+    world = snapshot(volume_states=_lost())
+    cache: Any = SimpleNamespace(snapshot=world, revision=1)
+    text = Metrics().render(cache).decode()
+    assert 'godwit_volume_state{host="host1",state="redirected",volume="shared"} 1.0' in text
+    assert 'godwit_volume_state{host="host2",state="direct",volume="shared"} 1.0' in text

@@ -81,6 +81,8 @@ BY_FIELD: dict[str, st.SearchStrategy[object]] = {
 }
 OF_KIND: dict[str, dict[str, st.SearchStrategy[object]]] = {
     "vm.clone": {"target": NAMES, "append": st.none() | TEXTS | TEMPLATES},
+    "volume.redirect": {"host": NAMES},
+    "volume.restore": {"host": NAMES},
 }
 # One disk is one of three things; each has fields of its own.
 _NEW = {"volume": NAMES, "size_bytes": SIZES, "format": st.none() | FORMATS}

@@ -51,6 +51,8 @@ ACTS: dict[type[Any], Act] = {
     ask.DeleteNetwork: define_acts.delete_network,
     ask.CreateVolume: volumes.create_volume,
     ask.DeleteVolume: volumes.delete_volume,
+    ask.RedirectVolume: volumes.redirect,
+    ask.RestoreVolume: volumes.redirect,
     ask.ImportDisk: volumes.import_disk,
     ask.CancelMigration: _cancel_move,
     ask.CancelTask: cancel.cancel_task,

@@ -64,6 +64,8 @@ def admit(snapshot: Snapshot, request: ask.Request) -> str:
             known(snapshot.tasks.get(request.id), "task", request.id)
         case ask.CreateVolume() | ask.DeleteVolume() | ask.ImportDisk():
             admit_volume(snapshot, request)
+        case ask.RedirectVolume() | ask.RestoreVolume():
+            _admit_redirect(snapshot, request)
         case _:
             _admit_vm_action(snapshot, request)
     if not isinstance(request, ask.CancelMigration | ask.CancelTask):
@@ -85,6 +87,17 @@ def host_that_is_up(snapshot: Snapshot, name: str) -> HostInfo:
     if state is not HostState.UP:
         raise Refused(f"{name} is {state.value}: {reason}", hint="choose another host")
     return info
+
+
+def _admit_redirect(snapshot: Snapshot, request: ask.RedirectVolume | ask.RestoreVolume) -> None:
+    volumes = {volume.name: volume for volume in all_volumes(snapshot)}
+    known(volumes.get(request.name), "volume", request.name)
+    host_that_is_up(snapshot, request.host)
+    if request.host not in volumes[request.name].hosts:
+        raise NotFound(
+            f"{request.host} does not see the volume {request.name}",
+            hint=f"look: godwit volume show {request.name}",
+        )
 
 
 def _admit_create(snapshot: Snapshot, request: ask.CreateVm) -> None:

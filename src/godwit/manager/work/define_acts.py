@@ -30,6 +30,7 @@ from godwit.model.host import HostInfo, HostState
 from godwit.model.ownership import Owner
 from godwit.model.requests import CreateNetwork, CreateVm, DeleteNetwork, DeleteVm
 from godwit.model.vm import Boot, Vm
+from godwit.model.volume import VolumeState
 from godwit.store.api import Compare, Op, absent, delete, exists, mod_is, put
 from godwit.store.records import CasFailed, encode
 
@@ -134,6 +135,12 @@ def _dump(vm: Vm) -> list[dict[str, Any]]:
     return [disk.model_dump(mode="json") for disk in vm.disks]
 
 
+def lost_path(snapshot: Snapshot, volume: str, host: str) -> bool:
+    """Whether a host has said that it has no path of its own to a volume. Pure."""
+    seen = snapshot.volume_states.get(f"{volume}/{host}")
+    return seen is not None and seen.state is not VolumeState.DIRECT
+
+
 def helpers(
     snapshot: Snapshot,
     vm: Vm | None,
@@ -141,7 +148,8 @@ def helpers(
     prefer: str | None = None,
     volumes: Collection[str] = (),
 ) -> list[HostInfo]:
-    """Hosts that are up and see all the VM's volumes (and these), the preferred first. Pure.
+    """Hosts that are up and have a path of their own to all the VM's volumes (and these), the
+    preferred first. Pure.
 
     Where one of them is a local volume, only the host whose own is meant: the preferred one, or
     the one where the VM is.
@@ -155,6 +163,7 @@ def helpers(
         for info in snapshot.hosts.values()
         if volumes <= set(info.volumes)
         and (not local or info.name == home)
+        and not any(lost_path(snapshot, name, info.name) for name in volumes)
         and host_state(leased=info.name in snapshot.leases, agent=info.name in snapshot.agents)[0]
         is HostState.UP
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from godwit.manager.snapshot import Snapshot
-from godwit.manager.work.admit import check_action
+from godwit.manager.work.admit import check_action, host_that_is_up
 from godwit.manager.work.define_acts import on_some_host
 from godwit.manager.work.disk_rules import (
     check_volume_unused,
@@ -23,15 +23,23 @@ from godwit.model import keys
 from godwit.model.checkpoints import check_whole
 from godwit.model.disks import volume_of
 from godwit.model.errors import Conflict, NotFound, OutcomeUnknown
-from godwit.model.requests import CreateVolume, DeleteVolume, ExportDisk, ImportDisk
+from godwit.model.requests import (
+    CreateVolume,
+    DeleteVolume,
+    ExportDisk,
+    ImportDisk,
+    RedirectVolume,
+    RestoreVolume,
+)
 from godwit.model.volume import SERVED
-from godwit.store.api import delete, exists
+from godwit.store.api import delete, delete_prefix, exists
 from godwit.store.records import CasFailed
 
 _KNOWN_S = 5.0
 """Seconds that a new volume waits for hosts to say that they know it."""
 _COPY_S = 6 * 3600.0
 """Seconds for a copy of an image: a slow network and terabytes, but not for ever."""
+_REDIRECT_S = 60.0
 
 
 async def create_volume(world: World, run: TaskRun, request: CreateVolume) -> Done:
@@ -65,11 +73,32 @@ async def delete_volume(world: World, run: TaskRun, request: DeleteVolume) -> Do
     """Forget the definition; the files stay."""
     name, key = request.name, keys.volume(request.name)
     check_volume_unused(world.cache.snapshot, name)
-    answer = await world.records.store.txn([exists(key)], [delete(key)])
+    # What hosts have said of it goes along: the next volume of that name may be another one.
+    states = delete_prefix(keys.volume_state(name, ""))
+    answer = await world.records.store.txn([exists(key)], [delete(key), states])
     if not answer.succeeded and not run.adopted:
         raise NotFound(f"no volume {name} is defined", hint="look with: godwit volume list")
     await _log(world, "volume.deleted", f"volume/{name}", f"{name} forgotten by {run.task.by}")
     return Done(f"volume {name} is forgotten; its files stay", {"volume": name})
+
+
+async def redirect(world: World, run: TaskRun, request: RedirectVolume | RestoreVolume) -> Done:
+    """Have the host take its VMs' I/O on the volume off its own path, or back to it."""
+    name, host = request.name, request.host
+    redirected = isinstance(request, RedirectVolume)
+    await run.say(f"{host} {'leaves' if redirected else 'takes'} its own path to {name}")
+    answer = await world.agents.call(
+        host_that_is_up(world.cache.snapshot, host),
+        "POST",
+        f"/v1/volumes/{name}/way",
+        {"redirected": redirected},
+        deadline_s=_REDIRECT_S,
+    )
+    state, reason = str(answer.get("state")), str(answer.get("reason", ""))
+    kind = "volume.redirected" if redirected else "volume.restored"
+    said = f"{name} is {state} on {host}" + (f": {reason}" if reason else "")
+    await _log(world, kind, f"volume/{name}", f"{said} (asked for by {run.task.by})")
+    return Done(said, {"volume": name, "host": host, "state": state, "reason": reason})
 
 
 async def import_disk(world: World, run: TaskRun, request: ImportDisk) -> Done:

@@ -1,0 +1,219 @@
+"""A host's path to the volume is taken away under a guest that writes through the VM's broker.
+
+Where the volume is served over the storage network, the host's link to it is cut. A directory is
+moved out of the host's sight, as if it had been unmounted: an empty one lies at its place, and the
+daemon that has the image open goes on until it is redirected. The guest's log tells the longest
+time between two acknowledged records.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from godwit.host.namespaces import enter
+from godwit.lab import fault
+from godwit.lab.layout import STOR
+from godwit.model.migration import Outcome
+
+from . import formats
+from .cluster import Cluster
+from .guest import Guest
+from .report import Say, Section, tell
+
+VM = "redirected"
+DISK = "shared:128M:vhdx"
+RECORDS_PER_S = 100
+AWAY_MS, BACK_MS = 2000.0, 50.0
+SEEN, HIDDEN = "/clusterstorage/shared", "/run/godwit-hidden"
+PATIENCE_S = 60.0
+
+
+def run(cluster: Cluster, *, repeats: int = 1, say: Say = tell) -> Section:
+    """Path lost, redirected, moved, back; so many times. What was acknowledged is in the image."""
+    cluster.heal()
+    for row in cluster.client.vms.list():  # one with a disk that QEMU has open forbids it
+        cluster.remove(row.name)
+    section = Section("redirect")
+    guest = cluster.make(VM, host="host1", disks=[DISK])
+    try:
+        guest.ask(f"log dev=sda rate={RECORDS_PER_S} fresh=1", timeout=20.0)
+        rounds = []
+        for number in range(repeats):
+            rounds.append(_round(cluster, guest))
+            say(f"redirect {number + 1}/{repeats}: {rounds[-1]}")
+        planned = _planned(cluster, guest)
+        say(f"planned: {planned}")
+        found = _read(cluster, guest)
+    finally:
+        for host in cluster.hosts:
+            _show(cluster, host)
+    section.figures = {"served": _served(cluster), "rounds": rounds, "planned": planned, **found}
+    _judge(section)
+    cluster.client.wait(cluster.client.vms.delete(VM))
+    return section
+
+
+def _round(cluster: Cluster, guest: Guest) -> dict[str, Any]:
+    here = str(cluster.owner(VM).host)
+    found: dict[str, Any] = {"host": here}
+    with _Watch(guest) as away:
+        _hide(cluster, here)
+        found["redirected"] = _until(cluster, here, "redirected")
+    found["away_ms"] = away.longest_ms
+    with _Watch(guest) as back:
+        _show(cluster, here)
+        found["direct"] = _until(cluster, here, "direct")
+    found["back_ms"] = back.longest_ms
+    _hide(cluster, here)
+    _until(cluster, here, "redirected")
+    move = cluster.move(VM, cluster.other(here))
+    found["move"] = move.outcome is Outcome.COMPLETED
+    found["move_reason"], found["blackout_ms"] = move.reason, move.blackout_ms
+    into = cluster.cli("vm", "migrate", VM, "--to", here)
+    found["into"] = {"code": into.code, "said": into.err[-300:]}
+    _show(cluster, here)
+    _until(cluster, here, "direct")
+    found["errors"] = guest.stats()["log"]["errors"]
+    return found
+
+
+def _planned(cluster: Cluster, guest: Guest) -> dict[str, Any]:
+    """For maintenance: away and back by request."""
+    here = str(cluster.owner(VM).host)
+    with _Watch(guest) as away:
+        done = cluster.cli("volume", "redirect", "shared", "--host", here)
+    state = _state(cluster, here)
+    with _Watch(guest) as back:
+        undone = cluster.cli("volume", "restore", "shared", "--host", here)
+    return {
+        "codes": (done.code, undone.code),
+        "said": (done.err + done.out)[-300:] + (undone.err + undone.out)[-300:],
+        "states": (state, _state(cluster, here)),
+        "away_ms": away.longest_ms,
+        "back_ms": back.longest_ms,
+    }
+
+
+class _Watch:
+    """The longest that the guest waited for its disk within a while, by its own clock."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self.longest_ms = 0.0
+
+    def __enter__(self) -> _Watch:
+        self._await(20)
+        self._guest.ask("reset", timeout=20.0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._await(20)
+        gap = self._guest.stats()["log"]["largest_gap_ms"]
+        self.longest_ms = round(gap - 1e3 / RECORDS_PER_S, 1)
+
+    def _await(self, records: int) -> None:
+        """So many more records."""
+        wanted = self._guest.stats()["log"]["acknowledged"] + records
+        until = time.monotonic() + PATIENCE_S
+        while self._guest.stats()["log"]["acknowledged"] < wanted and time.monotonic() < until:
+            time.sleep(0.02)  # the guest has no event for an acknowledged record
+
+
+def _until(cluster: Cluster, host: str, state: str) -> bool:
+    """Whether the host tells of this state in time."""
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        if _state(cluster, host) == state:
+            return True
+        time.sleep(0.1)  # asked for as people do; the event stream has its own tests
+    return False
+
+
+def _state(cluster: Cluster, host: str) -> str:
+    return cluster.client.volumes.get("shared").hosts[host].state.value
+
+
+def _served(cluster: Cluster) -> bool:
+    return cluster.lab.layout.storage != "dir"
+
+
+def _hide(cluster: Cluster, host: str) -> None:
+    if _served(cluster):
+        fault.cut_network(cluster.lab, host, STOR.name)
+        return
+    _inside(cluster, host, f"mkdir -p {HIDDEN} && mount --move {SEEN} {HIDDEN}")
+
+
+def _show(cluster: Cluster, host: str) -> None:
+    if _served(cluster):
+        fault.restore_network(cluster.lab, host, STOR.name)
+        return
+    _inside(cluster, host, f"! mountpoint -q {HIDDEN} || mount --move {HIDDEN} {SEEN}")
+
+
+def _inside(cluster: Cluster, host: str, line: str) -> None:
+    enter(cluster.lab.init(host), ["sh", "-c", line], timeout=10.0)
+
+
+def _read(cluster: Cluster, guest: Guest) -> dict[str, Any]:
+    """The image from outside, once the VM has stopped."""
+    logged = formats.log_end(guest)
+    cluster.client.wait(cluster.client.vms.stop(VM, timeout_s=30.0))
+    (disk,) = cluster.client.vms.get(VM).disks
+    path = formats.outside(cluster, disk)
+    offline = asdict(formats.read_log(path, disk, logged))
+    return {"log": logged, "offline": offline, "check": formats.image_check(path, disk)}
+
+
+def _judge(section: Section) -> None:
+    rounds, planned = section.figures["rounds"], section.figures["planned"]
+    check = section.figures["offline"]
+    section.judge(
+        "redirect: a lost path is redirected, and direct again when it is back",
+        all(one["redirected"] and one["direct"] for one in rounds),
+        rounds,
+    )
+    section.judge(
+        "redirect: the guest sees no error",
+        not section.figures["log"]["errors"] and not any(one["errors"] for one in rounds),
+        section.figures["log"],
+    )
+    section.judge(
+        "redirect: the VM moves live while redirected", all(one["move"] for one in rounds), rounds
+    )
+    into = [one["into"] for one in rounds]
+    section.judge(
+        "redirect: a move to a host without a path is refused with the reason",
+        all(one["code"] == 4 and "lost" in one["said"] for one in into),
+        into,
+    )
+    section.judge(
+        "redirect: by request there and back",
+        planned["codes"] == (0, 0) and planned["states"] == ("redirected", "direct"),
+        planned,
+    )
+    section.judge(
+        "redirect: 0 lost, 0 torn acknowledged records, image check clean",
+        not check["lost"]
+        and not check["torn"]
+        and check["acknowledged"] > 0
+        and section.figures["check"] in ("clean", "none"),
+        {"offline": check, "check": section.figures["check"]},
+    )
+    for way, bound in (("away", AWAY_MS), ("back", BACK_MS)):
+        seen = [one[f"{way}_ms"] for one in (*rounds, planned)]
+        section.judge(
+            f"redirect: the guest waits at most {bound:g} ms on the way {way}",
+            max(seen) <= bound,
+            seen,
+            timing=True,
+        )
+    longest = section.figures["log"]["largest_gap_ms"]
+    section.judge(
+        f"redirect: between two records at most {AWAY_MS:g} ms, by the guest's own clock",
+        longest <= AWAY_MS,
+        longest,
+        timing=True,
+    )
