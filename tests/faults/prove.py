@@ -57,6 +57,7 @@ FORMAT_MOVES = 20
 BROKER_REPEATS = 5
 CLONE_MOVES = 3
 CHECKPOINT_ROUNDS = 3
+SERVED_CELLS = (*handover.sample(1), *handover.sample(2))
 
 
 @contextmanager
@@ -131,9 +132,15 @@ def _served() -> Section:
     with _lab(section, storage="nfs") as cluster:
         served.images(cluster, section, moves=FORMAT_MOVES)
         found = served.cut(cluster)
+        handed = handover.run(cluster, SERVED_CELLS, starts=BROKER_REPEATS, witness=False)
     served.judged(section, FORMAT_MOVES)
     section.figures["cut"] = found.figures
+    section.figures["handover"] = handed.figures
     section.criteria += found.criteria
+    section.criteria += [
+        dataclasses.replace(c, text=f"on NFS, where openings are not watched: {c.text}")
+        for c in handed.criteria
+    ]
     return section
 
 
