@@ -66,6 +66,8 @@ def cut(cluster: Cluster, *, say: Say = tell) -> Section:
     section.figures["back_after_s"] = round(time.monotonic() - healed, 2)
     say(f"storage link back: the guest writes again after {section.figures['back_after_s']} s")
     section.judge("storage link back: the guest goes on", went_on, section.figures)
+    moved_to = cluster.client.wait(cluster.client.vms.move_disk(VM, "disk0", format="vhdx"))
+    section.judge("its disk moves to another format there", moved_to.state.value == "completed", "")
     logged = log_end(guest)
     section.judge("storage link cut: the guest sees no error", not logged["errors"], logged)
     cluster.client.wait(cluster.client.vms.stop(VM, timeout_s=30.0))
