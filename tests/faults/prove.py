@@ -59,6 +59,7 @@ BROKER_REPEATS = 5
 CLONE_MOVES = 3
 CHECKPOINT_ROUNDS = 3
 REDIRECTS = 3
+SERVED_CELLS = (*handover.sample(1), *handover.sample(2))
 
 
 @contextmanager
@@ -128,14 +129,19 @@ def _bench() -> Section:
 def _served() -> Section:
     """NFS images and iSCSI LUNs, each in a lab that serves them, beside raw on a directory."""
     section = Section("served")
+    parts: dict[str, Section] = {}
     with _lab(section, storage="iscsi") as cluster:
-        served.luns(cluster, section, moves=FORMAT_MOVES)
+        parts["iscsi"] = served.luns(cluster, moves=FORMAT_MOVES)
     with _lab(section, storage="nfs") as cluster:
-        served.images(cluster, section, moves=FORMAT_MOVES)
-        found = served.cut(cluster)
-    served.judged(section, FORMAT_MOVES)
-    section.figures["cut"] = found.figures
-    section.criteria += found.criteria
+        parts["nfs"] = served.images(cluster, moves=FORMAT_MOVES)
+        parts["cut"] = served.cut(cluster)
+        cells = handover.run(cluster, SERVED_CELLS, starts=BROKER_REPEATS, witness=False)
+        parts["on NFS, where openings are not watched"] = cells
+    for name, part in parts.items():
+        section.figures[name] = part.figures
+        section.criteria += [
+            dataclasses.replace(c, text=f"{name}: {c.text}") for c in part.criteria
+        ]
     return section
 
 

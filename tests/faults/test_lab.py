@@ -32,7 +32,7 @@ from .kit import (
     starts,
 )
 from .kit.cluster import Cluster
-from .kit.report import Section, tell
+from .kit.report import Section
 
 pytestmark = [pytest.mark.system, pytest.mark.faults]
 
@@ -99,20 +99,19 @@ def test_disks_of_each_tier_move_under_a_writer(cluster: Cluster) -> None:
     shutil.which("ganesha.nfsd", path=SBIN) is None, reason="nfs-ganesha is not installed"
 )
 def test_an_image_on_an_nfs_server_moves_and_survives_a_cut() -> None:
-    section = Section("served")
     with serving_lab("nfs") as lab:
-        served.images(lab, section, moves=2, only=("qcow2",))
+        section = served.images(lab, moves=2, only=("qcow2",))
         found = served.cut(lab)
-    assert moves_broken(section, 2) == [], section.figures
+    assert section.broken == [], section.figures
     passed(found)
 
 
 @pytest.mark.skipif(shutil.which("tgtd", path=SBIN) is None, reason="tgt is not installed")
 def test_a_lun_moves_under_a_writer() -> None:
-    section = Section("served")
     with serving_lab("iscsi") as lab:
-        section.figures["lun"] = formats.moved(lab, formats.LUN, 2, tell)
-    assert moves_broken(section, 2) == [], section.figures
+        section = served.luns(lab, moves=2)
+    assert section.criteria
+    assert section.broken == [], section.figures
 
 
 @contextmanager
@@ -124,14 +123,6 @@ def serving_lab(storage: StorageKind) -> Iterator[Cluster]:
     finally:
         left = lab.close()
     assert left == []
-
-
-def moves_broken(section: Section, moves: int) -> list[str]:
-    """What does not hold, blackouts apart: they are compared where there are many."""
-    section.figures["raw"] = next(iter(section.figures.values()))
-    formats.judge(section, moves)
-    assert section.criteria
-    return section.broken
 
 
 def test_a_storage_broker_dies_and_freezes_unnoticed(cluster: Cluster) -> None:

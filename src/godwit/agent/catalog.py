@@ -53,11 +53,13 @@ class Catalog:
         store = self._desk.records.store
         while True:
             try:
-                await self.sync()
+                looked = False
                 async with store.watch(keys.VOLUMES) as watch:
                     async for batch in watch:
-                        if batch.events:
+                        # The first one says that the watch stands: before it things may be missed.
+                        if batch.events or not looked:
                             await self.sync()
+                            looked = True
             except StoreError as error:
                 _log.warning("volumes: %s", error)
                 await self._desk.clock.sleep(_RETRY_S)

@@ -12,7 +12,6 @@ from pathlib import Path
 from godwit.agent.desk import Desk
 from godwit.agent.disk_journal import Journal, Verdict, forget_journal, judge, load_journal, named
 from godwit.agent.disk_record import write_back, write_forward
-from godwit.agent.files import asked
 from godwit.model.errors import GodwitError, OperationFailed
 from godwit.model.vm import Vm
 from godwit.qemu.machine import Machine
@@ -57,7 +56,7 @@ async def settle_running(desk: Desk, vm: Vm, machine: Machine) -> Vm:
         gone, delete = journal.old, not journal.keep
     await desk.brokers.remove(vm.name, gone)
     if delete:
-        await _delete(desk, gone.path)
+        await _delete(desk, vm.name, gone.path)
     forget_journal(state)
     return vm
 
@@ -83,17 +82,22 @@ async def _settle_dead(desk: Desk, name: str, journal: Journal, state: Path) -> 
     if verdict is Verdict.BACK_OUT:
         if named(vm, journal) == "old":
             await write_back(desk.records, name, journal.old, journal.new)
-        await _delete(desk, journal.new.path)
+        await _delete(desk, name, journal.new.path)
     elif not journal.keep:
-        await _delete(desk, journal.old.path)
+        await _delete(desk, name, journal.old.path)
     forget_journal(state)
     await desk.event("vm.disk-move", name, f"{journal.id} was cut short: {_SAID[verdict]}")
 
 
-async def _delete(desk: Desk, path: str) -> None:
+async def _delete(desk: Desk, vm: str, path: str) -> None:
     """Unless a VM has it by now: what was said to be deleted may have been taken meanwhile."""
     vms = await desk.records.vms()
-    if any(disk.path == path for vm in vms.values() for disk in vm.disks):
+    if any(disk.path == path for one in vms.values() for disk in one.disks):
         _log.warning("%s stays: a VM has it", path)
         return
-    await asked(desk.catalog.files_at(path).remove(Path(path)), Path(path))
+    await desk.catalog.sync()  # where it lies, should the store have been away before
+    try:
+        await desk.catalog.files_at(path).remove(Path(path))
+    except OSError as error:  # no reason to keep a VM from being adopted
+        words = f"{path} is of no use any more and could not be deleted: {error.strerror or error}"
+        await desk.event("vm.disk-move", vm, words, level="warning")

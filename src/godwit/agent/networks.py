@@ -38,10 +38,13 @@ class Networks:
         while True:
             try:
                 await self.sync()
+                looked = False
                 async with self._desk.records.store.watch(keys.NETWORKS) as watch:
                     async for batch in watch:
-                        if batch.events:
+                        # The first one says that the watch stands: what came before it is not told.
+                        if batch.events or not looked:
                             await self.sync()
+                            looked = True
             except StoreError as error:
                 _log.warning("networks: %s", error)
                 await self._desk.clock.sleep(1.0)

@@ -7,6 +7,7 @@ whose disk QEMU opens by itself.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -47,29 +48,57 @@ def run(
 
 def moved(cluster: Cluster, kind: str, moves: int, say: Say) -> dict[str, Any]:
     """What a VM with one disk of that kind went through; ``lun`` is one of the volume ``luns``."""
+    return moved_in_turn(cluster, {kind: f"shared:{SIZE}:{kind}"}, moves, say)[kind]
+
+
+def moved_in_turn(
+    cluster: Cluster, disks: dict[str, str], moves: int, say: Say
+) -> dict[str, dict[str, Any]]:
+    """The same of several VMs, one for each kind and its disk, that are moved turn by turn.
+
+    So what the machine does beside it meets all of them alike.
+    """
+    guests = {kind: _writing(cluster, kind, disk) for kind, disk in disks.items()}
+    done: dict[str, list[dict[str, Any]]] = {kind: [] for kind in disks}
+    with contextlib.ExitStack() as probes:
+        for guest in guests.values():
+            probes.enter_context(watching(cluster.netns, guest.address))
+        for number in range(moves):
+            for kind, guest in guests.items():
+                done[kind].append(_one_move(cluster, kind, guest))
+                last = done[kind][-1]
+                dark = last["blackout_ms"]
+                say(f"{kind} {number + 1}/{moves}: {last['outcome']}, dark {dark} ms")
+    return {kind: _ended(cluster, kind, guests[kind], done[kind]) for kind in disks}
+
+
+def _writing(cluster: Cluster, kind: str, disk: str) -> Guest:
     vm = f"disk-{kind}"
-    cluster.define(vm, disks=[] if kind == LUN else [f"shared:{SIZE}:{kind}"])
+    cluster.define(vm, disks=[] if kind == LUN else [disk])
     if kind == LUN:
         cluster.client.wait(cluster.client.vms.add_disk(vm, volume=serving.LUNS, lun=1))
     guest = cluster.boot(vm, host="host1")
     guest.ask(f"log dev=sda rate={RECORDS_PER_S} fresh=1", timeout=20.0)
-    done: list[dict[str, Any]] = []
-    with watching(cluster.netns, guest.address) as _probe:
-        for number in range(moves):
-            before = guest.stats()["log"]["acknowledged"]
-            source = str(cluster.owner(vm).host)
-            move = cluster.move(vm, cluster.other(source), method="live")
-            done.append(
-                {
-                    "id": move.id,
-                    "outcome": move.state.value,
-                    "reason": move.reason,
-                    "blackout_ms": move.blackout_ms,
-                    "total_ms": move.total_ms,
-                    "written_on": guest.stats()["log"]["acknowledged"] - before,
-                }
-            )
-            say(f"{kind} {number + 1}/{moves}: {move.state.value}, dark {move.blackout_ms} ms")
+    return guest
+
+
+def _one_move(cluster: Cluster, kind: str, guest: Guest) -> dict[str, Any]:
+    vm = f"disk-{kind}"
+    before = guest.stats()["log"]["acknowledged"]
+    source = str(cluster.owner(vm).host)
+    move = cluster.move(vm, cluster.other(source), method="live")
+    return {
+        "id": move.id,
+        "outcome": move.state.value,
+        "reason": move.reason,
+        "blackout_ms": move.blackout_ms,
+        "total_ms": move.total_ms,
+        "written_on": guest.stats()["log"]["acknowledged"] - before,
+    }
+
+
+def _ended(cluster: Cluster, kind: str, guest: Guest, done: list[dict[str, Any]]) -> dict[str, Any]:
+    vm = f"disk-{kind}"
     logged = log_end(guest)
     cluster.client.wait(cluster.client.vms.stop(vm, timeout_s=30.0))
     (disk,) = cluster.client.vms.get(vm).disks

@@ -11,8 +11,9 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,7 +27,7 @@ from . import cells, evidence
 from .cells import Cell
 from .cluster import Cluster
 from .guest import Guest, NoAnswer
-from .openings import Openings
+from .openings import Judge, Openings
 from .report import Say, Section, tell
 from .table import Expected
 
@@ -113,10 +114,14 @@ def run(
     chosen: Sequence[Cell] | None = None,
     *,
     starts: int = 20,
+    witness: bool = True,
     say: Say = tell,
 ) -> Section:
     """The chosen cells (all of them) on one VM with a disk that its broker serves; then so many
-    times both hosts are told at once to start it."""
+    times both hosts are told at once to start it.
+
+    Without ``witness`` nobody watches who opens the image: on a server that is the server alone.
+    """
     cluster.heal()
     guest = cluster.make(VM, host="host1", disks=[f"shared:128M:{KIND}"])
     _log_anew(guest)
@@ -124,31 +129,31 @@ def run(
     rows = section.figures["cells"] = []
     picked = tuple(every() if chosen is None else chosen)
     for number, cell in enumerate(picked, 1):
-        row = _one(cluster, guest, cell)
+        row = _one(cluster, guest, cell, witness)
         rows.append(row)
         say(f"{'✗' if row['wrong'] else '✓'} {number}/{len(picked)} {cell.name}: {row['reason']}")
         for line in row["wrong"]:
             say(f"    {line}")
     section.figures["end"] = end = _read_closed(cluster, guest.stats()["log"], stop=True)
     _judge(section, rows, end)
-    _start_twice(cluster, section, starts, say)
+    _start_twice(cluster, section, starts, witness, say)
     cluster.client.wait(cluster.client.vms.delete(VM))
     return section
 
 
-def _start_twice(cluster: Cluster, section: Section, rounds: int, say: Say) -> None:
+def _start_twice(cluster: Cluster, section: Section, rounds: int, witness: bool, say: Say) -> None:
     """Both agents are asked directly, past the manager: only the owner record stands between."""
     wins: list[list[str]] = []
     wrong: list[str] = []
     for number in range(1, rounds + 1):
-        with Openings(_image(cluster)) as openings, ThreadPoolExecutor() as pool:
+        with _openings(cluster, witness) as judge, ThreadPoolExecutor() as pool:
             asked = {host: pool.submit(_start, cluster, host) for host in cluster.hosts}
             said = {host: answer.result() for host, answer in asked.items()}
             running = [copy.host for copy in evidence.copies(cluster, VM)]
         won = [host for host, refused in said.items() if not refused]
         wins.append(won)
-        if len(won) != 1 or running != won or openings.judge.together:
-            wrong.append(f"round {number}: {said}, QEMUs on {running}, {openings.judge.together}")
+        if len(won) != 1 or running != won or judge.together:
+            wrong.append(f"round {number}: {said}, QEMUs on {running}, {judge.together}")
         for host in won:
             body = {"force": True}
             cluster.lab.agent(host, "POST", f"/v1/vms/{VM}/stop", body)
@@ -170,9 +175,19 @@ def _start(cluster: Cluster, host: str) -> str:
     return ""
 
 
-def _one(cluster: Cluster, guest: Guest, cell: Cell) -> dict[str, Any]:
+@contextmanager
+def _openings(cluster: Cluster, witness: bool) -> Iterator[Judge]:
+    """The judgement of the image's witness; an empty one where there is none."""
+    if not witness:
+        yield Judge()
+        return
+    with Openings(_image(cluster)) as openings:
+        yield openings.judge
+
+
+def _one(cluster: Cluster, guest: Guest, cell: Cell, witness: bool) -> dict[str, Any]:
     want = EITHER if cell.victim in BROKERS else None
-    with Openings(_image(cluster)) as openings, Acknowledged(guest) as log:
+    with _openings(cluster, witness) as judge, Acknowledged(guest) as log:
         before = log.last["acknowledged"]
         try:
             result = cells.perform(cluster, cell, VM, want=want)
@@ -180,12 +195,12 @@ def _one(cluster: Cluster, guest: Guest, cell: Cell) -> dict[str, Any]:
         except (GodwitError, AssertionError, OSError, TimeoutError) as error:
             row = {**dataclasses.asdict(cell), "name": cell.name, "reason": "not carried out"}
             row["wrong"] = [f"{type(error).__name__}: {error}"]
-        row["openings"] = openings.judge.openings
-        row["together"] = openings.judge.together
+        row["openings"] = judge.openings
+        row["together"] = judge.together
     wrong = list(row["wrong"])
-    if openings.judge.together:
-        wrong.append(f"two had the image open for writing: pids {openings.judge.together}")
-    if not openings.judge.openings:
+    if judge.together:
+        wrong.append(f"two had the image open for writing: pids {judge.together}")
+    if witness and not judge.openings:
         wrong.append("nobody had the image open for writing: the witness saw nothing")
     row["acknowledged"] = log.last["acknowledged"] - before
     stopped = cluster.owner(VM).state.value == "stopped"

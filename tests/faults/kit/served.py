@@ -16,7 +16,7 @@ from godwit.model.errors import GodwitError
 from godwit.model.vm import VmState
 
 from .cluster import Cluster
-from .formats import LUN, judge, log_end, moved, outside, read_log
+from .formats import LUN, SIZE, judge, log_end, moved_in_turn, outside, read_log
 from .report import Say, Section, tell
 
 NFS = ("raw", "qcow2", "vhdx")
@@ -27,21 +27,22 @@ RECORDS_PER_S = 50
 
 
 def images(
-    cluster: Cluster, section: Section, *, moves: int, only: tuple[str, ...] = NFS, say: Say = tell
-) -> None:
-    """Live moves of VMs whose images lie on an NFS server."""
-    for kind in only:
-        section.figures[f"nfs-{kind}"] = moved(cluster, kind, moves, say)
+    cluster: Cluster, *, moves: int, only: tuple[str, ...] = NFS, say: Say = tell
+) -> Section:
+    """Live moves of VMs whose images lie on an NFS server, and of one on a plain directory."""
+    section = Section("served")
+    disks = {"raw": f"other:{SIZE}:raw"}
+    disks |= {f"nfs-{kind}": f"shared:{SIZE}:{kind}" for kind in only}
+    section.figures |= moved_in_turn(cluster, disks, moves, say)
+    judge(section, moves)
+    return section
 
 
-def luns(cluster: Cluster, section: Section, *, moves: int, say: Say = tell) -> None:
-    """The same of a LUN that is passed through, and of a raw image on a plain directory."""
-    for kind in ("raw", LUN):
-        section.figures[kind] = moved(cluster, kind, moves, say)
-
-
-def judged(section: Section, moves: int) -> Section:
-    """Each kind beside raw on a plain directory."""
+def luns(cluster: Cluster, *, moves: int, say: Say = tell) -> Section:
+    """The same of a LUN that is passed through."""
+    section = Section("served")
+    disks = {"raw": f"shared:{SIZE}:raw", LUN: ""}
+    section.figures |= moved_in_turn(cluster, disks, moves, say)
     judge(section, moves)
     return section
 
@@ -66,6 +67,8 @@ def cut(cluster: Cluster, *, say: Say = tell) -> Section:
     section.figures["back_after_s"] = round(time.monotonic() - healed, 2)
     say(f"storage link back: the guest writes again after {section.figures['back_after_s']} s")
     section.judge("storage link back: the guest goes on", went_on, section.figures)
+    moved_to = cluster.client.wait(cluster.client.vms.move_disk(VM, "disk0", format="vhdx"))
+    section.judge("its disk moves to another format there", moved_to.state.value == "completed", "")
     logged = log_end(guest)
     section.judge("storage link cut: the guest sees no error", not logged["errors"], logged)
     cluster.client.wait(cluster.client.vms.stop(VM, timeout_s=30.0))

@@ -193,10 +193,11 @@ class Left:
             config=SimpleNamespace(paths=paths),
             records=self.told.records,
             slots={},
-            catalog=SimpleNamespace(files_at=lambda _path: LOCAL),
+            catalog=SimpleNamespace(files_at=lambda _path: LOCAL, sync=self._event),
             brokers=SimpleNamespace(remove=self._serve_no_more),
             event=self._event,
         )
+        self.events: list[str] = []
         monkeypatch.setattr(disk_settle, "Mirror", lambda *_: self._mirror())
 
     def _mirror(self) -> Any:
@@ -217,8 +218,8 @@ class Left:
     async def _serve_no_more(self, _vm: str, disk: Disk) -> None:
         self.steps.append(f"unserve {disk.generation}")
 
-    async def _event(self, *_words: Any, **_more: Any) -> None:
-        return None
+    async def _event(self, *words: Any, **_more: Any) -> None:
+        self.events += words[-1:]
 
     async def settle(self, record: Disk, *, keep: bool = False, machine: bool = True) -> Disk:
         """Which image is the disk's afterwards."""
@@ -265,6 +266,19 @@ async def test_what_was_cut_short_is_settled(
     assert now.generation == end
     assert left.there == [end], "the other image is gone"
     assert left.steps == steps
+
+
+async def test_a_volume_that_is_away_does_not_keep_a_vm_from_being_adopted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = Left(tmp_path, monkeypatch, Seen("new", ""))
+
+    async def away(_path: Path) -> None:
+        raise TimeoutError(110, "10.94.0.1 does not answer within 10 s")
+
+    left.desk.catalog.files_at = lambda _path: SimpleNamespace(remove=away)
+    assert await left.settle(left.new) == left.new
+    assert "could not be deleted: 10.94.0.1 does not answer" in left.events[-1]
 
 
 async def test_a_machine_that_keeps_its_old_image_corrects_the_record(
