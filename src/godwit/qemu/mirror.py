@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -44,11 +45,16 @@ CLOSE_S: Final = 0.05
 STALL_S: Final = 10.0
 """Seconds without less to copy than ever before after which the guest outruns the copy."""
 
+TRIES: Final = 5
+AGAIN_S: Final = 0.1
+
 _EVENT: Final = "JOB_STATUS_CHANGE"
 _OVER: Final = frozenset({"aborting", "concluded"})
 
 Heard = Callable[[int, int], None]
 """Hears how many bytes are copied, of how many."""
+
+_log = logging.getLogger("agent")
 
 Where = Literal["old", "new", "neither"]
 
@@ -257,9 +263,16 @@ class Mirror:
 
 
 async def let_go(mirror: Mirror) -> bool:
-    """As `Mirror.abandon`; False when QEMU did not do it, which an adoption finds later."""
-    try:
-        await mirror.abandon()
-    except (MonitorError, GodwitError):
-        return False
-    return True
+    """As `Mirror.abandon`; False when QEMU did not do it, which an adoption finds later.
+
+    Asked again a few times: a job that has ended may hold its nodes for a moment more.
+    """
+    for attempt in range(TRIES):
+        try:
+            await mirror.abandon()
+        except (MonitorError, GodwitError) as error:
+            _log.warning("attempt %d to end a copy: %s", attempt + 1, error)
+            await asyncio.sleep(AGAIN_S)  # nothing announces that a node is free
+        else:
+            return True
+    return False

@@ -155,7 +155,7 @@ async def test_what_is_called_off_leaves_the_disk_as_it_was(
         if last_step:
             await machine.stop()
             await mirror.complete()
-        assert await let_go(mirror)
+        assert await let_go(mirror), (last_step, machine.runtime.qemu_log.read_text()[-600:])
         assert await let_go(mirror), "nothing to end is no fault"
         assert await _nodes(machine) == nodes
         assert await mirror.seen() == Seen("old", "")
