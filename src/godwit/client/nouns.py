@@ -62,6 +62,8 @@ class Vms:
     ) -> Task:
         """Define a VM. ``kernel``, ``initrd`` and ``cloud_init`` that are files here are uploaded;
         a disk may be written ``VOLUME:SIZE[:FORMAT]``."""
+        from godwit.model.spelling import disk_fields
+
         return await self._client.act(
             "vm.create",
             name=name,
@@ -71,7 +73,7 @@ class Vms:
             kernel=kernel,
             initrd=initrd,
             append=append,
-            disks=[_disk(disk) for disk in disks],
+            disks=[disk_fields(disk) for disk in disks],
             iso=iso,
             cloud_init=cloud_init,
             networks=networks,
@@ -444,11 +446,3 @@ class Tasks:
     async def cancel(self, task_id: str) -> Task:
         """Ask a task to stop."""
         return await self._client.act("task.cancel", id=task_id)
-
-
-def _disk(disk: NewDisk | str) -> dict[str, Any]:
-    from godwit.model.spelling import read_disk
-
-    if isinstance(disk, str):
-        return read_disk(disk)
-    return disk.model_dump(mode="json")

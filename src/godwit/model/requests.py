@@ -16,11 +16,15 @@ from godwit.model.base import Name, Value
 from godwit.model.disks import BROKERED_ONLY
 from godwit.model.errors import InvalidRequest
 from godwit.model.vm import DiskFormat, DiskTier
-from godwit.model.volume import VolumeKind
+from godwit.model.volume_requests import (
+    CreateVolume as CreateVolume,
+    DeleteVolume as DeleteVolume,
+    ImportDisk as ImportDisk,
+    RedirectVolume as RedirectVolume,
+    RestoreVolume as RestoreVolume,
+)
 
 LARGEST_DISK = 1 << 50
-SERVER_PATTERN = r"^([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,39})?$"
-PORTAL_PATTERN = r"^([A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:]{2,39}\])?(:[0-9]{1,5})?$"
 
 
 class NewDisk(Value):
@@ -293,79 +297,6 @@ class DeleteNetwork(Value):
 
     kind: Literal["network.delete"] = "network.delete"
     name: Name
-
-
-class CreateVolume(Value):
-    """Define a volume, called /clusterstorage/NAME on every host.
-
-    ``path`` is what lies beneath a directory, for people to see. ``nfs`` needs ``server`` and the
-    ``export`` there, ``iscsi`` the ``portal`` (HOST[:PORT]) and the ``target`` (its IQN).
-    """
-
-    kind: Literal["volume.create"] = "volume.create"
-    name: Name
-    type: VolumeKind = "dir"
-    path: str = ""
-    server: str = Field(default="", pattern=SERVER_PATTERN)
-    export: str = Field(default="", pattern=r"^(/[^\x00-\x1f\x7f]*)?$", max_length=1024)
-    portal: str = Field(default="", pattern=PORTAL_PATTERN)
-    target: str = Field(default="", pattern=r"^([a-z]{3}\.[A-Za-z0-9.:_-]{1,219})?$")
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Self:
-        served = {"nfs": ("server", "export"), "iscsi": ("portal", "target")}
-        for kind, fields in served.items():
-            for field in fields:
-                said = bool(getattr(self, field))
-                if said and self.type != kind:
-                    raise ValueError(f"only a volume of kind {kind} has a {field}")
-                if not said and self.type == kind:
-                    raise ValueError(f"a volume of kind {kind} needs --{field}")
-        if self.type in served and self.path:
-            raise ValueError("what lies beneath is the server's: leave --path out")
-        if ".." in self.export.split("/"):
-            raise ValueError("the export is a plain path of the server")
-        return self
-
-
-class DeleteVolume(Value):
-    """Forget a volume that no VM uses; the files in it stay."""
-
-    kind: Literal["volume.delete"] = "volume.delete"
-    name: Name
-
-
-class RedirectVolume(Value):
-    """Let a host's I/O on a volume go through another host, until it is restored.
-
-    For work on that host's way to the storage. Only for VMs whose disks there are brokered.
-    """
-
-    kind: Literal["volume.redirect"] = "volume.redirect"
-    name: Name
-    host: Name
-
-
-class RestoreVolume(Value):
-    """Let a host use its own path to a volume again."""
-
-    kind: Literal["volume.restore"] = "volume.restore"
-    name: Name
-    host: Name
-
-
-class ImportDisk(Value):
-    """Bring an image into a volume, from a file below /clusterstorage or an http(s) URL.
-
-    ``format`` says what it is, ``target_format`` what it becomes; ``name`` is the new image's.
-    """
-
-    kind: Literal["volume.disk.import"] = "volume.disk.import"
-    volume: Name
-    name: Name
-    source: str
-    format: DiskFormat | Literal["vmdk"] = "qcow2"
-    target_format: DiskFormat = "qcow2"
 
 
 class CancelTask(Value):

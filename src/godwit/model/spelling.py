@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from godwit.model.errors import InvalidRequest
 from godwit.model.units import parse_duration, parse_size
+
+if TYPE_CHECKING:
+    from godwit.model.requests import NewDisk
 
 Sort = Literal[
     "name",
@@ -79,6 +82,11 @@ def read_disk(text: str) -> dict[str, Any]:
     if "size_bytes" not in disk:
         raise _not_a_disk(text)
     return disk
+
+
+def disk_fields(disk: NewDisk | str) -> dict[str, Any]:
+    """A new disk as fields, whichever way it was given; InvalidRequest as `read_disk`."""
+    return read_disk(disk) if isinstance(disk, str) else disk.model_dump(mode="json")
 
 
 def _read_place(text: str) -> dict[str, Any]:
