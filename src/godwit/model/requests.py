@@ -18,9 +18,17 @@ from godwit.model.errors import InvalidRequest
 from godwit.model.vm import DiskFormat, DiskTier
 from godwit.model.volume_requests import (
     CreateVolume as CreateVolume,
+)
+from godwit.model.volume_requests import (
     DeleteVolume as DeleteVolume,
+)
+from godwit.model.volume_requests import (
     ImportDisk as ImportDisk,
+)
+from godwit.model.volume_requests import (
     RedirectVolume as RedirectVolume,
+)
+from godwit.model.volume_requests import (
     RestoreVolume as RestoreVolume,
 )
 
