@@ -12,7 +12,9 @@ ended (``auto-dismiss`` off), so that an agent which comes later can tell what b
 Facts, seen on QEMU 10.0: a job that waits to be finalized holds the disk's I/O; cancelled there it
 leaves the device on the old image. A device's drive takes the new node's name, and no node can be
 renamed, so each image of a disk brings names of its own (`godwit.qemu.layout`). Ranges of zeroes
-are written out by the drivers of VHD and VHDX, so such a target takes its whole size.
+are written out by the drivers of VHD and VHDX, so such a target takes its whole size. A copy that
+is called off while guests' writes wait for it can end QEMU ("malloc(): unaligned tcache chunk"): so
+only a guest that outruns the copy is made to wait, and it stands still while such a copy ends.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -38,9 +40,6 @@ LOOK_S: Final = 0.5
 
 SWITCH_S: Final = 30.0
 """Seconds that the last bytes may take, with the VM standing still."""
-
-CLOSE_S: Final = 0.05
-"""The part of the disk below which what is left counts as nearly nothing."""
 
 STALL_S: Final = 10.0
 """Seconds without less to copy than ever before after which the guest outruns the copy."""
@@ -75,11 +74,11 @@ class Pace:
         self._since = 0.0
 
     def blocks(self, copied: int, total: int, *, now: float) -> bool:
-        """Whether to hold the guest's writes from here on: nearly done, or no progress."""
+        """Whether to hold the guest's writes from here on: there is no progress."""
         left = total - copied
         if self._best is None or left < self._best:
             self._best, self._since = left, now
-        return left <= total * CLOSE_S or now - self._since >= STALL_S
+        return now - self._since >= STALL_S
 
 
 class Mirror:
@@ -90,13 +89,14 @@ class Mirror:
         self._old = old
         self._new = new
         self._job = layout.mirror_job(old)
-        self._blocking = False
+        self._blocking: bool | None = None  # not known of a copy that an earlier agent began
 
     async def begin(self, place: Place, *, rate: int = 0) -> None:
         """Open the new image and begin to copy, at ``rate`` bytes a second at most (0: no limit).
 
         OperationFailed with QEMU's words when it cannot; `abandon` clears up then."""
         new, vm = self._new, self._machine.vm
+        self._blocking = False
         try:
             served = place.served.get(new.id)
             for node in disk_nodes(new, vm=vm, aio=place.aio, broker=place.broker, served=served):
@@ -129,7 +129,6 @@ class Mirror:
                 copied, total = int(job["current-progress"]), int(job["total-progress"])
                 heard(copied, total)
                 if job["status"] == "ready":
-                    await self._block()
                     return
                 if job["status"] in _OVER:
                     raise self._failed(str(job.get("error", "it was called off")))
@@ -172,11 +171,12 @@ class Mirror:
         """
         with self._machine.monitor.events(_EVENT) as events:
             job = await self._job_now()
-            if job is not None and job["status"] not in _OVER:
-                with contextlib.suppress(QmpError):  # it has ended by itself meanwhile
-                    await self._execute("job-cancel", {"id": self._job})
-            if job is not None:
-                await self._await(events, frozenset({"concluded"}))
+            async with self._standing_still():
+                if job is not None and job["status"] not in _OVER:
+                    with contextlib.suppress(QmpError):  # it has ended by itself meanwhile
+                        await self._execute("job-cancel", {"id": self._job})
+                if job is not None:
+                    await self._await(events, frozenset({"concluded"}))
             await self.forget()
         await drop_nodes(self._machine, node_names(self._new)[::-1])
 
@@ -207,6 +207,18 @@ class Mirror:
         return Seen(device, "" if job is None else str(job["status"]))
 
     # Steps.
+
+    @contextlib.asynccontextmanager
+    async def _standing_still(self) -> AsyncIterator[None]:
+        """No write of the guest is under way in here, where one might wait for the new image."""
+        if self._blocking is False or not (await self._machine.status()).running:
+            yield
+            return
+        await self._machine.stop()
+        try:
+            yield
+        finally:
+            await asyncio.shield(self._machine.cont())
 
     async def _block(self) -> None:
         """Have the guest's writes wait for the new image too; QEMU before 8.2 cannot."""
