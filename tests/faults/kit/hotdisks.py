@@ -33,16 +33,24 @@ RECORDS_PER_S = 100
 CARRIED: tuple[DiskFormat, ...] = ("vhd-fixed", "vhd", "vhdx")
 
 
-def run(cluster: Cluster, *, disks: int = 64, say: Say = tell) -> Section:
+def run(
+    cluster: Cluster,
+    *,
+    disks: int = 64,
+    carried: tuple[DiskFormat, ...] = CARRIED,
+    forced: tuple[DiskFormat, ...] = ("qcow2", "vhdx"),
+    say: Say = tell,
+) -> Section:
     """All of it on one VM after the other; ``disks`` is how many come and go at once."""
     cluster.heal()
     section = Section("hotdisks")
     _many(cluster, section, disks, say)
-    for kind in CARRIED:
+    for kind in carried:
         _carried(cluster, section, kind, say)
     with _device(cluster) as device:
         _carried(cluster, section, device, say)
-    _by_force(cluster, section, say)
+    for kind in forced:
+        _by_force(cluster, section, kind, say)
     return section
 
 
@@ -162,31 +170,30 @@ def _losetup(*words: str) -> str:
 # One that is taken away
 
 
-def _by_force(cluster: Cluster, section: Section, say: Say) -> None:
-    for kind in ("qcow2", "vhdx"):
-        guest = cluster.make(VM, host="host1", disks=[f"shared:128M:{kind}"])
-        guest.ask("log dev=sda rate=0 fresh=1", timeout=20.0)  # as fast as it can
-        _until(guest, 200)
-        (disk,) = cluster.client.vms.disks(VM)
-        refused = cluster.cli("vm", "disk", "remove", VM, disk.id, "--keep")
-        cluster.client.wait(cluster.client.vms.remove_disk(VM, disk.id, force=True, keep=True))
-        log = guest.stats()["log"]
-        check = _read(cluster, disk, log)
-        alive = guest.alive()
-        cluster.remove(VM)
-        _file(cluster, disk).unlink(missing_ok=True)
-        section.figures[f"force {kind}"] = {"log": log, "offline": check, "refused": refused.err}
-        say(f"{kind} removed by force under load: {check['acknowledged']} records, {check}")
-        section.judge(
-            f"{kind}: removal under load is refused without --force, exit 4",
-            refused.code == 4 and "--force" in refused.err,
-            {"exit": refused.code, "stderr": refused.err},
-        )
-        section.judge(
-            f"{kind}: removed by force under load, every acknowledged record is in the image",
-            alive and log["acknowledged"] >= 200 and not (check["lost"] or check["torn"]),
-            check,
-        )
+def _by_force(cluster: Cluster, section: Section, kind: DiskFormat, say: Say) -> None:
+    guest = cluster.make(VM, host="host1", disks=[f"shared:128M:{kind}"])
+    guest.ask("log dev=sda rate=0 fresh=1", timeout=20.0)  # as fast as it can
+    _until(guest, 200)
+    (disk,) = cluster.client.vms.disks(VM)
+    refused = cluster.cli("vm", "disk", "remove", VM, disk.id, "--keep")
+    cluster.client.wait(cluster.client.vms.remove_disk(VM, disk.id, force=True, keep=True))
+    log = guest.stats()["log"]
+    check = _read(cluster, disk, log)
+    alive = guest.alive()
+    cluster.remove(VM)
+    _file(cluster, disk).unlink(missing_ok=True)
+    section.figures[f"force {kind}"] = {"log": log, "offline": check, "refused": refused.err}
+    say(f"{kind} removed by force under load: {check['acknowledged']} records, {check}")
+    section.judge(
+        f"{kind}: removal under load is refused without --force, exit 4",
+        refused.code == 4 and "--force" in refused.err,
+        {"exit": refused.code, "stderr": refused.err},
+    )
+    section.judge(
+        f"{kind}: removed by force under load, every acknowledged record is in the image",
+        alive and log["acknowledged"] >= 200 and not (check["lost"] or check["torn"]),
+        check,
+    )
 
 
 # Helpers
