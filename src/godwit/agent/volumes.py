@@ -49,6 +49,7 @@ class Watched:
     prober: Prober
     view: PathView = field(default_factory=PathView)
     identity: str = ""
+    ours: bool = False  # this host itself has seen that identity, now or in an earlier life
     capacity: int | None = None
     used: int | None = None
     told: VolumeOnHost | None = None
@@ -71,14 +72,21 @@ class Volumes:
 
     # What others ask.
 
+    def _current(self, name: str) -> Watched | None:
+        """What is watched, unless the volume has been defined anew since: that is another one."""
+        found = self._watched.get(name)
+        if found is None or _beneath(found.volume) != _beneath(self._desk.catalog.get(name)):
+            return None
+        return found
+
     def usable(self, volume: str) -> bool:
         """Whether I/O on this volume belongs on this host's own path; one unknown is believed."""
-        found = self._watched.get(volume)
+        found = self._current(volume)
         return volume not in self._planned and (found is None or found.view.usable)
 
     def lost(self, volume: str) -> str:
         """Why this host itself cannot touch the volume; empty when it can."""
-        found = self._watched.get(volume)
+        found = self._current(volume)
         return "" if found is None or found.view.usable else found.view.reason or "lost"
 
     def why(self, volume: str) -> str:
@@ -226,13 +234,13 @@ class Volumes:
         try:
             while True:
                 if not one.identity:
-                    one.identity = await self._known_identity(one)
+                    one.identity, one.ours = await self._known_identity(one)
                 before, asked = one.view, one.asked
                 one.asked = []
                 seen = await one.prober.probe(ANSWER_S, identity=one.identity)
                 one.view = step(before, seen, now=desk.clock.monotonic())
                 if seen.ok:
-                    one.identity = seen.identity
+                    one.identity, one.ours = seen.identity, True
                     one.capacity, one.used = seen.capacity_bytes, seen.used_bytes
                 if one.view.step is not before.step:
                     _log.info("volume %s: %s %s", name, one.view.step.value, one.view.reason)
@@ -258,18 +266,19 @@ class Volumes:
                 await one.wake.wait()
         one.wake.clear()
 
-    async def _known_identity(self, one: Watched) -> str:
-        """What hosts have said before of which volume this is: ourselves, else any that shares."""
+    async def _known_identity(self, one: Watched) -> tuple[str, bool]:
+        """What hosts have said before of which volume this is, and whether we did: ourselves, else
+        any that shares."""
         name, host = one.volume.name, self._desk.host
         prefix = keys.volume_state(name, "")
         try:
             found = await self._desk.records.list(prefix, VolumeOnHost)
         except StoreError:
-            return ""
+            return "", False
         said = {key.removeprefix(prefix): record.value.identity for key, record in found.items()}
         ours = said.get(host, "")
         shared = one.volume.kind != "local"
-        return ours or next((i for _, i in sorted(said.items()) if shared and i), "")
+        return ours or next((i for _, i in sorted(said.items()) if shared and i), ""), bool(ours)
 
     # Telling.
 
@@ -294,7 +303,7 @@ class Volumes:
             capacity_bytes=one.capacity,
             used_bytes=one.used,
             since=desk.clock.realtime() if since is None else since,
-            identity=one.identity,
+            identity=one.identity if one.ours else "",
         )
         try:
             await desk.records.store.put(

@@ -661,6 +661,16 @@ def test_a_host_without_its_own_path_neither_helps_nor_takes_vms() -> None:
     assert not any("shared" in why for why in reasons_against(second, Need.of(vm)))
 
 
+def test_what_was_said_before_a_volume_was_defined_does_not_count() -> None:
+    vm = make_vm("web", disk())
+    world = snapshot(vm, volume_states=_lost())
+    since = next(iter(_lost().values())).since
+    anew = dataclasses.replace(
+        world, volumes={"shared": Volume(name="shared", created_at=since + 1)}
+    )
+    assert [info.name for info in helpers(anew, vm, prefer="host1")] == ["host1", "host2"]
+
+
 def test_metrics_show_how_hosts_reach_a_volume() -> None:
     from types import SimpleNamespace
 
