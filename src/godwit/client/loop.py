@@ -7,13 +7,37 @@ with the program.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from concurrent.futures import wait
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_HEED_S = 0.1  # how long Ctrl-C may go unheeded
 _END_S = 2.0  # how long cancelled work may take to clean up
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed meanwhile, instead of an exception at any place.
+
+    Raised inside of a wait it may leave a lock of the future taken, and the loop's thread waiting
+    for that lock for ever; and just before a wait it does not wake it up. In threads other than
+    the first, and where the program has a handler of its own, nothing changes.
+    """
+    pressed: list[int] = []
+    first = threading.current_thread() is threading.main_thread()
+    if not first or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, lambda number, _frame: pressed.append(number))
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class LoopThread:
@@ -36,13 +60,15 @@ class LoopThread:
             finally:
                 ended.set()
 
-        future = asyncio.run_coroutine_threadsafe(watched(), self._loop)
-        try:
+        with _interrupts() as interrupted:
+            future = asyncio.run_coroutine_threadsafe(watched(), self._loop)
+            while not wait((future,), timeout=_HEED_S).done and not interrupted():
+                pass
+            if interrupted():
+                if future.cancel():
+                    ended.wait(_END_S)
+                raise KeyboardInterrupt
             return future.result()
-        except BaseException:
-            if future.cancel():
-                ended.wait(_END_S)
-            raise
 
     def each(self, stream: AsyncGenerator[T, None]) -> Iterator[T]:
         """The items of an asynchronous stream; leaving the loop early closes it."""
@@ -59,7 +85,10 @@ class LoopThread:
                 return None
 
         async def closing() -> None:
-            # An interrupted wait may still be on its way out; a stream closes only when idle.
+            # A stream closes only when idle. An interrupted wait may still be on its way out, or
+            # nobody has told it: Ctrl-C may come before `run` has its hands on it.
+            for task in waiting:
+                task.cancel()
             if waiting:
                 await asyncio.wait(waiting)
             await stream.aclose()
