@@ -165,7 +165,8 @@ class Brokers:
                     await broker.attach_peer(disk, epoch=epoch, peer=opening.peer)
                 else:
                     await broker.acquire(disk, epoch=epoch)
-            await self._desk.redirects.goes(vm)
+        # Told afterwards: the VM may stand still until this returns.
+        self._desk.background(self._desk.redirects.goes(vm), f"vm {vm}: way of its I/O told")
 
     async def reroute(self, vm: str) -> bool:
         """Put the disks of a VM that runs here on the way that they belong on now; whether it is.
