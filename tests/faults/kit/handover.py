@@ -12,7 +12,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -146,9 +145,8 @@ def _start_twice(cluster: Cluster, section: Section, rounds: int, witness: bool,
     wins: list[list[str]] = []
     wrong: list[str] = []
     for number in range(1, rounds + 1):
-        with _openings(cluster, witness) as judge, ThreadPoolExecutor() as pool:
-            asked = {host: pool.submit(_start, cluster, host) for host in cluster.hosts}
-            said = {host: answer.result() for host, answer in asked.items()}
+        with _openings(cluster, witness) as judge:
+            said = cluster.start_at_once(VM)
             running = [copy.host for copy in evidence.copies(cluster, VM)]
         won = [host for host, refused in said.items() if not refused]
         wins.append(won)
@@ -164,15 +162,6 @@ def _start_twice(cluster: Cluster, section: Section, rounds: int, witness: bool,
         rounds > 0 and not wrong,
         {"rounds": rounds, "wrong": wrong},
     )
-
-
-def _start(cluster: Cluster, host: str) -> str:
-    """Why the host refused; empty when it started the VM."""
-    try:
-        cluster.lab.agent(host, "POST", f"/v1/vms/{VM}/start", {}, deadline_s=30.0)
-    except GodwitError as error:
-        return error.message
-    return ""
 
 
 @contextmanager

@@ -7,12 +7,10 @@ ownership alone keep two writers apart.
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
 from godwit.lab import fault
-from godwit.model.errors import GodwitError
 from godwit.model.vm import VmState
 
 from .cluster import Cluster
@@ -84,16 +82,7 @@ def cut(cluster: Cluster, *, say: Say = tell) -> Section:
 
 def _two_starts(cluster: Cluster, section: Section) -> None:
     """Both agents are told to start the VM at one moment, past the manager."""
-
-    def start(host: str) -> str:
-        try:
-            cluster.lab.agent(host, "POST", f"/v1/vms/{VM}/start", {}, deadline_s=30.0)
-        except GodwitError as error:
-            return error.message
-        return ""
-
-    with ThreadPoolExecutor(2) as pool:
-        said = dict(zip(cluster.hosts, pool.map(start, cluster.hosts), strict=False))
+    said = cluster.start_at_once(VM)
     won = [host for host, why in said.items() if not why]
     section.judge("two starts at once without any lock: exactly one wins", len(won) == 1, said)
     owner = cluster.owner(VM)
