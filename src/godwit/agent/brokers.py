@@ -26,7 +26,7 @@ from godwit.qemu.blocks import stored_size
 from godwit.qemu.launch import Binary
 from godwit.qemu.layout import broker_id
 from godwit.qmp import MonitorError
-from godwit.storage.broker import PROMPT_TIMEOUT, Broker, Opening, listen
+from godwit.storage.broker import Broker, Opening, listen
 from godwit.storage.broker_daemon import DaemonPlace, end_recorded, forget_recorded
 from godwit.storage.broker_life import LABEL
 from godwit.storage.broker_record import load_broker
@@ -145,28 +145,38 @@ class Brokers:
             if broker is None:
                 return
             self._shut.discard(vm)
-            if broker.alive and not await broker.answers(timeout=PROMPT_TIMEOUT):
-                _log.warning("%s: its broker is silent: another one opens its disks", vm)
-                await broker.kill()
-            if not broker.alive:
-                await self._restart(vm, broker, epoch)
-                self._watch(vm, broker)
+            if broker.alive and await self._open_all(vm, broker, epoch):
+                # Told afterwards: the VM may stand still until this returns.
+                told = self._desk.redirects.goes(vm)
+                self._desk.background(told, f"vm {vm}: way of its I/O told")
                 return
-            open_now = {
-                one.disk.id: Opening(epoch, one.peer)
-                for one in broker.record.disks.values()
-                if one.gate.state is GateState.OPEN
-            }
-            wanted = {}
-            if len(open_now) < len(broker.record.disks):
-                wanted = await self._desk.redirects.route(vm, broker, epoch=epoch)
-            for disk, opening in {**wanted, **open_now}.items():
-                if opening.peer is not None:
-                    await broker.attach_peer(disk, epoch=epoch, peer=opening.peer)
-                else:
-                    await broker.acquire(disk, epoch=epoch)
-        # Told afterwards: the VM may stand still until this returns.
-        self._desk.background(self._desk.redirects.goes(vm), f"vm {vm}: way of its I/O told")
+            await self._restart(vm, broker, epoch)
+            self._watch(vm, broker)
+
+    async def _open_all(self, vm: str, broker: Broker, epoch: int) -> bool:
+        """Open every gate of a living broker; False when it did not answer and was ended."""
+        open_now = {
+            one.disk.id: Opening(epoch, one.peer)
+            for one in broker.record.disks.values()
+            if one.gate.state is GateState.OPEN
+        }
+        wanted = {}
+        if len(open_now) < len(broker.record.disks):
+            wanted = await self._desk.redirects.route(vm, broker, epoch=epoch)
+        steps = [
+            broker.acquire(disk, epoch=epoch)
+            if opening.peer is None
+            else broker.attach_peer(disk, epoch=epoch, peer=opening.peer)
+            for disk, opening in {**wanted, **open_now}.items()
+        ]
+        answers, results = await broker.while_it_answers(*steps)
+        if not answers:
+            _log.warning("%s: its broker is silent: another one opens its disks", vm)
+            return False
+        for problem in results:
+            if problem is not None:
+                raise problem
+        return True
 
     async def reroute(self, vm: str) -> bool:
         """Put the disks of a VM that runs here on the way that they belong on now; whether it is.

@@ -20,9 +20,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from godwit.model.errors import Conflict, OperationFailed, OutcomeUnknown
 from godwit.qmp import MonitorError, QmpError
@@ -194,17 +194,39 @@ class Broker(BrokerLife):
         A daemon that refuses or does not answer is killed and its exit awaited. OperationFailed
         when it does not even die.
         """
-        if self.alive and not await self.answers(timeout=PROMPT_TIMEOUT):
-            # A VM stands still meanwhile: no flush is waited for that nobody will do.
-            await self.kill()
-            return Released("killed", reason=f"it did not answer within {PROMPT_TIMEOUT:g} s")
         releases = [self.release(disk_id, timeout=timeout) for disk_id in self.record.disks]
-        results = await asyncio.gather(*releases, return_exceptions=True)
+        answers, results = await self.while_it_answers(*releases)
+        if not answers:
+            return Released("killed", reason=f"it did not answer within {PROMPT_TIMEOUT:g} s")
         failures = [result for result in results if result is not None]
         if not failures:
             return Released("closed")
         await self.kill()
         return Released("killed", reason=str(failures[0]))
+
+    async def while_it_answers(
+        self, *steps: Coroutine[Any, Any, None]
+    ) -> tuple[bool, list[BaseException | None]]:
+        """Take these steps while a VM stands still; whether the daemon answers, what came of them.
+
+        It is asked right before them, and its answer is not waited for first. One that does not
+        answer within ``PROMPT_TIMEOUT`` is killed: no flush is waited for that nobody will do, and
+        the steps fail. OperationFailed when it does not even die.
+        """
+        asking = asyncio.ensure_future(self._still_answers())
+        taking = asyncio.gather(*steps, return_exceptions=True)
+        try:
+            answers = await asking
+            if not answers:
+                await self.kill()
+            return answers, await taking
+        finally:
+            asking.cancel()
+            taking.cancel()
+
+    async def _still_answers(self) -> bool:
+        """Whether nothing is to be feared of the daemon: it answers, or there was none."""
+        return not self.alive or await self.answers(timeout=PROMPT_TIMEOUT)
 
     @contextlib.contextmanager
     def _answers(self, doing: str) -> Iterator[None]:

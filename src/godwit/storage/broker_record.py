@@ -7,7 +7,6 @@ gates' epochs still hold.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Final, Self
@@ -62,8 +61,8 @@ class DaemonRecord(Record):
         path = self.run / name
         fresh = path.with_name(f".{name}.new")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as stream:
-            json.dump(self.model_dump(mode="json"), stream)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(self.model_dump_json().encode())
         fresh.replace(path)
 
     @classmethod

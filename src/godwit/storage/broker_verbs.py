@@ -6,7 +6,8 @@ They raise what the monitor raises: `QmpError` (the daemon said no), `MonitorTim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
 from godwit.model.errors import OperationFailed
@@ -48,9 +49,16 @@ async def open_target(daemon: Daemon, disk: BrokerDisk, target: Node, *, timeout
     After `QmpError` or `OperationFailed` it is not open.
     """
     name = str(target["node-name"])
-    await daemon.execute("blockdev-add", target, timeout=timeout)
+    added, there = await _at_once(
+        daemon.execute("blockdev-add", target, timeout=timeout),
+        named_nodes(daemon, timeout=timeout),
+    )
+    if isinstance(added, BaseException):
+        raise added
     try:
-        check_size(disk, (await named_nodes(daemon, timeout=timeout)).get(name, 0))
+        if isinstance(there, BaseException):
+            raise there
+        check_size(disk, there.get(name, 0))
         await reopen(daemon, disk, over=name, timeout=timeout)
     except (QmpError, OperationFailed) as error:
         try:
@@ -71,11 +79,17 @@ async def close_target(daemon: Daemon, disk: BrokerDisk, node: str, *, timeout: 
 
     After `QmpError` it is open as before (the last flush failed).
     """
-    await reopen(daemon, disk, over=nodes.failing_node_name(disk.id), timeout=timeout)
-    try:
-        await daemon.execute("blockdev-del", {"node-name": node}, timeout=timeout)
-    except QmpError as error:
-        raise Unclear(str(error)) from error
+    # A node that the export was not taken off is in use, so it is not deleted either.
+    off, deleted = await _at_once(
+        reopen(daemon, disk, over=nodes.failing_node_name(disk.id), timeout=timeout),
+        daemon.execute("blockdev-del", {"node-name": node}, timeout=timeout),
+    )
+    if isinstance(off, BaseException):
+        raise off
+    if isinstance(deleted, QmpError):
+        raise Unclear(str(deleted)) from deleted
+    if isinstance(deleted, BaseException):
+        raise deleted
 
 
 async def delete_export(daemon: Daemon, export: str, *, force: bool, timeout: float) -> None:
@@ -106,3 +120,12 @@ def check_size(disk: BrokerDisk, size_bytes: int) -> None:
             f"{disk.path} holds {size_bytes} bytes, the record says {disk.size_bytes}",
             hint="was the image replaced? put the right one back",
         )
+
+
+async def _at_once(first: Awaitable[object], second: Awaitable[object]) -> list[Any]:
+    """Send the second before the first is answered, and return what each gave or raised.
+
+    The daemon takes them in this order. A VM may stand still meanwhile, and a round trip is a
+    millisecond of it.
+    """
+    return list(await asyncio.gather(first, second, return_exceptions=True))
