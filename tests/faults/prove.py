@@ -149,6 +149,7 @@ Work = Callable[[], Section]
 _A: dict[str, Work] = {
     "matrix": lambda: _on_lab(matrix.run),
     "cancel": lambda: _on_lab(lambda cluster: cancels.run(cluster, repeats=CANCELS)),
+    "hung-agent": lambda: _on_lab(lambda cluster: cancels.hung(cluster, repeats=CANCELS)),
     "stamp": lambda: _on_lab(lambda c: stamping.run(c, live=MOVES, quick=QUICK_MOVES)),
     "everyday": lambda: _on_lab(_everyday),
     "refusals": lambda: _on_lab(refusals.run),
