@@ -236,7 +236,7 @@ class Ground:
 
 
 @contextlib.contextmanager
-def raised(say: Any, *, rate: str) -> Iterator[Ground]:
+def raised(say: Any, *, rate: str, volumes: tuple[str, ...] = ()) -> Iterator[Ground]:
     """A lab of two hosts for the time of the run; nothing of it is left afterwards."""
     image = find_demo_image(cache_root())
     if image is None:
@@ -246,7 +246,7 @@ def raised(say: Any, *, rate: str) -> Iterator[Ground]:
         _forget_leftovers(say)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_SCRATCH)))
         options = replace(
-            with_defaults(LAB, len(HOSTS), rate=rate),
+            with_defaults(LAB, len(HOSTS), rate=rate, volumes=volumes),
             # Whoever runs this keeps their own current cluster.
             contexts_file=scratch / "config/godwit/contexts.toml",
         )
