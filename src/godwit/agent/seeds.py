@@ -45,7 +45,7 @@ class Seeds:
     async def put(self, sha256: str, chunks: AsyncIterator[bytes]) -> dict[str, str]:
         """Keep user data under its hash, for root alone."""
         self._check_place()
-        data = b""
+        data = bytearray()
         async for chunk in chunks:
             data += chunk
             if len(data) > LARGEST:
@@ -55,7 +55,7 @@ class Seeds:
         folder = self._shared / ".godwit" / "user-data"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = folder / sha256
-        await asyncio.to_thread(write_durable, path, data, mode=0o600)
+        await asyncio.to_thread(write_durable, path, bytes(data), mode=0o600)
         return {"sha256": sha256, "path": str(path)}
 
     async def make(

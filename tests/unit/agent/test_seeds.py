@@ -21,8 +21,9 @@ DIGEST = hashlib.sha256(DATA).hexdigest()
 
 
 async def chunks(data: bytes = DATA) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), 7):
-        yield data[start : start + 7]
+    size = 7 if len(data) < 1000 else 1 << 16
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
 
 
 @pytest.fixture

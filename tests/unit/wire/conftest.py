@@ -54,6 +54,12 @@ class App:
         self.slow_may_end = asyncio.Event()
         self.caller_gone = asyncio.Event()
         self.resumed_from: list[str | None] = []
+        self._followed = asyncio.Condition()
+
+    async def streams(self, count: int) -> None:
+        """Return once so many event streams have begun; TimeoutError."""
+        async with asyncio.timeout(30), self._followed:
+            await self._followed.wait_for(lambda: len(self.resumed_from) >= count)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
@@ -99,7 +105,9 @@ class App:
 
     async def events(self, scope: Any, _body: bytes, send: Any) -> None:
         last = dict(scope["headers"]).get(b"last-event-id")
-        self.resumed_from.append(last.decode() if last else None)
+        async with self._followed:
+            self.resumed_from.append(last.decode() if last else None)
+            self._followed.notify_all()
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         stream = self.hub.stream(last_event_id=last.decode() if last else None, keepalive_s=0.2)
