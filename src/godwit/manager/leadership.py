@@ -1,7 +1,8 @@
 """Which manager replicas are alive, and which one of them leads.
 
 Each replica keeps a key under a lease; one of them also holds the leader key. The leader adopts
-the tasks of dead replicas, notes what happens to hosts in the event log, and prunes history.
+the tasks of dead replicas, notes what happens to hosts in the event log, gives volumes whose
+coordinator is lost another one, and prunes history.
 Losing the lead costs nothing: every write of these duties is harmless when done twice.
 """
 
@@ -14,6 +15,7 @@ from godwit.manager.cache import Cache, Change
 from godwit.manager.keyspace import MEMBERS
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import host_state
+from godwit.manager.work.coordinators import settle_coordinators
 from godwit.manager.work.tasks import Tasks
 from godwit.manager.world import World
 from godwit.model import keys
@@ -118,6 +120,7 @@ class Leadership:
                 at=world.clock.realtime(),
                 level=level,  # type: ignore[arg-type]
             )
+        await settle_coordinators(world)
         now = world.clock.monotonic()
         if now - self._pruned_at > PRUNE_S:
             self._pruned_at = now

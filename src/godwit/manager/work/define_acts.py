@@ -154,8 +154,8 @@ def helpers(
     prefer: str | None = None,
     volumes: Collection[str] = (),
 ) -> list[HostInfo]:
-    """Hosts that are up and have a path of their own to all the VM's volumes (and these), the
-    preferred first. Pure.
+    """Hosts that are up and have a path of their own to all the VM's volumes (and these): the
+    preferred first, then who coordinates one of them. Pure.
 
     Where one of them is a local volume, only the host whose own is meant: the preferred one, or
     the one where the VM is.
@@ -173,7 +173,10 @@ def helpers(
         and host_state(leased=info.name in snapshot.leases, agent=info.name in snapshot.agents)[0]
         is HostState.UP
     ]
-    return sorted(found, key=lambda info: (info.name != prefer, info.name))
+    leading = {snapshot.volumes[name].coordinator for name in volumes & set(snapshot.volumes)}
+    return sorted(
+        found, key=lambda info: (info.name != prefer, info.name not in leading, info.name)
+    )
 
 
 async def on_some_host(
