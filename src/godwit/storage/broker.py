@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ __all__ = ["Broker", "Opening", "Released", "listen"]
 
 SWAP_TIMEOUT = 5.0
 """Seconds a step of a gate may take; the swap itself takes milliseconds."""
+AT_ONCE = 3
+"""Steps of gates under way in one daemon: enough that it never waits for us."""
 PROMPT_TIMEOUT = 0.5
 """Seconds within which a daemon answers a question that costs it nothing."""
 PEER_TIMEOUT = nodes.OPEN_TIMEOUT_S + SWAP_TIMEOUT
@@ -213,8 +216,15 @@ class Broker(BrokerLife):
         answer within ``PROMPT_TIMEOUT`` is killed: no flush is waited for that nobody will do, and
         the steps fail. OperationFailed when it does not even die.
         """
+        # A few at a time: each has its own time-out, and the daemon takes one after the other.
+        turns = asyncio.Semaphore(AT_ONCE)
+
+        async def in_turn(step: Coroutine[Any, Any, None]) -> None:
+            async with turns:
+                await step
+
         asking = asyncio.ensure_future(self._still_answers())
-        taking = asyncio.gather(*steps, return_exceptions=True)
+        taking = asyncio.gather(*map(in_turn, steps), return_exceptions=True)
         try:
             answers = await asking
             if not answers:
@@ -223,6 +233,9 @@ class Broker(BrokerLife):
         finally:
             asking.cancel()
             taking.cancel()
+            for step in steps:
+                if inspect.getcoroutinestate(step) == inspect.CORO_CREATED:
+                    step.close()  # it never had its turn
 
     async def _still_answers(self) -> bool:
         """Whether nothing is to be feared of the daemon: it answers, or there was none."""

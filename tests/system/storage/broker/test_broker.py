@@ -382,11 +382,36 @@ async def test_sixty_four_disks(root: Path, start: Start) -> None:
     added = time.monotonic()
     assert (await broker.release_all()).how == "closed"
     released = time.monotonic()
-    await asyncio.gather(*(broker.acquire(disk.id, epoch=2) for disk in disks))
+    opened = await broker.while_it_answers(*(broker.acquire(disk.id, epoch=2) for disk in disks))
+    assert opened == (True, [None] * len(disks))
     print(
         f"\n64 VHDX: added in {added - begun:.2f} s, released in {released - added:.2f} s, "
         f"acquired in {time.monotonic() - released:.2f} s"
     )
+
+
+async def test_a_cancel_in_the_dark_leaves_nobody_waiting(root: Path, start: Start) -> None:
+    """More disks than have their turn at once: what was asked is unknown, the rest untouched."""
+    first = make_image(root, "raw", size=SIZE, owner=NOBODY)
+    disks = [first]
+    for n in range(1, 8):
+        path = root / f"d{n}.raw"
+        shutil.copy(first.path, path)
+        os.chown(path, *NOBODY)
+        disks.append(first.but(id=f"disk{n}", path=str(path)))
+    broker = await start(*disks)
+    opening = asyncio.ensure_future(
+        broker.while_it_answers(*(broker.acquire(disk.id, epoch=1) for disk in disks))
+    )
+    while broker.gate(disks[0].id).state is GateState.CLOSED:  # noqa: ASYNC110 - between its steps
+        await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.wait({opening})
+    assert opening.cancelled()
+    await asyncio.sleep(0)
+    states = {broker.gate(disk.id).state for disk in disks}
+    assert states == {GateState.UNKNOWN, GateState.CLOSED}
+    assert (await broker.release_all()).how == "killed", "only the end of the daemon leads on"
 
 
 async def test_the_daemon_is_nobody_in_a_group_of_its_own(
