@@ -75,7 +75,8 @@ class Catalog:
                 continue
             found[volume.name] = volume
         for name, files in list(self._served.items()):
-            if found.get(name) != self._known.get(name):
+            before, after = self._known.get(name), found.get(name)
+            if before is None or after is None or before.beneath != after.beneath:
                 files.close()
                 del self._served[name]
         self._known = found

@@ -20,7 +20,7 @@ from godwit.model import keys
 from godwit.model.disks import volume_of
 from godwit.model.errors import GodwitError, NotFound, Refused
 from godwit.model.vm import Vm
-from godwit.model.volume import Beneath, Volume, VolumeOnHost, VolumeState
+from godwit.model.volume import Volume, VolumeOnHost, VolumeState
 from godwit.storage.path_state import PathStep, PathView, step, volume_state
 from godwit.storage.paths import Prober, prober
 from godwit.store.errors import StoreError
@@ -75,7 +75,7 @@ class Volumes:
     def _current(self, name: str) -> Watched | None:
         """What is watched, unless the volume has been defined anew since: that is another one."""
         found = self._watched.get(name)
-        if found is None or _beneath(found.volume) != _beneath(self._desk.catalog.get(name)):
+        if found is None or found.volume.beneath != self._desk.catalog.get(name).beneath:
             return None
         return found
 
@@ -192,9 +192,12 @@ class Volumes:
             known = self._watched.get(name)
             if known is None:
                 await self._begin(volume)
-            elif _beneath(known.volume) != _beneath(volume):
+            elif known.volume.beneath != volume.beneath:
                 await self._end(name)
                 await self._begin(volume)
+            elif known.volume != volume:  # the same place, perhaps by another definition
+                known.volume = volume
+                known.wake.set()
         for name in self._watched.keys() - wanted.keys():
             await self._end(name)
             with contextlib.suppress(StoreError):
@@ -289,7 +292,12 @@ class Volumes:
             return
         state, reason = self.state(name)
         before, now = one.told, desk.clock.monotonic()
-        same = before is not None and (before.state, before.reason) == (state, reason)
+        defined_at = one.volume.created_at
+        same = before is not None and (before.state, before.reason, before.defined_at) == (
+            state,
+            reason,
+            defined_at,
+        )
         sizes = before is not None and (before.capacity_bytes, before.used_bytes) == (
             one.capacity,
             one.used,
@@ -304,6 +312,7 @@ class Volumes:
             used_bytes=one.used,
             since=desk.clock.realtime() if since is None else since,
             identity=one.identity if one.ours else "",
+            defined_at=defined_at,
         )
         try:
             await desk.records.store.put(
@@ -318,10 +327,6 @@ class Volumes:
         """The VMs' ways have changed: tell what it means for their volumes."""
         for name in tuple(self._watched):
             await self.tell(name)
-
-
-def _beneath(volume: Volume) -> Beneath:
-    return Beneath(**{name: getattr(volume, name) for name in Beneath.model_fields})
 
 
 def volumes_of(vm: Vm) -> list[str]:

@@ -100,7 +100,7 @@ def rooms_of(snapshot: Snapshot, free: Mapping[str, int | None]) -> list[Room]:
 
 def _lost_paths(snapshot: Snapshot, info: HostInfo) -> dict[str, str]:
     """The volumes that a host says it has no path of its own to: state and reason."""
-    seen = {volume: snapshot.volume_states.get(f"{volume}/{info.name}") for volume in info.volumes}
+    seen = {volume: snapshot.seen_volume(volume, info.name) for volume in info.volumes}
     return {
         volume: f"{one.state.value} ({one.reason})"
         for volume, one in seen.items()

@@ -41,6 +41,18 @@ class Snapshot:
         """The volumes of which each host has its own."""
         return frozenset(name for name, one in self.volumes.items() if one.kind == "local")
 
+    def seen_volume(self, volume: str, host: str) -> VolumeOnHost | None:
+        """What a host has said of a volume; None when it spoke of what lay there before that.
+
+        A volume that was just defined is believed good until its hosts have looked at it.
+        """
+        seen, defined = self.volume_states.get(f"{volume}/{host}"), self.volumes.get(volume)
+        if seen is None or defined is None:
+            return seen
+        if seen.defined_at is None:  # an agent that does not say it
+            return seen if seen.since >= defined.created_at else None
+        return seen if seen.defined_at == defined.created_at else None
+
     def running_on(self, host: str) -> tuple[Vm, ...]:
         """The VMs this host owns and runs (or is starting)."""
         return tuple(

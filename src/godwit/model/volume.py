@@ -54,11 +54,17 @@ class Volume(Beneath):
     created_at: float = 0.0
     coordinator: Name | None = None
 
+    @property
+    def beneath(self) -> Beneath:
+        """What it stands on, whatever else changes."""
+        return Beneath(**{name: getattr(self, name) for name in Beneath.model_fields})
+
 
 class VolumeOnHost(Record):
     """What a host's agent last saw of a volume (``keys.volume_state``). Sizes in bytes.
 
     ``identity`` is written in the volume itself: hosts that differ do not see the same one.
+    ``defined_at`` is ``created_at`` of the definition that was looked at, 0 when there was none.
     """
 
     state: VolumeState
@@ -67,6 +73,7 @@ class VolumeOnHost(Record):
     used_bytes: int | None = None
     since: float = 0.0
     identity: str = ""
+    defined_at: float | None = None
 
 
 class VolumeHostView(Record):

@@ -282,6 +282,7 @@ class Cluster:
 
     def remove(self, vm: str) -> None:
         """Stop a VM at once and forget it."""
+        self.await_task(vm)
         if self.client.vms.get(vm).state.value != "stopped":
             self.client.wait(self.client.vms.stop(vm, force=True))
         self.client.wait(self.client.vms.delete(vm))

@@ -662,6 +662,8 @@ def test_a_host_without_its_own_path_neither_helps_nor_takes_vms() -> None:
 
 
 def test_what_was_said_before_a_volume_was_defined_does_not_count() -> None:
+    from godwit.manager.placement import Need, reasons_against, rooms_of
+
     vm = make_vm("web", disk())
     world = snapshot(vm, volume_states=_lost())
     since = next(iter(_lost().values())).since
@@ -669,6 +671,15 @@ def test_what_was_said_before_a_volume_was_defined_does_not_count() -> None:
         world, volumes={"shared": Volume(name="shared", created_at=since + 1)}
     )
     assert [info.name for info in helpers(anew, vm, prefer="host1")] == ["host1", "host2"]
+    first, _ = rooms_of(anew, {"host1": 64 * GIB, "host2": 64 * GIB})
+    assert not any("shared" in why for why in reasons_against(first, Need.of(vm)))
+    # Said after it, by the clock, but of what lay there before: the host had not heard of it yet.
+    seen = VolumeOnHost(state=VolumeState.UNAVAILABLE, since=since + 2, defined_at=0.0)
+    late = dataclasses.replace(anew, volume_states={"shared/host1": seen})
+    assert late.seen_volume("shared", "host1") is None
+    told = seen.but(defined_at=since + 1)
+    looked = dataclasses.replace(anew, volume_states={"shared/host1": told})
+    assert looked.seen_volume("shared", "host1") == told
 
 
 def test_metrics_show_how_hosts_reach_a_volume() -> None:

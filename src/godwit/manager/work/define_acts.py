@@ -136,15 +136,9 @@ def _dump(vm: Vm) -> list[dict[str, Any]]:
 
 
 def lost_path(snapshot: Snapshot, volume: str, host: str) -> bool:
-    """Whether a host has said that it has no path of its own to a volume. Pure.
-
-    What was said before the volume was defined is of whatever lay there then.
-    """
-    seen = snapshot.volume_states.get(f"{volume}/{host}")
-    defined = snapshot.volumes.get(volume)
-    if seen is None or (defined is not None and seen.since < defined.created_at):
-        return False
-    return seen.state is not VolumeState.DIRECT
+    """Whether a host has said that it has no path of its own to a volume. Pure."""
+    seen = snapshot.seen_volume(volume, host)
+    return seen is not None and seen.state is not VolumeState.DIRECT
 
 
 def helpers(
