@@ -22,6 +22,7 @@ from godwit.qemu.launch import Binary
 from godwit.storage import convert, images, imports
 from godwit.storage.fetch import is_url
 from godwit.storage.formats import SourceFormat
+from godwit.storage.growth import grow
 
 TOOL = "qemu-img"
 
@@ -49,13 +50,13 @@ class Images:
         return {"size_bytes": info.virtual_size}
 
     async def grow(self, disk: Disk, size_bytes: int) -> dict[str, int]:
-        """Let the image of a stopped VM grow; Refused for formats that cannot."""
+        """Let the image of a stopped VM grow."""
         if disk.source != "image":
             raise Refused(f"{disk.path} is a {disk.source}", hint="grow it where it comes from")
         files = self._desk.catalog.files(disk.volume)
         if disk.backing is not None:  # a name in it leads on: it has to be the one on record
             await images.check_image(disk, files=files)
-        grown = await images.grow(
+        grown = await grow(
             self._files.disk_path(disk),
             format=disk.format,
             size_bytes=size_bytes,

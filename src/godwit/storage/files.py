@@ -111,6 +111,10 @@ class VolumeFiles(Protocol):
         """A small file, whole: a reader sees the old or the new one; durable."""
         ...
 
+    async def patch(self, path: Path, offset: int, content: bytes) -> None:
+        """Some bytes of a file that is there, which may become longer; durable."""
+        ...
+
     async def sync(self, path: Path) -> None:
         """Whatever anybody wrote to the file, and its name, is on the medium."""
         ...
@@ -179,6 +183,9 @@ class DirectoryFiles:
     async def write(self, path: Path, content: bytes, *, mode: int) -> None:
         await asyncio.to_thread(write_durable, path, content, mode)
 
+    async def patch(self, path: Path, offset: int, content: bytes) -> None:
+        await asyncio.to_thread(_patch, path, offset, content)
+
     async def sync(self, path: Path) -> None:
         await asyncio.to_thread(_sync, path)
 
@@ -221,6 +228,17 @@ class _Named:
 
     def stop(self) -> None:
         return
+
+
+def _patch(path: Path, offset: int, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        done = 0
+        while done < len(content):
+            done += os.pwrite(descriptor, content[done:], offset + done)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync(path: Path) -> None:

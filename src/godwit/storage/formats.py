@@ -1,11 +1,11 @@
 """What each disk format is to QEMU: its driver, its options, its limits, its first bytes. Pure.
 
     format     driver   grows  check  who opens it for a VM
-    raw        raw      yes    -      QEMU
-    qcow2      qcow2    yes    yes    QEMU
-    vhd-fixed  vpc      -      -      QEMU, as raw up to the footer (see `payload`)
-    vhd        vpc      -      -      the storage broker
-    vhdx       vhdx     -      yes    the storage broker
+    raw        raw      QEMU   -      QEMU
+    qcow2      qcow2    QEMU   yes    QEMU
+    vhd-fixed  vpc      we     -      QEMU, as raw up to the footer (see `payload`)
+    vhd        vpc      we     -      the storage broker
+    vhdx       vhdx     we     yes    the storage broker
     vmdk       vmdk     -      yes    nobody: it can only be imported
 
 The format is always named to QEMU. Probing is off, because the first bytes of a raw disk belong to
@@ -36,7 +36,10 @@ TAIL_BYTES: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """Facts about one format, as of QEMU 7.2 to 10.0. ``largest`` in bytes, None: QEMU says."""
+    """Facts about one format, as of QEMU 7.2 to 10.0. ``largest`` in bytes, None: QEMU says.
+
+    ``grows``: by QEMU itself; the others do by `godwit.storage.growth`.
+    """
 
     driver: str
     create: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Disk images: made, measured, checked and grown with qemu-img, the format always named."""
+"""Disk images: made, measured and checked with qemu-img, the format always named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from godwit.host.errors import HostError, ProgramFailed
 from godwit.host.run import run_async
-from godwit.model.errors import InvalidRequest, NotFound, OperationFailed, Refused
+from godwit.model.errors import NotFound, OperationFailed, Refused
 from godwit.model.vm import Disk, DiskFormat
 from godwit.qemu.launch import Binary
 from godwit.storage.claims import claimed
@@ -247,7 +247,7 @@ async def check_image(
     if info.virtual_size != -(-disk.size_bytes // SECTOR) * SECTOR:
         raise Refused(
             f"{disk.path} holds {info.virtual_size} bytes, the record says {disk.size_bytes}",
-            hint="was the image replaced? put the right one back",
+            hint="was it replaced? put the right one back; has it grown? godwit vm disk resize",
         )
     return info
 
@@ -369,42 +369,3 @@ async def check_open(image: OpenImage, *, tool: Binary = QEMU_IMG) -> CheckRepor
 def unchecked(format: SourceFormat) -> CheckReport:  # noqa: A002
     """The report for a format that has no check."""
     return CheckReport(False, False, False, f"not checked: {name_of(format)} has no check in QEMU")
-
-
-async def grow(
-    path: Path,
-    *,
-    format: DiskFormat,  # noqa: A002
-    size_bytes: int,
-    tool: Binary = QEMU_IMG,
-    files: VolumeFiles = LOCAL,
-) -> ImageInfo:
-    """Make an image that nobody uses larger; what it holds stays, the new part reads as zeroes.
-
-    Refused for formats that QEMU cannot grow and for a smaller size, Conflict when it is in use.
-    """
-    if not FORMATS[format].grows:
-        raise Refused(
-            f"{path} is {name_of(format)}, which QEMU cannot make larger",
-            hint="convert it: export the disk and import it as qcow2 or raw",
-        )
-    size = stored_size(format, size_bytes)
-    info = await image_info(path, format=format, program=tool.path, in_use=True, files=files)
-    if size < info.virtual_size:
-        raise InvalidRequest(
-            f"{path} holds {info.virtual_size} bytes; a disk is never made smaller",
-            hint="name a larger size",
-        )
-    # Also when the size is right already: the lock says whether anybody uses the image.
-    words = ["resize", "-q", "-f", FORMATS[format].driver, str(path), str(size)]
-    if (node := files.node(path)) is not None:
-        words = ["resize", "-q", served_name(node, format), str(size)]
-    try:
-        await qemu_img(tool, words, images=[], limits=None, timeout=INFO_TIMEOUT)
-    except HostError as error:
-        raise failure(f"cannot make {path} larger", error) from error
-    try:
-        await files.sync(path)
-    except OSError as error:
-        raise OperationFailed(f"cannot sync {path}: {error.strerror}") from error
-    return await image_info(path, format=format, program=tool.path, files=files)

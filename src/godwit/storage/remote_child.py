@@ -56,6 +56,9 @@ def _operations(export: Export | None) -> dict[str, Operation]:
             "write": lambda ask: _write(
                 export, ask["path"], base64.b64decode(ask["content"]), ask["mode"]
             ),
+            "patch": lambda ask: _patch(
+                export, ask["path"], base64.b64decode(ask["content"]), ask["offset"]
+            ),
         }
     return found
 
@@ -141,6 +144,12 @@ def _write(export: Export, path: str, content: bytes, mode: int) -> None:
         export.write(handle, 0, content)
         export.flush(handle)
     export.rename(passing, path)
+
+
+def _patch(export: Export, path: str, content: bytes, offset: int) -> None:
+    with export.opened(path, os.O_WRONLY) as handle:
+        export.write(handle, offset, content)
+        export.flush(handle)
 
 
 def _push(export: Export, path: str, mode: int) -> None:

@@ -60,6 +60,10 @@ class ServedFiles:
         text = base64.b64encode(content).decode()
         await self._child.ask("write", path=self._at(path), content=text, mode=mode)
 
+    async def patch(self, path: Path, offset: int, content: bytes) -> None:
+        text = base64.b64encode(content).decode()
+        await self._child.ask("patch", path=self._at(path), content=text, offset=offset)
+
     async def sync(self, path: Path) -> None:
         await self._child.ask("sync", path=self._at(path))
 
@@ -148,6 +152,9 @@ class NoFiles:
         raise self._refusal()
 
     async def write(self, path: Path, content: bytes, *, mode: int) -> None:
+        raise self._refusal()
+
+    async def patch(self, path: Path, offset: int, content: bytes) -> None:
         raise self._refusal()
 
     async def sync(self, path: Path) -> None:

@@ -22,12 +22,12 @@ from godwit.storage import convert as copying
 from godwit.storage.convert import clone_image, convert, export_image
 from godwit.storage.files import VolumeFiles
 from godwit.storage.formats import FORMATS, HEAD_BYTES, TAIL_BYTES, sniff
+from godwit.storage.growth import grow
 from godwit.storage.images import (
     Backing,
     check,
     check_image,
     create_image,
-    grow,
     image_info,
     opened_image,
 )
@@ -160,36 +160,6 @@ async def test_the_largest_vhd_and_vhdx_are_made(root: Path) -> None:
     assert (await image_info(root / "a.vhd", format="vhd")).virtual_size == 2040 << 30
     await create_image(root / "a.vhdx", format="vhdx", size_bytes=64 << 40)
     assert (await image_info(root / "a.vhdx", format="vhdx")).virtual_size == 64 << 40
-
-
-@pytest.mark.parametrize("format_", ["raw", "qcow2"])
-async def test_grown(root: Path, content: Path, format_: DiskFormat) -> None:
-    path = root / "disk"
-    await convert(content, source_format="raw", target=path, target_format=format_)
-    info = await grow(path, format=format_, size_bytes=SIZE + 5 * MIB + 1)
-    assert info.virtual_size == SIZE + 5 * MIB + 512
-    expected = content.read_bytes() + bytes(5 * MIB + 512)
-    assert await as_raw(path, format_) == expected
-    assert not (await check(path, format=format_)).damaged
-    with pytest.raises(InvalidRequest, match="never made smaller"):
-        await grow(path, format=format_, size_bytes=SIZE)
-    again = await grow(path, format=format_, size_bytes=SIZE + 5 * MIB + 1)
-    assert again.virtual_size == info.virtual_size
-
-
-@pytest.mark.parametrize("format_", ["vhd-fixed", "vhd", "vhdx"])
-async def test_what_cannot_grow_says_so(root: Path, format_: DiskFormat) -> None:
-    await create_image(root / "a", format=format_, size_bytes=SIZE)
-    before = (root / "a").read_bytes()
-    with pytest.raises(Refused, match="QEMU cannot make larger") as caught:
-        await grow(root / "a", format=format_, size_bytes=2 * SIZE)
-    assert "convert" in caught.value.hint
-    assert (root / "a").read_bytes() == before
-    # The reason is true: when QEMU learns it, this test tells us.
-    driver = FORMATS[format_].driver
-    words = ["qemu-img", "resize", "-q", "-f", driver, str(root / "a"), str(2 * SIZE)]
-    with pytest.raises(OperationFailed):
-        await run_async(words, timeout=20)
 
 
 @pytest.mark.parametrize("source", FORMAT_NAMES)

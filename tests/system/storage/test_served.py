@@ -34,6 +34,7 @@ from godwit.model.volume import Volume
 from godwit.storage import images, remote
 from godwit.storage.convert import convert
 from godwit.storage.files import LOCAL, VolumeFiles
+from godwit.storage.growth import grow
 from godwit.storage.nodes import BrokerDisk
 from godwit.storage.paths import PathProbe, probe
 from godwit.storage.places import Access, initiator_name, served_node
@@ -193,9 +194,13 @@ def test_images_are_made_checked_copied_and_grown(
             await convert(
                 content, source_format="raw", target=far, target_format=kind, target_files=files
             )
-        if kind in ("raw", "qcow2"):
-            grown = await images.grow(far, format=kind, size_bytes=9 * MIB, files=files)
-            assert grown.virtual_size == 9 * MIB
+        grown = await grow(far, format=kind, size_bytes=9 * MIB, files=files)
+        assert grown.virtual_size == 9 * MIB
+        again = tmp_path / f"again.{kind}"
+        await convert(
+            far, source_format=kind, target=again, target_format="raw", source_files=files
+        )
+        assert again.read_bytes() == content.read_bytes() + bytes(4 * MIB)
         assert not (await images.check(far, format=kind, files=files)).damaged
         await files.remove(far)
         await files.remove(path)
