@@ -183,12 +183,27 @@ void disklog_reset(void)
     largest_gap_ns = 0;
 }
 
+/* What the kernel takes for the device's size now: it hears of a growth by itself. 0: no device. */
+static long long device_bytes(void)
+{
+    char name[sizeof path + 32], line[32] = "";
+    const char *slash = strrchr(path, '/');
+    snprintf(name, sizeof name, "/sys/class/block/%s/size", slash ? slash + 1 : path);
+    int fd = open(name, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || read(fd, line, sizeof line - 1) < 0)
+        line[0] = '\0';
+    if (fd >= 0)
+        close(fd);
+    return atoll(line) * 512;
+}
+
 void disklog_stats(struct text *out)
 {
     append(out,
-           "{\"state\":\"%s\",\"device\":\"%s\",\"rate\":%lld,\"log_id\":\"%016llx\",\"first\":%lld,"
+           "{\"state\":\"%s\",\"device\":\"%s\",\"device_bytes\":%lld,\"rate\":%lld,"
+           "\"log_id\":\"%016llx\",\"first\":%lld,"
            "\"acknowledged\":%lld,\"errors\":%lld,\"errno\":%lld,\"largest_gap_ms\":%.3f}",
-           state, path, (long long)wanted_rate, (unsigned long long)log_id, (long long)first,
+           state, path, device_bytes(), (long long)wanted_rate, (unsigned long long)log_id, (long long)first,
            (long long)acknowledged, (long long)errors, (long long)last_errno,
            (double)largest_gap_ns / 1e6);
 }

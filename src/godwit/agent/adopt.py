@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 
+from godwit.agent import growth
 from godwit.agent.arrivals import Arrivals, load_ask
 from godwit.agent.departures import Departures
 from godwit.agent.desk import Desk
@@ -49,6 +50,7 @@ async def adopt_all(desk: Desk, departures: Departures, arrivals: Arrivals) -> N
     await desk.brokers.sweep(here)
     await _stale_records(desk)
     await settle_others(desk)
+    await growth.settle_others(desk)
     settle_all(desk)
 
 
@@ -119,6 +121,7 @@ async def _act(
             await machine.cont()
             slot.state = VmState.RUNNING
             await desk.publish(slot)
+        await growth.settle_running(desk, slot)
         return
     order = await _order(desk, owner)
     hosts = await desk.records.hosts()

@@ -7,7 +7,7 @@ import socket
 from functools import partial
 from pathlib import Path
 
-from godwit.agent.brokers import VmDisks
+from godwit.agent.broker_disks import VmDisks
 from godwit.agent.desk import Desk
 from godwit.agent.facts import memory_free, usable_by
 from godwit.agent.files import images

@@ -15,14 +15,15 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from godwit.agent.broker_disks import broker_disk, brokered
 from godwit.host.errors import ProcessGone
 from godwit.model.disks import tier_of
-from godwit.model.errors import GodwitError
+from godwit.model.errors import Conflict, GodwitError, Refused
 from godwit.model.vm import Disk, Vm
-from godwit.qemu.blocks import stored_size
 from godwit.qemu.launch import Binary
 from godwit.qemu.layout import broker_id
 from godwit.qmp import MonitorError
@@ -31,7 +32,8 @@ from godwit.storage.broker_daemon import DaemonPlace, end_recorded, forget_recor
 from godwit.storage.broker_life import LABEL
 from godwit.storage.broker_record import load_broker
 from godwit.storage.gate import GateState
-from godwit.storage.nodes import BrokerDisk, Node
+from godwit.storage.images import image_info
+from godwit.storage.nodes import BrokerDisk
 from godwit.storage.settle import settle_disk
 from godwit.store.errors import StoreError
 
@@ -46,24 +48,8 @@ PROGRAM = "qemu-storage-daemon"
 SOCKETS = "nbd"
 _log = logging.getLogger("agent")
 
-
-def brokered(vm: Vm) -> list[Disk]:
-    """The disks of a VM that its broker serves. Pure."""
-    return [disk for disk in vm.disks if tier_of(disk) == "brokered"]
-
-
-def broker_disk(disk: Disk, served: Node | None = None) -> BrokerDisk:
-    """A disk as its broker knows it; ``served`` is its node on a volume of the network. Pure."""
-    return BrokerDisk(
-        id=broker_id(disk),
-        path=disk.path,
-        format=disk.format,
-        size_bytes=stored_size(disk.size_bytes),
-        device=disk.source == "device",
-        served=served,
-        backing=disk.backing,
-        volume=disk.volume,
-    )
+Grow = Callable[[Disk, int], Awaitable[None]]
+"""Makes a disk's image so many bytes large."""
 
 
 class Brokers:
@@ -225,8 +211,47 @@ class Brokers:
         broker = self._brokers.get(vm)
         return sorted(broker.record.lenders) if broker is not None else []
 
+    async def grow(self, vm: str, disk: Disk, size_bytes: int, work: Grow) -> int:
+        """Have ``work`` make the image of a disk larger while no daemon has it open; its bytes now.
+
+        For a VM that stands still: its gates close in order. Refused while the disk goes through
+        a peer. An error of ``work`` is raised when its image is served again, as it is then.
+        """
+        async with self._lock(vm):
+            broker, slot, name = self._brokers.get(vm), self._desk.slots.get(vm), broker_id(disk)
+            if broker is None or slot is None or name not in broker.record.disks:
+                raise Conflict(f"{vm} has no storage broker here now", hint="ask again soon")
+            if vm in self._shut or not broker.alive or broker.record.lenders:
+                reason = self._desk.redirects.reason(vm) or "its storage broker is just starting"
+                raise Refused(f"{disk.id} of {vm} cannot grow now: {reason}", hint="ask again then")
+            broker.note_growth(name, size_bytes)
+            try:
+                await broker.release_all()
+                await broker.kill()
+                await work(disk, size_bytes)
+            finally:
+                await asyncio.shield(self._serve_again(vm, broker, slot.machine.epoch))
+            return broker.record.disks[name].disk.size_bytes
+
+    async def _serve_again(self, vm: str, broker: Broker, epoch: int) -> None:
+        await broker.kill()  # cut short, it may run still
+        await self._restart(vm, broker, epoch)
+        self._watch(vm, broker)
+
+    async def _settle_growth(self, broker: Broker) -> None:
+        """What was to grow is served with the size that it really has."""
+        for name, served in tuple(broker.record.disks.items()):
+            if served.grows_to:
+                disk = served.disk
+                files = self._desk.catalog.files(disk.volume)
+                info = await image_info(
+                    Path(disk.path), format=disk.format, in_use=True, files=files
+                )
+                broker.settle_growth(name, info.virtual_size)
+
     async def _restart(self, vm: str, broker: Broker, epoch: int) -> None:
         """Another daemon, its gates open the way they belong now. The lock is held."""
+        await self._settle_growth(broker)
         wanted = await self._desk.redirects.route(vm, broker, epoch=epoch)
         await broker.restart(wanted, listener=self._listener(vm))
         await self._desk.redirects.goes(vm)
@@ -414,16 +439,3 @@ class Brokers:
                     await broker.kill()
                 except GodwitError as error:
                     await self._desk.event("vm.broker", vm, str(error), level="error")
-
-
-class VmDisks:
-    """Implements ``godwit.migration.world.DiskGate`` for one VM."""
-
-    def __init__(self, brokers: Brokers, vm: str) -> None:
-        self._brokers, self._vm = brokers, vm
-
-    async def close(self) -> None:
-        await self._brokers.close(self._vm)
-
-    async def open(self, epoch: int) -> None:
-        await self._brokers.open(self._vm, epoch)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from godwit.agent.brokers import VmDisks
+from godwit.agent.broker_disks import VmDisks
 from godwit.agent.desk import Desk, Slot
 from godwit.agent.local_disks import local_disks, note_source, settle_soon
 from godwit.agent.volumes import volumes_of

@@ -33,6 +33,10 @@ HOLDS: Final = ("copied", "equal", "recorded", "switched")
 """Where a lab can hold the move of a disk: before the switch, with both images equal and flushed,
 with the record written, and with the VM running on the new image and the old one still open."""
 
+GROWTH_HOLDS: Final = ("closed", "grown", "served")
+"""Where a lab can hold a growth for which the VM stands still: with the image closed, with it
+larger and nobody told, and with it open again and only its guest not told."""
+
 
 class Journal(Record):
     """A move of a disk as it was begun; ``keep`` its old image afterwards."""

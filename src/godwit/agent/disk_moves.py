@@ -14,9 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
 
 from godwit.agent.desk import Desk, Slot
 from godwit.agent.disk_journal import Journal, forget_journal, replaced, save_journal
@@ -24,6 +23,7 @@ from godwit.agent.disk_record import write_back, write_new
 from godwit.agent.files import Files, asked
 from godwit.agent.images import TOOL
 from godwit.agent.power import Power
+from godwit.agent.standing import to_its_end
 from godwit.model.diskmove import DiskMove, DiskMoveAsk
 from godwit.model.errors import (
     Cancelled,
@@ -221,7 +221,7 @@ class DiskMoves:
             await job.unless_cancelled(mirror.until_ready(job.heard))
             job.tell(stage=Stage.SWITCHOVER)
             await self._hold("copied", job)
-            await _to_its_end(self._switch_alone(job, slot, mirror))
+            await to_its_end(self._switch_alone(job, slot, mirror))
         except Exception as error:
             if isinstance(error, MonitorLost):
                 await _gone(slot)
@@ -367,16 +367,6 @@ class DiskMoves:
 
     def _state(self, vm: str) -> Path:
         return self.desk.config.paths.vm_state(vm)
-
-
-async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Also when we are told to end: half-way the VM would stand still until the next agent."""
-    doing = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(doing)
-    except asyncio.CancelledError:
-        await asyncio.wait({doing})
-        raise
 
 
 async def _gone(slot: Slot) -> None:

@@ -2,12 +2,12 @@
 
     add     image made (or checked) -> broker serves it -> QEMU has it -> the slot's record
     remove  QEMU lets go -> broker lets go -> the slot's record; the image stays
-    resize  QEMU grows image and device -> the slot's record
+    resize  see `godwit.agent.growth`
 
 The slot's record is what the next move carries to the destination; the VM's record in the store,
-and the event that tells of it, are the manager's to write. Whatever fails half-way is undone in
-reverse. A move and a change of disks exclude each other: each refuses while the other runs, so
-that no move starts from an old record.
+and the event that tells of it, are the manager's to write (a growth is written by both). Whatever
+fails half-way is undone in reverse. A move and a change of disks exclude each other: each refuses
+while the other runs, so that no move starts from an old record.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 from godwit.agent.desk import Desk, Slot
 from godwit.agent.files import Files
+from godwit.agent.growth import Growth
 from godwit.agent.power import Power
 from godwit.model.errors import Conflict, NotFound
 from godwit.model.units import format_size
@@ -40,6 +41,7 @@ class Disks:
         self.desk = desk
         self._power = power
         self._files = files
+        self._growth = Growth(desk, files)
 
     async def show(self, name: str) -> dict[str, Any]:
         """The disks QEMU really has, and where they differ from the record, in words."""
@@ -96,11 +98,8 @@ class Disks:
     async def resize(self, name: str, disk_id: str, size_bytes: int) -> Disk:
         """Grow a disk of the running VM; the disk with the size it has now."""
         async with self._changing(name) as slot:
-            disk = _find(slot, disk_id)
-            size = await hotplug.resize_disk(slot.machine, disk, size_bytes)
-            grown = disk.but(size_bytes=size)
-            _put(slot, grown)
-            _log.info("%s: disk %s has %s now", name, disk_id, format_size(size))
+            grown = await self._growth.grow(slot, _find(slot, disk_id), size_bytes)
+            _log.info("%s: disk %s has %s now", name, disk_id, format_size(grown.size_bytes))
             return grown
 
     @asynccontextmanager

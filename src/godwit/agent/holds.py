@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+from godwit.agent.disk_journal import GROWTH_HOLDS
 from godwit.agent.disk_journal import HOLDS as DISK_HOLDS
 from godwit.migration.world import DESTINATION_HOLDS, SOURCE_HOLDS
 from godwit.model.errors import InvalidRequest, Refused
 
-_POINTS = {"source": SOURCE_HOLDS, "destination": DESTINATION_HOLDS, "disk": DISK_HOLDS}
+_POINTS = {
+    "source": SOURCE_HOLDS,
+    "destination": DESTINATION_HOLDS,
+    "disk": (*DISK_HOLDS, *GROWTH_HOLDS),
+}
 
 
 class LabHolds:

@@ -1,16 +1,14 @@
-"""Disks added to, removed from and grown in a machine that lives.
+"""Disks added to and removed from a machine that lives; how they grow is in `godwit.qemu.growing`.
 
     add     blockdev-add file, format ...  --all well-->  device_add ...      undone in reverse
     remove  [is it in use?]  device_del ...  --DEVICE_DELETED-->  blockdev-del format, file ...
-    resize  block_resize of the format node; the guest hears of it by a unit attention
 
 A disk comes to the very place (channel, SCSI id, LUN, names) it has at a cold start, so that a
 destination built from the record is the same machine. Many disks go together: commands of one
 kind are sent without waiting for each, as QEMU carries them out in their order anyway.
 
-Not while a move is under way: QEMU refuses device commands then, and what it does not refuse (a
-new size) would make the two sides differ. QEMU's "no" comes out as an error for people; a
-`MonitorError` otherwise means that the outcome is unknown: compare with `list_disks`.
+Not while a move is under way: QEMU refuses device commands then. QEMU's "no" comes out as an error
+for people; a `MonitorError` otherwise means that the outcome is unknown: compare with `list_disks`.
 """
 
 from __future__ import annotations
@@ -29,9 +27,7 @@ from godwit.model.errors import (
     OperationFailed,
     Refused,
 )
-from godwit.model.units import format_size
 from godwit.model.vm import Disk
-from godwit.qemu import layout
 from godwit.qemu.blocks import DISK_DRIVERS, disk_device, disk_nodes, node_names, stored_size
 from godwit.qemu.devices import grant_device, take_back_device
 from godwit.qemu.machine import Machine
@@ -47,7 +43,6 @@ REMOVE_TIMEOUT: Final = 10.0
 QUIET_S: Final = 0.5
 """Seconds without a write after which a disk counts as not written to."""
 
-_RIGID: Final = frozenset({"vhd-fixed", "vhd", "vhdx"})
 _AT_REST: Final = frozenset({"none", "completed", "failed", "cancelled"})
 _WRITES: Final = ("wr_operations", "unmap_operations", "flush_operations")
 
@@ -76,7 +71,7 @@ async def add_disks(machine: Machine, disks: Sequence[Disk], place: Place) -> No
     Refused while a move is under way; Conflict when an id or a LUN is taken; OperationFailed
     with QEMU's words otherwise. After any failure no node and no device of these disks is left.
     """
-    await _check_at_rest(machine)
+    await check_at_rest(machine)
     nodes = {
         str(node["node-name"]): node
         for disk in disks
@@ -129,7 +124,7 @@ async def remove_disks(
     machine has nothing of them; what an earlier, interrupted removal left is removed.
     OperationFailed when the machine keeps one; the others are gone then.
     """
-    await _check_at_rest(machine)
+    await check_at_rest(machine)
     if not force:
         await _check_unused(machine, disks)
     unplugged = await _unplug(machine, [disk.id for disk in disks], timeout=timeout)
@@ -146,41 +141,6 @@ async def remove_disks(
     if not unplugged.gone and not dropped:
         names = [disk.id for disk in disks]
         raise NotFound(f"the machine of {machine.vm} has no disk {', '.join(names)}")
-
-
-async def resize_disk(machine: Machine, disk: Disk, size_bytes: int) -> int:
-    """Grow a disk; the bytes it has now, which are at least ``size_bytes``.
-
-    Refused for a smaller size, for the VHD kinds (QEMU cannot grow those; a fixed one's footer
-    would be overwritten) and while a move is under way. A device that has grown on its storage
-    is taken as it is. Of a brokered disk the broker's image must have grown before.
-    """
-    wanted = stored_size(size_bytes)
-    await _check_at_rest(machine)
-    now = await _size(machine, disk)
-    if wanted < now:
-        raise Refused(
-            f"{disk.id} of {machine.vm} has {format_size(now)}: a disk only grows",
-            hint="what lies beyond the new end would be lost",
-        )
-    if wanted == now:
-        return now
-    if disk.format in _RIGID:
-        raise Refused(
-            f"{disk.id} of {machine.vm} is {disk.format}: it does not grow while the VM runs",
-            hint=f"stop it first: godwit vm stop {machine.vm}",
-        )
-    try:
-        await machine.monitor.execute(
-            "block_resize",
-            {"node-name": layout.format_node(disk), "size": wanted},
-            timeout=COMMAND_TIMEOUT,
-        )
-    except QmpError as error:
-        raise OperationFailed(
-            f"{disk.id} of {machine.vm} could not grow: {error.desc}", hint=_grow_hint(disk)
-        ) from error
-    return await _size(machine, disk)
 
 
 async def list_disks(machine: Machine) -> tuple[PluggedDisk, ...]:
@@ -239,7 +199,8 @@ def _devices(disks: Iterable[Disk]) -> list[Disk]:
     return [disk for disk in disks if disk.source == "device"]
 
 
-async def _check_at_rest(machine: Machine) -> None:
+async def check_at_rest(machine: Machine) -> None:
+    """Refused while a move is under way."""
     status = str((await machine.query_migrate()).get("status", "none"))
     if status not in _AT_REST:
         raise Refused(
@@ -387,19 +348,3 @@ async def drop_nodes(machine: Machine, names: Sequence[str]) -> list[str]:
             ) from first
         raise first
     return dropped
-
-
-async def _size(machine: Machine, disk: Disk) -> int:
-    blocks: list[dict[str, Any]] = await machine.monitor.execute("query-block")
-    for block in blocks:
-        if block.get("qdev") == disk.id and block.get("inserted"):
-            return int(block["inserted"]["image"]["virtual-size"])
-    raise NotFound(f"the machine of {machine.vm} has no disk {disk.id}", hint="godwit vm disk list")
-
-
-def _grow_hint(disk: Disk) -> str:
-    if tier_of(disk) == "brokered":
-        return "the storage broker's image must grow first"
-    if disk.source != "image":
-        return f"grow {disk.path} on its storage first"
-    return "is there room on the volume?"

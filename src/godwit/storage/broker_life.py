@@ -285,6 +285,18 @@ class BrokerLife:
         self.record = self.record.but(lenders=left)
         self.record.save()
 
+    def note_growth(self, disk_id: str, size_bytes: int) -> None:
+        """Write down that the disk's image is about to get this size."""
+        self._put(self._served(disk_id).but(grows_to=size_bytes))
+
+    def settle_growth(self, disk_id: str, size_bytes: int) -> None:
+        """The disk's image holds so many bytes now. Conflict while a gate may be open."""
+        served = self._served(disk_id)
+        if self.alive or served.gate.may_be_open:
+            raise Conflict(f"the broker of {self.record.vm} has its images open", hint="end it")
+        disk = served.disk.but(size_bytes=size_bytes)
+        self._put(served.but(disk=disk, grows_to=0))
+
     def _turn(self, **changes: object) -> int:
         self.record = self.record.but(turn=self.record.turn + 1, **changes)
         self.record.save()

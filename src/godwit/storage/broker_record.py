@@ -25,11 +25,15 @@ PEER: Final = "peer.json"
 
 
 class Served(Record):
-    """A disk in a broker: its gate, and the peer that an open gate leads to, if any."""
+    """A disk in a broker: its gate, and the peer that an open gate leads to, if any.
+
+    ``grows_to``: its image may hold so many bytes by now, and is measured before it is opened.
+    """
 
     disk: BrokerDisk
     gate: Gate = Field(default_factory=Gate)
     peer: PeerTarget | None = None
+    grows_to: int = 0
 
 
 class DaemonRecord(Record):

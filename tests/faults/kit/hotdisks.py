@@ -22,6 +22,7 @@ from godwit.lab.logcheck import check_log
 from godwit.model.vm import DiskFormat, DiskView
 from godwit.storage import formats
 
+from . import growth
 from .cluster import MIB, Cluster
 from .guest import Guest
 from .report import Say, Section, tell
@@ -125,6 +126,7 @@ def _carried(cluster: Cluster, section: Section, what: str, say: Say) -> None:
         before = guest.stats()["log"]["acknowledged"]
         moves.append(_move(cluster, VM))
         moves[-1]["written_on"] = guest.stats()["log"]["acknowledged"] - before
+    grown = {} if is_device else _grown(cluster, section, guest, what, say)
     guest.ask("log dev=off", timeout=20.0, each=5.0)
     log = guest.stats()["log"]
     cluster.client.wait(cluster.client.vms.stop(VM, timeout_s=30.0))
@@ -132,7 +134,7 @@ def _carried(cluster: Cluster, section: Section, what: str, say: Say) -> None:
     check = _read(cluster, disk, log)
     cluster.client.wait(cluster.client.vms.delete(VM))
     name = "a passed-through device" if is_device else what
-    section.figures[name] = {"moves": moves, "log": log, "offline": check}
+    section.figures[name] = {"moves": moves, "grown": grown, "log": log, "offline": check}
     say(f"{name}: {[move['outcome'] for move in moves]}, {log['acknowledged']} records")
     section.judge(
         f"{name}, added while the VM runs, survives live moves: 0 lost, 0 torn, no error",
@@ -141,6 +143,13 @@ def _carried(cluster: Cluster, section: Section, what: str, say: Say) -> None:
         and check["acknowledged"] > 0,
         section.figures[name],
     )
+
+
+def _grown(cluster: Cluster, section: Section, guest: Guest, kind: str, say: Say) -> dict[str, Any]:
+    """It grows and moves; then the agent dies where it is larger and nobody knows."""
+    mib = (LARGE >> 20) + 33
+    found = growth.grow(cluster, section, guest, VM, kind, mib, say)
+    return found | growth.crash(cluster, section, guest, VM, ("grown", "agent"), mib + 64)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pytest
 
 from godwit.agent import disks as room
 from godwit.agent.catalog import Catalog
+from godwit.agent.disk_journal import replaced
 from godwit.agent.disks import Disks
 from godwit.agent.files import Files
 from godwit.model.errors import Conflict, NotFound, OperationFailed, Refused
@@ -57,7 +58,8 @@ class World:
         files = SimpleNamespace(ready_disk=self._ready, remove_image=self._remove_image)
         power = SimpleNamespace(mine=self._mine)
         self.disks = Disks(self.desk, power, files)  # type: ignore[arg-type]
-        for name in ("add_disk", "remove_disk", "resize_disk", "list_disks"):
+        self.disks._growth = SimpleNamespace(grow=self._grow)  # type: ignore[assignment]
+        for name in ("add_disk", "remove_disk", "list_disks"):
             monkeypatch.setattr(room.hotplug, name, getattr(self, f"_{name}"))
 
     def _step(self, word: str) -> None:
@@ -103,9 +105,11 @@ class World:
         if self.plugged.pop(disk.id, None) is None:
             raise NotFound("not there")
 
-    async def _resize_disk(self, _machine: Any, _disk: Disk, size_bytes: int) -> int:
+    async def _grow(self, slot: Any, disk: Disk, size_bytes: int) -> Disk:
         self._step("resize")
-        return -(-size_bytes // 512) * 512
+        grown = disk.but(size_bytes=-(-size_bytes // 512) * 512)
+        slot.vm = replaced(slot.vm, grown)
+        return grown
 
     async def _list_disks(self, _machine: Any) -> tuple[PluggedDisk, ...]:
         return tuple(self.plugged.values())

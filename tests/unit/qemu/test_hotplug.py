@@ -13,7 +13,7 @@ import pytest
 from godwit.host.process import identify
 from godwit.model.errors import Conflict, NotFound, OperationFailed, Refused
 from godwit.model.vm import Disk
-from godwit.qemu import hotplug
+from godwit.qemu import growing, hotplug
 from godwit.qemu.hotplug import PluggedDisk, differences
 from godwit.qemu.launch import Binary
 from godwit.qemu.machine import Machine
@@ -58,6 +58,12 @@ class Qemu(FakeQemu):
 
     async def cmd_block_resize(self, args: dict[str, Any]) -> Any:
         self.sizes[str(args["node-name"]).removeprefix("disk-")] = args["size"]
+        return {}
+
+    async def cmd_blockdev__reopen(self, args: dict[str, Any]) -> Any:
+        (node,) = args["options"]
+        if "size" in node:
+            self.sizes[str(node["node-name"]).removeprefix("disk-")] = node["size"]
         return {}
 
     async def cmd_blockdev__del(self, args: dict[str, Any]) -> Any:
@@ -199,7 +205,7 @@ async def test_nothing_changes_during_a_move(
     for change in (
         hotplug.add_disk(machine, disk(1), place),
         hotplug.remove_disk(machine, disk(1), force=True),
-        hotplug.resize_disk(machine, disk(1), 1 << 30),
+        growing.resize_disk(machine, disk(1), 1 << 30),
     ):
         with pytest.raises(Refused, match="being moved") as caught:
             await change
@@ -256,19 +262,39 @@ async def test_a_removal_cut_short_can_be_finished(
 
 async def test_a_disk_only_grows(qemu: Qemu, machine: Machine, place: Place) -> None:
     await hotplug.add_disk(machine, disk(1), place)
-    assert await hotplug.resize_disk(machine, disk(1), (2 << 20) + 1) == (2 << 20) + 512
-    assert await hotplug.resize_disk(machine, disk(1), (2 << 20) + 512) == (2 << 20) + 512
+    assert await growing.resize_disk(machine, disk(1), (2 << 20) + 1) == (2 << 20) + 512
+    assert await growing.resize_disk(machine, disk(1), (2 << 20) + 512) == (2 << 20) + 512
     assert _changes(qemu).count("block_resize disk-disk1") == 1
     with pytest.raises(Refused, match="only grows"):
-        await hotplug.resize_disk(machine, disk(1), 1 << 20)
-    with pytest.raises(Refused, match="vhd-fixed: it does not grow"):
-        await hotplug.resize_disk(machine, disk(1, format="vhd-fixed"), 4 << 20)
+        await growing.resize_disk(machine, disk(1), 1 << 20)
     with pytest.raises(NotFound, match="no disk disk9"):
-        await hotplug.resize_disk(machine, disk(9), 4 << 20)
+        await growing.resize_disk(machine, disk(9), 4 << 20)
     qemu.fail("block_resize", "Cannot grow NBD nodes")
     with pytest.raises(OperationFailed, match="Cannot grow") as caught:
-        await hotplug.resize_disk(machine, disk(1, tier="brokered"), 4 << 20)
-    assert "broker" in caught.value.hint
+        await growing.resize_disk(machine, disk(1, tier="brokered"), 4 << 20)
+    assert "next time" in caught.value.hint
+
+
+async def test_a_new_size_is_told_to_the_guest(qemu: Qemu, machine: Machine, place: Place) -> None:
+    """A fixed VHD has an end for the guest, at which it must not be asked for its new size."""
+    fixed = disk(1, format="vhd-fixed")
+    await hotplug.add_disk(machine, fixed, place)
+    before = len(qemu.received)
+    grown = fixed.but(size_bytes=2 << 20)
+    with pytest.raises(OperationFailed, match="bytes"):
+        await growing.take_size(machine, grown, place, file_bytes=2 << 20)
+    assert len(qemu.received) == before, "QEMU would have cut the footer off"
+    await growing.take_size(machine, grown, place, file_bytes=(2 << 20) + 512)
+    said = [one for one in qemu.received[before:] if not one.command.startswith("query")]
+    assert [one.command for one in said] == ["blockdev-reopen", "block_resize", "blockdev-reopen"]
+    assert "size" not in said[0].arguments["options"][0]
+    assert said[2].arguments["options"][0]["size"] == 2 << 20
+    qemu.fail("block_resize", "no")
+    before = len(qemu.received)
+    with pytest.raises(OperationFailed):
+        await growing.take_size(machine, fixed.but(size_bytes=3 << 20), place, file_bytes=4 << 20)
+    last = [one for one in qemu.received[before:] if not one.command.startswith("query")][-1]
+    assert last.arguments["options"][0]["size"] == 2 << 20, "the footer is out of reach again"
 
 
 def _plugged(one: Disk, **more: Any) -> PluggedDisk:

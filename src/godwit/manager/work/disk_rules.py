@@ -16,7 +16,6 @@ from godwit.model.disks import (
     image_path,
     imported_path,
     lun_path,
-    tier_of,
     volume_of,
 )
 from godwit.model.errors import Conflict, InvalidRequest, NotFound, Refused
@@ -161,19 +160,16 @@ def check_disk_action(owner: Owner, request: DiskRequest) -> None:
         raise Refused(f"{name} runs and writes to its disks", hint=f"first: godwit vm stop {name}")
 
 
-def check_growth(vm: Vm, request: ResizeDisk, *, running: bool) -> Disk:
-    """The disk that is to grow; Refused when it would shrink, or cannot grow while it runs."""
+def check_growth(vm: Vm, request: ResizeDisk) -> Disk:
+    """The disk that is to grow; Refused when it would shrink, InvalidRequest when its format
+    cannot hold as much."""
     disk = find_disk(vm, request.disk)
     if request.size_bytes < disk.size_bytes:
         raise Refused(
             f"{disk.id} of {vm.name} has {format_size(disk.size_bytes)}: a disk only grows",
             hint="what lies beyond the new end would be lost",
         )
-    if running and tier_of(disk) == "direct" and disk.format == "vhd-fixed":
-        raise Refused(
-            f"{disk.id} of {vm.name} is a fixed VHD, which does not grow while the VM runs",
-            hint=f"first: godwit vm stop {vm.name}",
-        )
+    stored_size(disk.format, request.size_bytes)
     return disk
 
 
@@ -203,8 +199,7 @@ def admit_disk(snapshot: Snapshot, request: DiskRequest) -> None:
                 check_free(snapshot.vms.values(), path)
             next_disk(vm.disks)
         case ResizeDisk():
-            running = snapshot.owner(vm.name).state is OwnerState.RUNNING
-            check_growth(vm, request, running=running)
+            check_growth(vm, request)
         case MoveDisk():
             volume = moved_disk(vm, request, mark="").volume
             _know_volume(snapshot, volume)

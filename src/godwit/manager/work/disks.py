@@ -258,7 +258,7 @@ async def resize(world: World, run: TaskRun, request: ResizeDisk) -> Done:
     """Let a disk grow; the record says the size that its host found afterwards."""
     work = await Work.of(world, run, request)
     name = request.name
-    disk = check_growth(work.vm, request, running=work.runs)
+    disk = check_growth(work.vm, request)
     await run.say(f"growing {disk.id} of {name} to {format_size(request.size_bytes)}")
     if work.runs:
         body: dict[str, Any] = {"disk": disk.id, "size_bytes": request.size_bytes}

@@ -1,0 +1,46 @@
+"""The disks of a VM as its storage broker knows them, and as the engine of migration does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from godwit.model.disks import tier_of
+from godwit.model.vm import Disk, Vm
+from godwit.qemu.blocks import stored_size
+from godwit.qemu.layout import broker_id
+from godwit.storage.nodes import BrokerDisk, Node
+
+if TYPE_CHECKING:
+    from godwit.agent.brokers import Brokers
+
+
+def brokered(vm: Vm) -> list[Disk]:
+    """The disks of a VM that its broker serves. Pure."""
+    return [disk for disk in vm.disks if tier_of(disk) == "brokered"]
+
+
+def broker_disk(disk: Disk, served: Node | None = None) -> BrokerDisk:
+    """A disk as its broker knows it; ``served`` is its node on a volume of the network. Pure."""
+    return BrokerDisk(
+        id=broker_id(disk),
+        path=disk.path,
+        format=disk.format,
+        size_bytes=stored_size(disk.size_bytes),
+        device=disk.source == "device",
+        served=served,
+        backing=disk.backing,
+        volume=disk.volume,
+    )
+
+
+class VmDisks:
+    """Implements ``godwit.migration.world.DiskGate`` for one VM."""
+
+    def __init__(self, brokers: Brokers, vm: str) -> None:
+        self._brokers, self._vm = brokers, vm
+
+    async def close(self) -> None:
+        await self._brokers.close(self._vm)
+
+    async def open(self, epoch: int) -> None:
+        await self._brokers.open(self._vm, epoch)
