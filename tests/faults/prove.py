@@ -99,6 +99,19 @@ def _everyday(cluster: Cluster) -> Section:
     return both
 
 
+def _checkpoints(cluster: Cluster) -> Section:
+    """Disks that QEMU opens, that the broker opens, and one of each."""
+    section = Section("checkpoints")
+    for tiers in (("direct", "direct"), ("brokered", "brokered"), checkpoints.MIXED):
+        part = checkpoints.run(cluster, rounds=CHECKPOINT_ROUNDS, tiers=tiers)
+        name = " and ".join(tiers)
+        section.figures[name] = part.figures
+        section.criteria += [
+            dataclasses.replace(c, text=f"{name}: {c.text}") for c in part.criteria
+        ]
+    return section
+
+
 def _old() -> Section:
     try:
         return old.run(old_qemu())
@@ -168,7 +181,7 @@ _B: dict[str, Work] = {
     "growth": lambda: _on_lab(growth.run),
     "full-volume": lambda: full.run(kinds=full.EVERY),
     "starts": lambda: _on_lab(starts.run),
-    "checkpoints": lambda: _on_lab(lambda c: checkpoints.run(c, rounds=CHECKPOINT_ROUNDS)),
+    "checkpoints": lambda: _on_lab(_checkpoints),
     "clones": lambda: _on_lab(lambda cluster: clones.run(cluster, moves=CLONE_MOVES)),
     "shared-nothing": lambda: _on_lab(along.run),
     "redirect": lambda: _on_lab(

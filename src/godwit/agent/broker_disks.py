@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from godwit.model.disks import tier_of
 from godwit.model.vm import Disk, Vm
 from godwit.qemu.blocks import stored_size
 from godwit.qemu.layout import broker_id
+from godwit.storage.images import image_info
 from godwit.storage.nodes import BrokerDisk, Node
 
 if TYPE_CHECKING:
     from godwit.agent.brokers import Brokers
+    from godwit.agent.catalog import Catalog
+    from godwit.storage.broker import Broker
 
 
 def brokered(vm: Vm) -> list[Disk]:
@@ -31,6 +35,15 @@ def broker_disk(disk: Disk, served: Node | None = None) -> BrokerDisk:
         backing=disk.backing,
         volume=disk.volume,
     )
+
+
+async def settle_growth(broker: Broker, catalog: Catalog) -> None:
+    """What was to grow is served with the size that it really has. No daemon has it open."""
+    for name, served in tuple(broker.record.disks.items()):
+        if served.grows_to:
+            disk, files = served.disk, catalog.files(served.disk.volume)
+            info = await image_info(Path(disk.path), format=disk.format, in_use=True, files=files)
+            broker.settle_growth(name, info.virtual_size)
 
 
 class VmDisks:

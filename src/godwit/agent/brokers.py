@@ -15,24 +15,23 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from godwit.agent.broker_disks import broker_disk, brokered
+from godwit.agent.broker_disks import broker_disk, brokered, settle_growth
 from godwit.host.errors import ProcessGone
 from godwit.model.disks import tier_of
-from godwit.model.errors import Conflict, GodwitError, Refused
+from godwit.model.errors import GodwitError, Refused
 from godwit.model.vm import Disk, Vm
 from godwit.qemu.launch import Binary
 from godwit.qemu.layout import broker_id
 from godwit.qmp import MonitorError
-from godwit.storage.broker import Broker, Opening, listen
+from godwit.storage.broker import PROMPT_TIMEOUT, Broker, Opening, listen
 from godwit.storage.broker_daemon import DaemonPlace, end_recorded, forget_recorded
 from godwit.storage.broker_life import LABEL
 from godwit.storage.broker_record import load_broker
 from godwit.storage.gate import GateState
-from godwit.storage.images import image_info
 from godwit.storage.nodes import BrokerDisk
 from godwit.storage.settle import settle_disk
 from godwit.store.errors import StoreError
@@ -211,26 +210,34 @@ class Brokers:
         broker = self._brokers.get(vm)
         return sorted(broker.record.lenders) if broker is not None else []
 
+    @contextlib.asynccontextmanager
+    async def at_home(self, vm: str, what: str) -> AsyncIterator[Broker]:
+        """The broker of a VM that runs here, alive and on this host's own paths, for one alone.
+
+        Refused with ``what`` and the reason when it is not so.
+        """
+        async with self._lock(vm):
+            broker = self._brokers.get(vm)
+            if broker is None or not broker.alive or vm in self._shut or broker.record.lenders:
+                reason = self._desk.redirects.reason(vm) or "its storage broker is just starting"
+                raise Refused(f"{what}: {reason}", hint="ask again when it is back")
+            yield broker
+
     async def grow(self, vm: str, disk: Disk, size_bytes: int, work: Grow) -> int:
         """Have ``work`` make the image of a disk larger while no daemon has it open; its bytes now.
 
         For a VM that stands still: its gates close in order. Refused while the disk goes through
         a peer. An error of ``work`` is raised when its image is served again, as it is then.
         """
-        async with self._lock(vm):
-            broker, slot, name = self._brokers.get(vm), self._desk.slots.get(vm), broker_id(disk)
-            if broker is None or slot is None or name not in broker.record.disks:
-                raise Conflict(f"{vm} has no storage broker here now", hint="ask again soon")
-            if vm in self._shut or not broker.alive or broker.record.lenders:
-                reason = self._desk.redirects.reason(vm) or "its storage broker is just starting"
-                raise Refused(f"{disk.id} of {vm} cannot grow now: {reason}", hint="ask again then")
+        async with self.at_home(vm, f"{disk.id} of {vm} cannot grow now") as broker:
+            name, epoch = broker_id(disk), self._desk.slot(vm).machine.epoch
             broker.note_growth(name, size_bytes)
             try:
                 await broker.release_all()
                 await broker.kill()
                 await work(disk, size_bytes)
             finally:
-                await asyncio.shield(self._serve_again(vm, broker, slot.machine.epoch))
+                await asyncio.shield(self._serve_again(vm, broker, epoch))
             return broker.record.disks[name].disk.size_bytes
 
     async def _serve_again(self, vm: str, broker: Broker, epoch: int) -> None:
@@ -238,20 +245,9 @@ class Brokers:
         await self._restart(vm, broker, epoch)
         self._watch(vm, broker)
 
-    async def _settle_growth(self, broker: Broker) -> None:
-        """What was to grow is served with the size that it really has."""
-        for name, served in tuple(broker.record.disks.items()):
-            if served.grows_to:
-                disk = served.disk
-                files = self._desk.catalog.files(disk.volume)
-                info = await image_info(
-                    Path(disk.path), format=disk.format, in_use=True, files=files
-                )
-                broker.settle_growth(name, info.virtual_size)
-
     async def _restart(self, vm: str, broker: Broker, epoch: int) -> None:
         """Another daemon, its gates open the way they belong now. The lock is held."""
-        await self._settle_growth(broker)
+        await settle_growth(broker, self._desk.catalog)
         wanted = await self._desk.redirects.route(vm, broker, epoch=epoch)
         await broker.restart(wanted, listener=self._listener(vm))
         await self._desk.redirects.goes(vm)
@@ -432,8 +428,10 @@ class Brokers:
             if await broker.answers(timeout=SILENT_S) or not broker.alive:
                 continue
             async with self._lock(vm):
-                if broker.record.process != asked:
-                    continue  # somebody has replaced it meanwhile
+                # Somebody has replaced it meanwhile, or had it at work until now.
+                same = broker.record.process == asked
+                if not same or await broker.answers(timeout=PROMPT_TIMEOUT):
+                    continue
                 _log.warning("%s: its broker is silent for %g s: ending it", vm, SILENT_S)
                 try:
                     await broker.kill()

@@ -34,15 +34,19 @@ class Held:
     used_bytes: int
 
 
+def held_image(image: Mapping[str, Any]) -> Held:
+    """An image by what QEMU, or a storage daemon, says of it. Pure."""
+    tags = tuple(str(one["name"]) for one in image.get("snapshots", ()))
+    return Held(tags, int(image.get("actual-size", 0)))
+
+
 def held(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Held]:
     """Disk -> its image, from ``query-block``. Pure."""
     found = {}
     for block in blocks:
         inserted = block.get("inserted")
         if block.get("qdev") and inserted:
-            image = inserted["image"]
-            tags = tuple(str(one["name"]) for one in image.get("snapshots", ()))
-            found[str(block["qdev"])] = Held(tags, int(image.get("actual-size", 0)))
+            found[str(block["qdev"])] = held_image(inserted["image"])
     return found
 
 

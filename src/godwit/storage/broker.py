@@ -21,11 +21,13 @@ import asyncio
 import contextlib
 import inspect
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from godwit.model.errors import Conflict, OperationFailed, OutcomeUnknown
+from godwit.qemu.snapshots import TIMEOUT as SNAPSHOT_TIMEOUT
+from godwit.qemu.snapshots import Held
 from godwit.qmp import MonitorError, QmpError
 from godwit.storage import broker_verbs as verbs
 from godwit.storage import gate as gates
@@ -140,6 +142,29 @@ class Broker(BrokerLife):
         left = {key: one for key, one in self.record.disks.items() if key != served.disk.id}
         self.record = self.record.but(disks=left)
         self.record.save()
+
+    # Snapshots, inside images whose gates are open to them
+    #
+    # They are asked of the node of the export, which hands them on to the image: the image itself
+    # is no root node here, as QEMU wants one to be.
+
+    async def held(self, disk_ids: Sequence[str]) -> dict[str, Held]:
+        """What these disks' images hold."""
+        with self._answers("looking at snapshots"):
+            found = await verbs.held_images(self._live(), timeout=SWAP_TIMEOUT)
+        return {one: found[nodes.image_node_name(one)] for one in disk_ids}
+
+    async def take_snapshots(self, disk_ids: Sequence[str], tag: str) -> None:
+        """Take one of all these disks at one instant, or of none."""
+        names = [nodes.export_node_name(one) for one in disk_ids]
+        with self._answers(f"holding {', '.join(disk_ids)}"):
+            await verbs.take_snapshots(self._live(), names, tag, timeout=SNAPSHOT_TIMEOUT)
+
+    async def drop_snapshot(self, disk_id: str, tag: str) -> None:
+        """Drop one of one disk."""
+        name = nodes.export_node_name(disk_id)
+        with self._answers(f"dropping {tag} from {disk_id}"):
+            await verbs.drop_snapshot(self._live(), name, tag, timeout=SNAPSHOT_TIMEOUT)
 
     # Gates
 

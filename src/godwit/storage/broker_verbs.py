@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 
 from godwit.model.errors import OperationFailed
+from godwit.qemu.snapshots import Held, held_image
 from godwit.qmp import MonitorError, QmpError
 from godwit.storage import nodes
 from godwit.storage.broker_daemon import Daemon
@@ -111,6 +112,27 @@ async def delete_nodes(daemon: Daemon, names: Sequence[str], *, timeout: float) 
     for name in names:
         if name in there:
             await daemon.execute("blockdev-del", {"node-name": name}, timeout=timeout)
+
+
+async def held_images(daemon: Daemon, *, timeout: float) -> dict[str, Held]:
+    """The snapshots in each named node's image, and the bytes that takes."""
+    answer = await daemon.execute("query-named-block-nodes", {"flat": True}, timeout=timeout)
+    return {str(node["node-name"]): held_image(node["image"]) for node in answer}
+
+
+async def take_snapshots(
+    daemon: Daemon, nodes_: Sequence[str], tag: str, *, timeout: float
+) -> None:
+    """A snapshot in each of these images, or in none."""
+    kind = "blockdev-snapshot-internal-sync"
+    actions = [{"type": kind, "data": {"device": node, "name": tag}} for node in nodes_]
+    await daemon.execute("transaction", {"actions": actions}, timeout=timeout)
+
+
+async def drop_snapshot(daemon: Daemon, node: str, tag: str, *, timeout: float) -> None:
+    """Give back what a snapshot takes."""
+    arguments = {"device": node, "name": tag}
+    await daemon.execute("blockdev-snapshot-delete-internal-sync", arguments, timeout=timeout)
 
 
 def check_size(disk: BrokerDisk, size_bytes: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,17 +12,24 @@ from typing import Any
 import pytest
 
 from godwit.agent.checkpoints import Checkpoints
+from godwit.host.run import run_async
 from godwit.model.errors import Conflict, OperationFailed, Refused
 from godwit.model.vm import Disk, DiskFormat, Vm
 from godwit.qemu import hotplug
 from godwit.qemu import snapshots as live
+from godwit.qemu.launch import Binary
+from godwit.qemu.layout import broker_id
 from godwit.qemu.machine import Machine
 from godwit.qemu.start import Place
+from godwit.storage.broker import Broker, Opening, listen
+from godwit.storage.broker_daemon import DaemonPlace
 from godwit.storage.images import create_image
+from godwit.storage.nodes import BrokerDisk
 
 pytestmark = pytest.mark.system
 
 SIZE = 4 << 20
+NOBODY = (65534, 65534)
 MakeDisk = Callable[..., Awaitable[Disk]]
 
 
@@ -154,6 +162,109 @@ async def test_asked_twice_and_after_what_was_cut_short(
     moving = Checkpoints(desk(machine, moving={"web"}), power, files)
     with pytest.raises(Conflict, match="being moved"):
         await moving.take("web", disks, "godwit-one", [])
+
+
+async def _served(root: Path, socket: Path, disks: list[Disk], listener: Any) -> Broker:
+    served = [
+        BrokerDisk(id=broker_id(one), path=one.path, format="qcow2", size_bytes=SIZE)
+        for one in disks
+    ]
+    return await Broker.start(
+        DaemonPlace("h1", root / "b", root / "b", Binary("qemu-storage-daemon", user=NOBODY)),
+        "web",
+        socket=socket,
+        listener=listener,
+        disks=served,
+        opening={one.id: Opening(epoch=1) for one in served},
+    )
+
+
+async def test_direct_and_brokered_disks_at_one_instant(
+    make_vm: Callable[..., Vm],
+    make_place: Callable[..., Place],
+    start: Callable[..., Awaitable[Machine]],
+    make_disk: MakeDisk,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    socket, direct = root / "nbd.sock", [await make_disk(1, "qcow2")]
+    brokered = [(await make_disk(n, "qcow2")).but(tier="brokered") for n in (2, 3)]
+    disks, place = [*direct, *brokered], make_place(broker=str(socket))
+    names = [broker_id(one) for one in brokered]
+    with listen(socket, user=NOBODY) as listener:
+        broker = await _served(root, socket, brokered, listener)
+        try:
+            machine = await start(make_vm(), place)
+            await machine.cont()
+            await hotplug.add_disks(machine, disks, place)
+            room = _room(machine, broker)
+            held: list[str] = []
+            _watch(monkeypatch, machine, broker, held)
+
+            async def all_tags() -> list[tuple[str, ...]]:
+                there = await broker.held(names)
+                return [*await tags(machine, direct), *(one.tags for one in there.values())]
+
+            await broker.take_snapshots(names[:1], "godwit-left")  # cut short
+            held.clear()
+            for _ in range(2):
+                await room.take("web", disks, "godwit-one", ["godwit-kept"])
+                assert await all_tags() == [("godwit-one",)] * 3
+            assert held == ["broker paused", "qemu paused"], "once, with the VM standing still"
+            assert (await machine.status()).running
+            await live.take(machine, direct, "godwit-two")
+            with pytest.raises(OperationFailed, match="could not be held"):
+                await _past_the_look(room, machine, disks)
+            assert (await all_tags())[1:] == [("godwit-one",)] * 2, "all or none"
+            assert (await machine.status()).running
+            await live.drop(machine, direct[0], "godwit-two")
+            await room.drop("web", disks, "godwit-one")
+            assert await all_tags() == [()] * 3
+            await machine.quit()
+        finally:
+            await broker.release_all()
+            await broker.kill()
+            broker.discard()
+    for one in disks:
+        await run_async(["qemu-img", "check", "-q", "-f", "qcow2", one.path], timeout=20)
+
+
+def _room(machine: Machine, broker: Broker) -> Checkpoints:
+    @asynccontextmanager
+    async def at_home(_vm: str, _what: str) -> AsyncIterator[Broker]:
+        yield broker
+
+    power: Any = SimpleNamespace(mine=_mine)
+    files: Any = SimpleNamespace(disk_path=lambda disk: Path(disk.path))
+    slot = SimpleNamespace(machine=machine, vm=SimpleNamespace(name="web"))
+    brokers = SimpleNamespace(at_home=at_home)
+    more = {"brokers": brokers, "standing": set(), "slot": lambda _name: slot}
+    return Checkpoints(desk(machine, **more), power, files)
+
+
+def _watch(
+    monkeypatch: pytest.MonkeyPatch, machine: Machine, broker: Broker, held: list[str]
+) -> None:
+    """Notes who took snapshots, and what the VM did meanwhile."""
+    of_broker, of_qemu = broker.take_snapshots, live.take
+
+    async def broker_takes(names: Any, tag: str) -> None:
+        held.append(f"broker {(await machine.status()).status}")
+        await of_broker(names, tag)
+
+    async def qemu_takes(one: Machine, disks: Any, tag: str) -> None:
+        held.append(f"qemu {(await machine.status()).status}")
+        await of_qemu(one, disks, tag)
+
+    monkeypatch.setattr(broker, "take_snapshots", broker_takes)
+    monkeypatch.setattr(live, "take", qemu_takes)
+
+
+async def _past_the_look(room: Checkpoints, machine: Machine, disks: list[Disk]) -> None:
+    """As `take`, past the look that would have dropped the one that is in the way."""
+    slot: Any = SimpleNamespace(machine=machine, vm=SimpleNamespace(name="web"))
+    async with room._images(slot, disks) as images:
+        await images.take("godwit-two")
 
 
 def test_a_guest_is_not_held_for_long() -> None:

@@ -48,7 +48,7 @@ REFUSALS: list[tuple[Vm, Owner, Any, type[GodwitError], str]] = [
         Refused,
         "is a device",
     ),
-    (make_vm("web", disk(0, tier="brokered")), RUNNING, CREATE, Refused, "storage broker"),
+    (make_vm("web", disk(0, format="vhdx")), RUNNING, CREATE, Refused, "disk0 of web is vhdx"),
     (VM, Owner(), CREATE, Conflict, "has a checkpoint one already"),
     (
         make_vm("web", disk(0), checkpoints=tuple(kept(f"c{n}") for n in range(MOST))),
@@ -92,7 +92,8 @@ def test_what_is_refused(
 
 def test_what_is_allowed() -> None:
     brokered = make_vm("web", disk(0, tier="brokered"), checkpoints=(kept("two"),))
-    admit(snapshot(brokered), CREATE)
+    for owner in (Owner(), RUNNING):
+        admit(snapshot(brokered, owners={"web": owner}), CREATE)
     admit(snapshot(brokered), ask.RevertCheckpoint(name="web", checkpoint="two"))
     admit(snapshot(VM, owners={"web": RUNNING}), DELETE)
     admit(snapshot(VM), REVERT)

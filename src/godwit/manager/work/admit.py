@@ -203,7 +203,7 @@ def _admit_vm_action(snapshot: Snapshot, request: VmRequest) -> None:
         case ask.CloneVm():
             admit_clone(snapshot, request)
         case ask.CreateCheckpoint() | ask.RevertCheckpoint() | ask.DeleteCheckpoint():
-            check_request(vm, request, running=owner.state is OwnerState.RUNNING)
+            check_request(vm, request)
             refuse_if_cloned(vm, snapshot.vms.values(), "change the disks of")
         case ask.StartVm() | ask.RestoreVm():
             check_whole(vm)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from godwit.model.checkpoints import check_whole
-from godwit.model.disks import tier_of
 from godwit.model.errors import Conflict, NotFound, Refused
 from godwit.model.ownership import Owner, OwnerState
 from godwit.model.requests import CreateCheckpoint, DeleteCheckpoint, RevertCheckpoint
@@ -31,12 +30,12 @@ def check_state(owner: Owner, request: CheckpointRequest) -> None:
         )
 
 
-def check_request(vm: Vm, request: CheckpointRequest, *, running: bool) -> None:
+def check_request(vm: Vm, request: CheckpointRequest) -> None:
     """Refused when the VM's disks, or its checkpoints, do not allow it."""
     if isinstance(request, CreateCheckpoint):
         check_whole(vm)
         _check_new(vm, request)
-        _check_disks(vm.name, vm.disks, running=running)
+        _check_disks(vm.name, vm.disks)
         return
     found = find_checkpoint(vm, request.checkpoint)
     if isinstance(request, RevertCheckpoint):
@@ -45,8 +44,6 @@ def check_request(vm: Vm, request: CheckpointRequest, *, running: bool) -> None:
         covered(vm, found)
     elif vm.reverting is not None:
         check_whole(vm)
-    elif running:
-        _check_disks(vm.name, covered(vm, found), running=True)
 
 
 def find_checkpoint(vm: Vm, name: str) -> Checkpoint:
@@ -97,17 +94,18 @@ def _check_new(vm: Vm, request: CreateCheckpoint) -> None:
         raise Refused(f"{vm.name} has no disks", hint="a checkpoint keeps what disks hold")
 
 
-def _check_disks(vm: str, disks: tuple[Disk, ...], *, running: bool) -> None:
+def _check_disks(vm: str, disks: tuple[Disk, ...]) -> None:
+    """VHD and VHDX have no snapshots inside, raw and devices no inside at all (design 0007)."""
     for disk in disks:
-        if disk.source != "image" or disk.format != "qcow2":
-            kind = disk.format if disk.source == "image" else f"a {disk.source}"
+        if disk.source != "image":
             raise Refused(
-                f"{disk.id} of {vm} is {kind}: only a qcow2 image can keep a checkpoint",
-                hint=f"export it as qcow2 and add that: godwit vm disk export {vm} {disk.id}",
+                f"{disk.id} of {vm} is a {disk.source}: only a qcow2 image can keep a checkpoint",
+                hint="keep what is on it where it comes from, or take it out of the VM",
             )
-        if running and tier_of(disk) == "brokered":
+        if disk.format != "qcow2":
             raise Refused(
-                f"{disk.id} of {vm} goes through the storage broker, which cannot do this while "
-                "the VM runs",
-                hint=f"first: godwit vm stop {vm}",
+                f"{disk.id} of {vm} is {disk.format}, which has no room for a checkpoint: only "
+                "qcow2 has",
+                hint=f"make it qcow2, the VM may run: godwit vm disk move {vm} {disk.id} "
+                "--format qcow2",
             )

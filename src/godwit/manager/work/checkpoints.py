@@ -173,7 +173,7 @@ async def _check(
 ) -> None:
     """The same as at the door, on fresh records."""
     check_action(owner.value if owner else Owner(), request)
-    check_request(vm, request, running=_runs(owner))
+    check_request(vm, request)
     refuse_if_cloned(vm, (await world.records.vms()).values(), "change the disks of")
 
 
