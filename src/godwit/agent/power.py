@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 
 from godwit.agent.desk import Desk, Slot
@@ -28,6 +29,7 @@ from godwit.qemu.runtime import note_started
 from godwit.qemu.start import spawn
 from godwit.qmp import MonitorError
 from godwit.storage.images import check_image
+from godwit.store.api import Compare, mod_is
 from godwit.store.records import CasFailed, Versioned
 
 SAVE_S = 600.0
@@ -48,8 +50,8 @@ class Power:
     async def start(self, name: str, *, restore: bool = False) -> VmStatus:
         """Power on; with ``restore`` go on from the saved memory instead of booting."""
         async with self.desk.lock(name):
-            vm, found = await self._records(name)
-            owner = found.value
+            spec, found = await self._records(name)
+            vm, owner = spec.value, found.value
             if restore and owner.state is not OwnerState.SAVED:
                 raise Refused(f"{name} has no saved state", hint=f"godwit vm start {name}")
             await self._check(vm)
@@ -57,7 +59,10 @@ class Power:
             if name in self.desk.slots:
                 raise Conflict(f"{name} already runs on {self.desk.host}", hint="nothing to do")
             after = ownership.power_on(owner, host=self.desk.host)
-            revision = await self._write(name, after, found.revision)
+            # Whoever changes the definition of a VM that does not run compares the ownership and
+            # leaves it as it is; so this compares the definition, or an older one could start.
+            unchanged = mod_is(keys.vm_spec(name), spec.revision)
+            revision = await self._write(name, after, found.revision, compare=[unchanged])
             image = owner.saved if restore else None
             try:
                 await self._power_on(vm, after, image)
@@ -330,13 +335,13 @@ class Power:
         check_whole(vms.get(vm.name, vm))
         refuse_if_cloned(vm, vms.values(), "start")
 
-    async def _records(self, name: str) -> tuple[Vm, Versioned[Owner]]:
+    async def _records(self, name: str) -> tuple[Versioned[Vm], Versioned[Owner]]:
         spec, found = await asyncio.gather(
             self.desk.records.vm(name), self.desk.records.owner(name)
         )
         if spec is None or found is None:
             raise NotFound(f"there is no VM {name}", hint="look: godwit vm list")
-        return spec.value, found
+        return spec, found
 
     def _ours(self, owner: Owner, epoch: int) -> bool:
         return owner.host == self.desk.host and owner.epoch == epoch
@@ -353,9 +358,13 @@ class Power:
             )
         return found
 
-    async def _write(self, name: str, owner: Owner, revision: int) -> int:
+    async def _write(
+        self, name: str, owner: Owner, revision: int, *, compare: Sequence[Compare] = ()
+    ) -> int:
         try:
-            return await self.desk.records.cas(keys.vm_owner(name), owner, revision)
+            return await self.desk.records.cas(
+                keys.vm_owner(name), owner, revision, compare=compare
+            )
         except CasFailed:
             raise Conflict(
                 f"{name} was changed by somebody else at this moment", hint="look, and ask again"

@@ -1,0 +1,84 @@
+"""A VM starts as its record says, and not as it said before."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from godwit.agent.power import Power
+from godwit.model import keys
+from godwit.model.errors import Conflict
+from godwit.model.ownership import Owner, OwnerState
+from godwit.model.vm import Pins, Vm
+from godwit.store.memory import MemoryStore
+from godwit.store.records import Records
+
+PINS = Pins(uuid="u", machine="pc-q35-9.0", cpu_model="Westmere-v1", accelerator="tcg")
+VM = Vm(name="web", cpus=1, memory_bytes=64 << 20, pins=PINS, created_at=0.0)
+
+
+class World:
+    """A VM's two records, and who changes one of them while it is about to start."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.records = Records(MemoryStore())
+        lock = asyncio.Lock()
+        self.desk = SimpleNamespace(
+            host="host1",
+            lock=lambda _name: lock,
+            records=self.records,
+            slots={},
+            event=self._event,
+            publish_status=self._event,
+        )
+        self.started: list[Vm] = []
+        self.meanwhile: Vm | None = None
+        self.power = Power(self.desk)  # type: ignore[arg-type]
+        monkeypatch.setattr(self.power, "_check", self._check)
+        monkeypatch.setattr(self.power, "_check_images", self._event)
+        monkeypatch.setattr(self.power, "_power_on", self._power_on)
+        monkeypatch.setattr(self.power, "status", lambda name: name)
+
+    async def begin(self) -> None:
+        await self.records.cas(keys.vm_spec("web"), VM, 0)
+        await self.records.cas(keys.vm_owner("web"), Owner(), 0)
+
+    async def _event(self, *_: Any, **__: Any) -> None:
+        return
+
+    async def _check(self, vm: Vm) -> None:
+        assert vm == VM
+        if self.meanwhile is not None:  # as a manager does: the ownership stays as it was
+            await self.records.update(keys.vm_spec("web"), Vm, lambda _: self.meanwhile or VM)
+
+    async def _power_on(self, vm: Vm, _owner: Owner, _image: Any) -> None:
+        self.started.append(vm)
+
+    async def state(self) -> tuple[OwnerState, int]:
+        found = await self.records.owner("web")
+        assert found is not None
+        return found.value.state, found.value.epoch
+
+
+@pytest.fixture
+async def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World(monkeypatch)
+    await made.begin()
+    return made
+
+
+async def test_it_starts_as_it_is_defined(world: World) -> None:
+    await world.power.start("web")
+    assert world.started == [VM]
+    assert await world.state() == (OwnerState.RUNNING, 1)
+
+
+async def test_a_definition_that_changes_meanwhile_is_not_started(world: World) -> None:
+    world.meanwhile = VM.but(memory_bytes=128 << 20)
+    with pytest.raises(Conflict, match="changed by somebody else"):
+        await world.power.start("web")
+    assert world.started == []
+    assert await world.state() == (OwnerState.STOPPED, 0)
