@@ -88,7 +88,7 @@ def _host_routes(rooms: Rooms) -> list[Route]:
     desk = rooms.desk
 
     async def facts(_request: Request) -> Record:
-        return desk.host_info()
+        return await desk.host_info()
 
     async def clock(_request: Request) -> Body:
         return {"realtime": desk.clock.realtime(), "monotonic": desk.clock.monotonic()}

@@ -64,7 +64,7 @@ class Arrivals:
         files = {path: write for path, write in files.items() if volume_of(path) not in lost}
         free = memory_free(promised_bytes=desk.promised_bytes())
         facts = plan.DestinationFacts(
-            info=desk.host_info(),
+            info=await desk.host_info(),
             memory_free_bytes=free,
             volumes={
                 disk.volume: _is_there(desk.config.paths.volumes / disk.volume)

@@ -43,6 +43,7 @@ class Catalog:
         self._desk = desk
         self._known: dict[str, Volume] = {}
         self._served: dict[str, ServedFiles | NoFiles] = {}
+        self._listing: asyncio.Task[tuple[str, ...]] | None = None
         self.access = Access(
             user=desk.equipment.binary.user,
             initiator=initiator_name(_cluster_mark(desk.config.tls.dir), desk.host),
@@ -82,10 +83,23 @@ class Catalog:
         self._known = found
         await self._desk.publish_host()
 
-    def names(self) -> tuple[str, ...]:
-        """All volumes of this host."""
+    async def names(self) -> tuple[str, ...]:
+        """All volumes of this host.
+
+        Directories are listed beside the event loop, and by one thread however many ask: a file
+        system that hangs below them must not hold the agent. Then this does not return; it may be
+        cancelled.
+        """
+        if self._listing is None:
+            work = asyncio.to_thread(seen_volumes, self._desk.config.paths.volumes)
+            self._listing = asyncio.create_task(work, name="volumes: listed")
+            self._listing.add_done_callback(self._listed)
+        seen = await asyncio.shield(self._listing)
         served = {name for name, volume in self._known.items() if volume.kind in SERVED}
-        return tuple(sorted({*seen_volumes(self._desk.config.paths.volumes), *served}))
+        return tuple(sorted({*seen, *served}))
+
+    def _listed(self, _task: asyncio.Task[tuple[str, ...]]) -> None:
+        self._listing = None
 
     def get(self, name: str) -> Volume:
         """The volume's record; a plain directory when there is none."""

@@ -135,15 +135,17 @@ class Desk:
         """The VM's taps and their bridges here."""
         return TapGate(vm, machine.runtime, self.networks, self.links, self.announcer)
 
-    def host_info(self) -> HostInfo:
+    async def host_info(self) -> HostInfo:
         """What this host publishes about itself, with the networks and volumes it has now."""
+        volumes = await self.catalog.names()
         networks = {name: port.mtu for name, port in self.networks.items()}
-        return self.equipment.info.but(networks=networks, volumes=self.catalog.names())
+        return self.equipment.info.but(networks=networks, volumes=volumes)
 
     async def publish_host(self) -> None:
         """Tell the store of this host as it is now; one at a time, so that the last word is new."""
         async with self._telling:
-            await self.records.store.put(keys.host_info(self.host), encode(self.host_info()))
+            info = encode(await self.host_info())
+            await self.records.store.put(keys.host_info(self.host), info)
 
     def promised_bytes(self) -> int:
         """Memory that VMs here, and those on their way in, may take."""

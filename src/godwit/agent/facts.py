@@ -70,10 +70,12 @@ async def survey(config: AgentConfig, *, now: float) -> Equipment:
 
 
 def seen_volumes(root: Path) -> tuple[str, ...]:
-    """Names of the shared volumes this host sees."""
-    if not root.is_dir():
+    """Names of the shared volumes this host sees. They themselves are not touched, one may hang."""
+    try:
+        with os.scandir(root) as entries:
+            return tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+    except (FileNotFoundError, NotADirectoryError):
         return ()
-    return tuple(sorted(path.name for path in root.iterdir() if path.is_dir()))
 
 
 def memory_free(*, promised_bytes: int) -> int:

@@ -67,7 +67,6 @@ class Volumes:
         self._root = root or desk.config.paths.volumes
         self._watched: dict[str, Watched] = {}
         self._planned: set[str] = self._load_planned()
-        self._listing: asyncio.Task[tuple[str, ...]] | None = None
         self.changed = asyncio.Event()
 
     # What others ask.
@@ -205,14 +204,8 @@ class Volumes:
 
     async def _names(self) -> set[str]:
         """The catalog's; it lists directories, one of which may hang: then TimeoutError."""
-        if self._listing is None:
-            work = asyncio.to_thread(self._desk.catalog.names)
-            self._listing = asyncio.create_task(work, name="volumes: names")
-        done, _ = await asyncio.wait({self._listing}, timeout=LIST_S)
-        if not done:
-            raise TimeoutError
-        listed, self._listing = self._listing, None
-        return set(listed.result())
+        async with asyncio.timeout(LIST_S):
+            return set(await self._desk.catalog.names())
 
     async def _begin(self, volume: Volume) -> None:
         desk = self._desk
