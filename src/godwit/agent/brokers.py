@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from godwit.agent.broker_disks import broker_disk, brokered, settle_growth
+from godwit.agent.laps import Laps
 from godwit.host.errors import ProcessGone
 from godwit.model.disks import tier_of
 from godwit.model.errors import GodwitError, Refused
@@ -163,35 +164,61 @@ class Brokers:
                 raise problem
         return True
 
-    async def reroute(self, vm: str) -> bool:
-        """Put the disks of a VM that runs here on the way that they belong on now; whether it is.
+    async def reroute(self, vm: str) -> Laps | None:
+        """Put the disks of a VM that runs here on the way that they belong on now.
 
-        Its requests wait meanwhile. Where it does not work, it is tried again by itself.
+        What each step took; None when they are not on it, which is tried again by itself. The
+        VM's requests wait meanwhile.
         """
         async with self._lock(vm):
             broker, slot = self._brokers.get(vm), self._desk.slots.get(vm)
             if broker is None or slot is None or slot.ending or vm in self._shut:
-                return False
+                return None
+            epoch, laps = slot.machine.epoch, Laps(self._desk.clock)
+            disks = [one.disk for one in broker.record.disks.values()]
             try:
-                await self._free(vm, broker)
-                await self._restart(vm, broker, slot.machine.epoch)
+                back = not self._desk.redirects.lost(disks)
+                if back:
+                    with laps.lap("prepared"):
+                        await self._prepare(vm, broker, epoch)
+                with laps.lap("dark"):
+                    await self._free(vm, broker, laps, back=back)
+                    await self._restart(vm, broker, epoch, laps)
             except GodwitError as error:
                 message = f"its storage broker does not start, the VM waits: {error.message}"
                 await self._desk.event("vm.broker", vm, message, level="error")
                 await self._desk.redirects.waits(vm, error.message)
-                return False
+                return None
+            finally:
+                await broker.dismiss()
             self._watch(vm, broker)
-            return True
+            _log.info("%s: on another way: %s", vm, laps)
+            return laps
 
-    async def _free(self, vm: str, broker: Broker) -> None:
+    async def _prepare(self, vm: str, broker: Broker, epoch: int) -> None:
+        """On the way back nothing but the images is left to be opened while the guest waits."""
+        opening = {disk: Opening(epoch) for disk in broker.record.disks}
+        try:
+            await broker.prepare(opening, listener=self._listener(vm))
+        except GodwitError as error:  # then one is started as ever, and the guest waits longer
+            _log.warning("%s: %s", vm, error)
+
+    async def _free(self, vm: str, broker: Broker, laps: Laps, *, back: bool) -> None:
         """End the daemon; on the way back the peer's export ends beside it: both must be over."""
-        disks = [one.disk for one in broker.record.disks.values()]
-        if self._desk.redirects.lost(disks):
-            await broker.kill()
+
+        async def end() -> None:
+            with laps.lap("daemon ended"):
+                await broker.kill()
+
+        async def withdraw() -> None:
+            with laps.lap("peer withdrew"):
+                await self._desk.redirects.end_loans(vm, broker)
+
+        if not back:
+            await end()
             return
         # A peer that does not say so is asked again, and then waited for, by the next step.
-        loans = self._desk.redirects.end_loans(vm, broker)
-        killed, _ = await asyncio.gather(broker.kill(), loans, return_exceptions=True)
+        killed, _ = await asyncio.gather(end(), withdraw(), return_exceptions=True)
         if killed is not None:
             raise killed
 
@@ -245,11 +272,14 @@ class Brokers:
         await self._restart(vm, broker, epoch)
         self._watch(vm, broker)
 
-    async def _restart(self, vm: str, broker: Broker, epoch: int) -> None:
+    async def _restart(self, vm: str, broker: Broker, epoch: int, laps: Laps | None = None) -> None:
         """Another daemon, its gates open the way they belong now. The lock is held."""
+        laps = laps or Laps(self._desk.clock)
         await settle_growth(broker, self._desk.catalog)
-        wanted = await self._desk.redirects.route(vm, broker, epoch=epoch)
-        await broker.restart(wanted, listener=self._listener(vm))
+        with laps.lap("way found"):
+            wanted = await self._desk.redirects.route(vm, broker, epoch=epoch)
+        with laps.lap("opened"):
+            await broker.restart(wanted, listener=self._listener(vm))
         await self._desk.redirects.goes(vm)
 
     async def close(self, vm: str) -> None:

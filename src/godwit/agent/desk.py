@@ -220,12 +220,20 @@ class Desk:
         with contextlib.suppress(StoreError):
             await self.records.write_status(vm, status)
 
-    async def event(self, kind: str, vm: str, message: str, *, level: Any = "info") -> None:
+    async def event(
+        self,
+        kind: str,
+        vm: str,
+        message: str,
+        *,
+        level: Any = "info",
+        data: dict[str, Any] | None = None,
+    ) -> None:
         """A line in the event log, if the store can be reached."""
         _log.log(logging.WARNING if level != "info" else logging.INFO, "%s: %s", vm, message)
         with contextlib.suppress(StoreError):
             await self.records.append_event(
-                kind, f"vm/{vm}", message, at=self.clock.realtime(), level=level
+                kind, f"vm/{vm}", message, at=self.clock.realtime(), level=level, data=data
             )
 
     async def _follow(self, slot: Slot) -> None:

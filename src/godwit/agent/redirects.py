@@ -338,14 +338,16 @@ class Redirects:
     async def _turn(self, vm: str, lost: set[str]) -> None:
         desk = self._desk
         broker = desk.brokers.of(vm)
-        if broker is None or not await desk.brokers.reroute(vm):
+        laps = await desk.brokers.reroute(vm) if broker is not None else None
+        if broker is None or laps is None:
             return
         said = f"its I/O goes on {desk.host}'s own path again"
         if lost:
             volumes = {broker.record.disks[one].disk.volume for one in lost}
             why = "; ".join(desk.volumes.why(one) for one in sorted(volumes))
             said = f"its I/O goes through {', '.join(desk.brokers.lenders(vm))}: {why}"
-        await desk.event("vm.redirected" if lost else "vm.direct", vm, said)
+        steps = {"steps_ms": laps.spent_ms}
+        await desk.event("vm.redirected" if lost else "vm.direct", vm, said, data=steps)
 
     async def _ask_lenders(self, vm: str, broker: Broker, volumes: tuple[str, ...]) -> bool:
         """Whether the peers answer that all is well; one that says otherwise is left."""

@@ -38,14 +38,22 @@ class Plugs:
 
 
 def broker_argv(
-    vm: str, served: Iterable[Served], plugs: Plugs, *, aio: Aio = "threads"
+    vm: str,
+    served: Iterable[Served],
+    plugs: Plugs,
+    *,
+    aio: Aio = "threads",
+    latch: Node | None = None,
 ) -> list[str]:
     """Options of the VM's broker, without the program's name.
 
-    A gate that is ``opening`` is open when the daemon answers; any other is closed.
+    A gate that is ``opening`` is open when the daemon answers; any other is closed. It waits at
+    ``latch``, when there is one, before it opens anything.
     """
     all_served = tuple(served)
     options: list[Option] = [*_monitor(plugs)]
+    if latch is not None:
+        options.append(("--blockdev", _json(latch)))
     directories = {s.peer.tls_dir for s in all_served if s.peer is not None and s.peer.tls_dir}
     # One host has one directory of certificates.
     for directory in sorted(directories)[:1]:

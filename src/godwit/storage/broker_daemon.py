@@ -103,12 +103,12 @@ class Daemon:
                     process = place.binary.start(argv, pass_fds=fds, log=log)
                 undo.push_async_callback(wait_exit, process)
                 undo.callback(kill, process)
-                monitor = await _connect_or_exit(monitor_path, process, name, deadline)
+                monitor = await connect_or_exit(monitor_path, process, name, deadline)
                 undo.push_async_callback(monitor.close)
                 # The kernel takes 10-20 ms to move a process between groups.
-                await asyncio.to_thread(_join_cgroup, place.cgroup, process.pid)
+                await asyncio.to_thread(join_cgroup, place.cgroup, process.pid)
                 undo.pop_all()
-        except (_Ended, MonitorError, HostError, OSError) as error:
+        except (Ended, MonitorError, HostError, OSError) as error:
             said = log_tail(log, offset=offset)
             raise OperationFailed(
                 f"{name} did not come up: {said or error}", hint=f"see {log} on {place.host}"
@@ -144,9 +144,13 @@ class Daemon:
         """Note its present connections, so that they end with it even if nobody here kills it."""
         self._connections.refresh(self.process)
 
-    async def kill(self, *, timeout: float = KILL_TIMEOUT) -> None:
-        """End it at once and return when it is gone; OperationFailed when it does not die."""
-        await self._hold_still()
+    async def kill(self, *, timeout: float = KILL_TIMEOUT, still: bool = True) -> None:
+        """End it at once and return when it is gone; OperationFailed when it does not die.
+
+        ``still`` False: what its connections hold can do no harm, or is fenced otherwise.
+        """
+        if still:
+            await self._hold_still()
         kill(self.process)
         if self._watch.done() and not self.exited.is_set():  # after `close`
             self._watch = asyncio.create_task(self._watch_exit(), name=f"{self.name}: exit")
@@ -193,11 +197,12 @@ class Daemon:
             _log.error("%s: its end could not be written down: %s", self.name, error)
 
 
-class _Ended(Exception):
+class Ended(Exception):
     """The daemon ended before it answered; its own words are in the log."""
 
 
-async def _connect_or_exit(path: Path, process: Process, name: str, deadline: float) -> Monitor:
+async def connect_or_exit(path: Path, process: Process, name: str, deadline: float) -> Monitor:
+    """The monitor of a daemon that is coming up; `Ended` when it ends instead."""
     connecting = asyncio.create_task(
         Monitor.connect(path, name=name, deadline=deadline), name=f"{name}: connect"
     )
@@ -207,7 +212,7 @@ async def _connect_or_exit(path: Path, process: Process, name: str, deadline: fl
         if connecting.done() and connecting.exception() is None:
             return connecting.result()
         if ending.done():
-            raise _Ended(f"it ended at once with status {ending.result()}")
+            raise Ended(f"it ended at once with status {ending.result()}")
         return await connecting
     finally:
         ending.cancel()
@@ -253,7 +258,8 @@ async def _quit_unrecorded(path: Path, name: str, timeout: float) -> None:
         await monitor.wait_lost()
 
 
-def _join_cgroup(name: str, pid: int) -> None:
+def join_cgroup(name: str, pid: int) -> None:
+    """Move a daemon into its control group; the kernel takes 10-20 ms for it."""
     if name:
         group = open_cgroup(name)
         group.create()

@@ -29,7 +29,9 @@ from godwit.storage.broker_daemon import (
     forget_recorded,
 )
 from godwit.storage.broker_record import BrokerRecord, Served
+from godwit.storage.broker_standby import Standby
 from godwit.storage.gate import Gate, GateState
+from godwit.storage.latch import Latch
 from godwit.storage.nodes import BrokerDisk, PeerTarget
 from godwit.storage.settle import settle_disk
 
@@ -59,6 +61,15 @@ def listen(path: Path, *, user: tuple[int, int] | None = None) -> socket.socket:
     return listener
 
 
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """The next daemon, and what it was made for: nothing else may be asked of it."""
+
+    standby: Standby
+    opening: dict[str, Opening]
+    disks: tuple[BrokerDisk, ...]
+
+
 class BrokerLife:
     """The broker of one VM as a process with a record; `godwit.storage.broker.Broker` is whole."""
 
@@ -75,6 +86,7 @@ class BrokerLife:
         self.record = record
         self._daemon = daemon
         self._listener = listener
+        self._ready: _Ready | None = None
         if daemon is not None:
             daemon.on_exit = self._fence
 
@@ -141,6 +153,48 @@ class BrokerLife:
         broker._fence()
         return broker
 
+    async def prepare(
+        self, opening: Mapping[str, Opening], *, listener: socket.socket | None = None
+    ) -> None:
+        """Have the next daemon ready, for a `restart` with this very ``opening``.
+
+        The one that serves goes on. OperationFailed when it does not get ready: then `restart`
+        starts one as ever. `dismiss` when it is not wanted after all.
+        """
+        await self.dismiss()
+        self._listener = listener or self._listener
+        if self._listener is None:
+            raise Conflict(f"nobody listens for the clients of {self.record.vm}", hint="bind again")
+        served = []
+        for one in self.record.disks.values():
+            wish, gate = opening.get(one.disk.id), gates.fenced(one.gate)
+            if wish is not None:
+                gate = gates.acquire(gate, epoch=wish.epoch, via=via(wish.peer))
+            served.append(one.but(gate=gate, peer=wish.peer if wish is not None else None))
+        clients = self._listener.fileno()
+
+        def options(monitor: int, latch: Latch) -> list[str]:
+            plugs = Plugs(monitor=monitor, clients=clients)
+            return broker_argv(
+                self.record.vm, served, plugs, aio=self.place.aio, latch=latch.node()
+            )
+
+        standby = await Standby.start(
+            self.place,
+            name=daemon_name(self.record),
+            label=LABEL,
+            clients=clients,
+            options=options,
+        )
+        disks = tuple(one.disk for one in served)
+        self._ready = _Ready(standby, dict(opening), disks)
+
+    async def dismiss(self) -> None:
+        """Send the next daemon away, if there is one."""
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            await ready.standby.end()
+
     async def restart(
         self,
         opening: Mapping[str, Opening] | None = None,
@@ -172,27 +226,15 @@ class BrokerLife:
             self._put(served.but(gate=gate, peer=wish.peer))
         self.record.save()
         try:
-            await self._launch(self._listener.fileno(), deadline)
+            await self._launch(wanted, self._listener.fileno(), deadline)
         except BaseException:
             await self.kill()
             self._fence()
             raise
 
-    async def _launch(self, clients: int, deadline: float) -> None:
+    async def _launch(self, wanted: dict[str, Opening], clients: int, deadline: float) -> None:
         served = tuple(self.record.disks.values())
-
-        def options(monitor: int) -> list[str]:
-            plugs = Plugs(monitor=monitor, clients=clients)
-            return broker_argv(self.record.vm, served, plugs, aio=self.place.aio)
-
-        daemon = await Daemon.start(
-            self.place,
-            name=daemon_name(self.record),
-            label=LABEL,
-            clients=clients,
-            options=options,
-            deadline=deadline,
-        )
+        daemon = await self._next(wanted, deadline) or await self._start(clients, deadline)
         daemon.on_exit = self._fence
         self._daemon = daemon
         process = daemon.process
@@ -212,6 +254,37 @@ class BrokerLife:
                 verbs.check_size(one.disk, sizes.get(target_name(one), 0))
                 self._put(one.but(gate=gates.done(one.gate)))
 
+    async def _next(self, wanted: dict[str, Opening], deadline: float) -> Daemon | None:
+        """The daemon that stands ready for just this, let go; None when there is none."""
+        ready, disks = self._ready, tuple(one.disk for one in self.record.disks.values())
+        fits = ready is not None and (ready.opening, ready.disks) == (wanted, disks)
+        if ready is None or not fits or not ready.standby.alive:
+            await self.dismiss()
+            return None
+        self._ready, process = None, ready.standby.process
+        # Written down before it opens anything: whoever comes after us has to end it.
+        self.record = self.record.but(
+            pid=process.pid, start_time=process.start_time, argv=ready.standby.argv
+        )
+        self.record.save()
+        return await ready.standby.go(label=LABEL, deadline=deadline)
+
+    async def _start(self, clients: int, deadline: float) -> Daemon:
+        served = tuple(self.record.disks.values())
+
+        def options(monitor: int) -> list[str]:
+            plugs = Plugs(monitor=monitor, clients=clients)
+            return broker_argv(self.record.vm, served, plugs, aio=self.place.aio)
+
+        return await Daemon.start(
+            self.place,
+            name=daemon_name(self.record),
+            label=LABEL,
+            clients=clients,
+            options=options,
+            deadline=deadline,
+        )
+
     async def _settle_all(self, wanted: Mapping[str, Opening]) -> None:
         for disk_id, served in self.record.disks.items():
             wish = wanted.get(disk_id)
@@ -229,16 +302,19 @@ class BrokerLife:
         """
         if self._daemon is None:
             return
+        # What still goes to a peer is fenced by the peer, which says that its export is over.
+        still = any(one.gate.may_be_open and one.peer is None for one in self.record.disks.values())
         with contextlib.suppress(OSError):  # the fence waits for no full disk
             for served in self.record.disks.values():
                 self._put(served.but(gate=gates.lost(served.gate, "the broker is being killed")))
         daemon = self._daemon
-        await daemon.kill(timeout=timeout)
+        await daemon.kill(timeout=timeout, still=still)
         await daemon.close()
         self._daemon = None
 
     async def close(self) -> None:
         """Let go of the broker and leave it as it is: its clients notice nothing."""
+        await self.dismiss()
         if self._daemon is not None:
             await self._daemon.close()
 

@@ -98,20 +98,25 @@ async def delete_export(daemon: Daemon, export: str, *, force: bool, timeout: fl
 
     Forced, its clients lose their connection and what they had not heard of is unanswered.
     """
-    if export not in await export_ids(daemon, timeout=timeout):
-        return
     with daemon.monitor.events(DELETED) as deleted:
         arguments = {"id": export, "mode": "hard" if force else "safe"}
-        await daemon.execute("block-export-del", arguments, timeout=timeout)
+        try:
+            await daemon.execute("block-export-del", arguments, timeout=timeout)
+        except QmpError:
+            if export not in await export_ids(daemon, timeout=timeout):
+                return
+            raise
         await deleted.wait(lambda event: event.data.get("id") == export, timeout=timeout)
 
 
 async def delete_nodes(daemon: Daemon, names: Sequence[str], *, timeout: float) -> None:
     """Remove those of the nodes that exist, in this order."""
-    there = await named_nodes(daemon, timeout=timeout)
     for name in names:
-        if name in there:
+        try:
             await daemon.execute("blockdev-del", {"node-name": name}, timeout=timeout)
+        except QmpError:
+            if name in await named_nodes(daemon, timeout=timeout):
+                raise
 
 
 async def held_images(daemon: Daemon, *, timeout: float) -> dict[str, Held]:

@@ -60,6 +60,12 @@ CASES = {
         ],
         PLUGS,
     ),
+    "at-its-latch": broker_argv(
+        "web",
+        [Served(disk=_disk(0, "vhdx"), gate=OPENING)],
+        PLUGS,
+        latch={"driver": "nbd", "node-name": "latch", "server": {"type": "fd", "str": "12"}},
+    ),
     "peer": peer_argv(PLUGS, tls_dir="/tls"),
     "peer-without-tls": peer_argv(PLUGS, tls_dir=""),
 }
@@ -93,6 +99,14 @@ def test_exports_stand_before_the_first_client() -> None:
     exported = {json.loads(w)["node-name"] for w in words if '"type":"nbd"' in w}
     assert len(exported) == 5
     assert exported <= nodes
+
+
+def test_nothing_is_opened_before_the_latch() -> None:
+    words = CASES["at-its-latch"]
+    latch = next(n for n, word in enumerate(words) if '"latch"' in word)
+    opened = [n for n, word in enumerate(words) if word.startswith("{") and n != latch]
+    assert opened
+    assert min([*opened, words.index("--nbd-server")]) > latch
 
 
 def test_the_daemon_inherits_two_sockets() -> None:
