@@ -36,6 +36,7 @@ from tests.faults.kit import (
     hotdisks,
     matrix,
     old,
+    outages,
     outrun,
     redirect,
     refusals,
@@ -159,6 +160,22 @@ def _served() -> Section:
     return section
 
 
+def _redirect() -> Section:
+    """A host loses its path: to a directory, an NFS server, a LUN; brokered, and opened by QEMU."""
+    section = Section("redirect")
+    for storage in ("dir", "nfs", "iscsi"):
+        with _lab(section, storage=storage) as cluster:
+            parts = [redirect.run(cluster, repeats=REDIRECTS, strikes=1)]
+            if storage != "dir":
+                parts.append(outages.run(cluster, say=tell))
+        for part in parts:
+            section.figures[f"{part.name} {storage}"] = part.figures
+            section.criteria += [
+                dataclasses.replace(c, text=f"{storage}: {c.text}") for c in part.criteria
+            ]
+    return section
+
+
 Work = Callable[[], Section]
 _A: dict[str, Work] = {
     "matrix": lambda: _on_lab(matrix.run),
@@ -184,9 +201,7 @@ _B: dict[str, Work] = {
     "checkpoints": lambda: _on_lab(_checkpoints),
     "clones": lambda: _on_lab(lambda cluster: clones.run(cluster, moves=CLONE_MOVES)),
     "shared-nothing": lambda: _on_lab(along.run),
-    "redirect": lambda: _on_lab(
-        lambda cluster: redirect.run(cluster, repeats=REDIRECTS), storage="nfs"
-    ),
+    "redirect": _redirect,
 }
 ISSUES = {"A": _A, "B": _B}
 

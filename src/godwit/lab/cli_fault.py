@@ -180,7 +180,7 @@ _add(
     "kill",
     _kill,
     [_WHERE, _PROCESS, _HOLD],
-    "SIGKILL agent, guard, qemu:VM or broker:VM on a host, manager or store on control.",
+    "SIGKILL agent, guard, qemu:VM, broker:VM or lent:VM on a host, manager or store on control.",
 )
 _add(
     "freeze",

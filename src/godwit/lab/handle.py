@@ -34,7 +34,12 @@ from godwit.model.errors import InvalidRequest, NotFound, OperationFailed, Unava
 
 UNITS = {CONTROL: ("manager", "store")}
 HOST_UNITS = ("agent", "guard")
-_QEMU, _BROKER = "qemu:", "broker:"
+_OF_VMS = {
+    "qemu:": ("vms", "runtime.json"),
+    "broker:": ("vms", "broker.json"),
+    "lent:": ("lent", "peer.json"),
+}
+"""What runs for a VM, and where below /run/godwit its record lies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +100,18 @@ class Lab:
     def process(self, where: str, what: str) -> Process:
         """A process of a node as the real machine counts it.
 
-        ``what`` is a unit (agent, guard, manager, store), ``qemu:VM`` or ``broker:VM`` (its storage
-        broker). NotFound when it is not there, or not running at this moment.
+        ``what`` is a unit (agent, guard, manager, store), ``qemu:VM``, ``broker:VM`` (its storage
+        broker) or ``lent:VM`` (what exports its disks to another host). NotFound when it is not
+        there, or not running at this moment.
         """
         init = self.init(where)
-        if what.startswith(_QEMU):
-            inner = self._recorded(where, what.removeprefix(_QEMU), "runtime.json")
-        elif what.startswith(_BROKER):
-            inner = self._recorded(where, what.removeprefix(_BROKER), "broker.json")
+        kind, colon, vm = what.partition(":")
+        if kind + colon in _OF_VMS:
+            inner = self._recorded(where, vm, *_OF_VMS[kind + colon])
         elif what in self.units(where):
             inner = int(self.tell(where, "pids").get(what, 0))
         else:
-            of_vms = () if where in (CONTROL, STORAGE) else (f"{_QEMU}VM", f"{_BROKER}VM")
+            of_vms = () if where in (CONTROL, STORAGE) else tuple(f"{one}VM" for one in _OF_VMS)
             known = ", ".join((*self.units(where), *of_vms))
             raise NotFound(f"{where} has no process {what}", hint=f"there are: {known}")
         found = outer(init.pid, inner) if inner else None
@@ -114,9 +119,9 @@ class Lab:
             raise NotFound(f"{what} does not run on {where}", hint="look with: godwit lab status")
         return found
 
-    def _recorded(self, where: str, vm: str, record: str) -> int:
+    def _recorded(self, where: str, vm: str, folder: str, record: str) -> int:
         """The pid that a record of the VM names, 0 when there is none."""
-        path = self.root_of(self.host(where)) / str(RUN)[1:] / "vms" / vm / record
+        path = self.root_of(self.host(where)) / str(RUN)[1:] / folder / vm / record
         found = load_json(path)
         return int(found["pid"]) if isinstance(found, dict) else 0
 
