@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from godwit.host.errors import ProcessGone
 from godwit.model import keys
 from godwit.model.errors import GodwitError, OperationFailed, Refused
+from godwit.model.host import ConfirmedDown
 from godwit.model.ownership import Owner, OwnerState
 from godwit.qemu.launch import Binary
 from godwit.qmp import MonitorError
@@ -34,6 +35,7 @@ from godwit.storage.lending import (
 from godwit.storage.nodes import BrokerDisk
 from godwit.storage.places import served_node
 from godwit.store.errors import StoreError
+from godwit.store.records import CasFailed
 from godwit.wire.identity import migration_dns
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class Exports:
         self._said: dict[str, tuple[int, int]] = {}  # (epoch, turn) of the last word on a VM
         self._locks: dict[str, asyncio.Lock] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}  # nothing of these can land any more
+        self._cut_off: set[str] = set()  # ended here by force while its owner believed us down
 
     def __len__(self) -> int:
         return len(self._exports)
@@ -68,6 +71,7 @@ class Exports:
         Refused when the record does not name that owner and epoch, when a later word was heard,
         or when this host's own path is not good. After an error nothing is exported.
         """
+        await self._heed_word()
         async with self._lock(ask.vm):
             self._heed(ask.vm, ask.epoch, ask.turn)
             for volume in {disk.volume for disk in ask.disks}:
@@ -141,7 +145,10 @@ class Exports:
                     f"{ask.vm} is exported to {here.record.lessee}, not {ask.host}",
                     hint="read the owner record again",
                 )
-            return Withdrawn(killed=await self._end(ask.vm, quick=True))
+            cut_off = ask.vm in self._cut_off
+            killed = await self._end(ask.vm, quick=True)
+            self._cut_off.discard(ask.vm)
+            return Withdrawn(killed=killed or cut_off)
 
     async def exported(self, ask: ExportedAsk) -> Exported:
         """Whether the export serves, and whether this host's own path is good."""
@@ -208,7 +215,40 @@ class Exports:
             with contextlib.suppress(StoreError):
                 await self._look()
 
+    async def _heed_word(self) -> None:
+        """Somebody has said that this very boot is over: then nothing of it may be lent.
+
+        What was lent before is ended by force, and only then the word is taken back.
+        """
+        desk = self._desk
+        key = keys.host_confirmed_down(desk.host)
+        found = await desk.records.get(key, ConfirmedDown, timeout=2.0)
+        if found is None:
+            return
+        if found.value.boot_id == desk.equipment.info.boot_id:
+            for vm in tuple(self._exports):
+                async with self._lock(vm):
+                    try:
+                        await self._cut(vm)
+                    except GodwitError as error:  # it may still write: the word stays
+                        await desk.event("vm.export", vm, error.message, level="error")
+                        return
+        with contextlib.suppress(CasFailed):
+            await desk.records.forget(key, found.revision)
+
+    async def _cut(self, vm: str) -> None:
+        here = self._exports.get(vm)
+        if here is None:
+            return
+        self._cut_off.add(vm)
+        await here.kill()
+        self._exports.pop(vm, None)
+        here.discard()
+        said = f"{self._desk.host} was said to be down and is not: its export ends"
+        await self._desk.event("vm.export", vm, said, level="warning")
+
     async def _look(self) -> None:
+        await self._heed_word()
         for vm in tuple(self._exports):
             async with self._lock(vm):
                 here = self._exports.get(vm)

@@ -6,9 +6,10 @@
 
 The way of each disk is decided whenever a daemon is (re)started or a gate opened (`route`), and
 looked at every second (`serve`). What was asked of a peer is in ``broker.json`` before it is asked,
-and stays there until that peer has said that it is over, or has booted anew: in between nobody
-else opens the images. So a peer that falls silent for good keeps its VMs waiting: an old write
-that it still holds must not land after a newer one.
+and stays there until that peer has said that it is over, or has booted anew, or an administrator
+has said that this boot of it is over (``godwit host confirm-down``): in between nobody else opens
+the images. So a peer that falls silent for good keeps its VMs waiting: an old write that it still
+holds must not land after a newer one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from godwit.migration.peer import PeerSilent
 from godwit.model import keys
 from godwit.model.disks import tier_of
 from godwit.model.errors import GodwitError, OperationFailed, Unavailable
-from godwit.model.host import HostInfo
+from godwit.model.host import ConfirmedDown, HostInfo
 from godwit.model.ownership import Owner
 from godwit.model.volume import VolumeOnHost, VolumeState
 from godwit.qmp import MonitorError
@@ -246,20 +247,34 @@ class Redirects:
                 raise self._not_over(vm, host, "it is no host any more")
             epoch = max(one.gate.epoch for one in broker.record.disks.values())
             ask = WithdrawAsk(vm=vm, host=self._desk.host, epoch=epoch, turn=broker.next_turn())
+            # Asked of the store only with a reason: on the way back a guest waits for this.
+            down = vm in self._silent and await self._confirmed_down(host, boot_id)
             try:
                 to = self._desk.peers.to(host, info.agent_url)
-                killed = (await to.withdraw(ask, timeout=WITHDRAW_S)).killed
+                killed = (await to.withdraw(ask, timeout=ASK_S if down else WITHDRAW_S)).killed
             except PeerSilent as error:
                 self._peers = await self._desk.records.hosts()
-                if host in self._peers and self._peers[host].boot_id == boot_id:
+                again = host not in self._peers or self._peers[host].boot_id != boot_id
+                if not (again or down or await self._confirmed_down(host, boot_id)):
                     raise self._not_over(vm, host, str(error)) from error
                 killed = True  # what exported it is gone with its boot
             broker.forget_lender(host, killed=killed)
 
+    async def _is_over(self, host: str, broker: Broker) -> bool:
+        with contextlib.suppress(StoreError):
+            return await self._confirmed_down(host, broker.record.lenders.get(host, ""))
+        return False
+
+    async def _confirmed_down(self, host: str, boot_id: str) -> bool:
+        """Whether a person has said that just this boot of the host is over."""
+        found = await self._desk.records.get(keys.host_confirmed_down(host), ConfirmedDown)
+        return found is not None and bool(boot_id) and found.value.boot_id == boot_id
+
     def _not_over(self, vm: str, host: str, why: str) -> Unavailable:
         return Unavailable(
             f"{host} was exporting the disks of {vm} and does not say that it is over: {why}",
-            hint=f"bring {host} back; until then an old write of it could land after a newer one",
+            hint=f"bring {host} back, or switch it off and run: godwit host confirm-down {host} "
+            "(until then an old write of it could land after a newer one)",
         )
 
     async def waits(self, vm: str, reason: str) -> None:
@@ -360,6 +375,9 @@ class Redirects:
                 info = self._peers[host]
                 answer = await desk.peers.to(host, info.agent_url).exported(ask, timeout=ASK_S)
             except (PeerSilent, StoreError, KeyError, GodwitError) as error:
+                if isinstance(error, PeerSilent) and await self._is_over(host, broker):
+                    await desk.brokers.reroute(vm)
+                    return False
                 now = desk.clock.monotonic()
                 if now - self._silent.setdefault(vm, now) > SILENT_S:
                     # Its daemon may well go on serving: nothing is to be touched.

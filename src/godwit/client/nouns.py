@@ -291,6 +291,10 @@ class Hosts:
 
         return HostView.model_validate(await self._client.row("hosts", name))
 
+    async def confirm_down(self, name: str) -> Task:
+        """Say that a host which does not answer is off; only when you know it."""
+        return await self._client.act("host.confirm-down", name=name)
+
 
 class Networks:
     """Networks that VMs plug into."""
@@ -352,8 +356,7 @@ class Volumes:
         portal: str = "",
         target: str = "",
     ) -> Task:
-        """Define a volume, called /clusterstorage/NAME on every host: a directory (``dir`` of
-        many, ``local`` of one), an ``nfs`` export, or the LUNs of an ``iscsi`` target."""
+        """Define a volume: a directory (``dir`` of many hosts, ``local`` of one), or served."""
         return await self._client.act(
             "volume.create",
             name=name,
@@ -386,8 +389,7 @@ class Volumes:
         format: DiskFormat | Literal["vmdk"] = "qcow2",
         target_format: DiskFormat = "qcow2",
     ) -> Task:
-        """Bring an image into a volume, from a file below /clusterstorage or an http(s) URL; the
-        task's result says its path."""
+        """Bring an image into a volume from a file or URL; the task's result says its path."""
         return await self._client.act(
             "volume.disk.import",
             volume=volume,

@@ -315,6 +315,10 @@ class Hosts:
         """One host. Errors: NotFound."""
         return self._loop.run(self._async.get(name))
 
+    def confirm_down(self, name: str) -> Task:
+        """Say that a host which does not answer is off; only when you know it."""
+        return self._loop.run(self._async.confirm_down(name))
+
 
 class Networks:
     """Networks that VMs plug into."""
@@ -366,8 +370,7 @@ class Volumes:
         portal: str = "",
         target: str = "",
     ) -> Task:
-        """Define a volume, called /clusterstorage/NAME on every host: a directory (``dir`` of
-        many, ``local`` of one), an ``nfs`` export, or the LUNs of an ``iscsi`` target."""
+        """Define a volume: a directory (``dir`` of many hosts, ``local`` of one), or served."""
         return self._loop.run(
             self._async.create(
                 name,
@@ -401,8 +404,7 @@ class Volumes:
         format: DiskFormat | Literal["vmdk"] = "qcow2",
         target_format: DiskFormat = "qcow2",
     ) -> Task:
-        """Bring an image into a volume, from a file below /clusterstorage or an http(s) URL; the
-        task's result says its path."""
+        """Bring an image into a volume from a file or URL; the task's result says its path."""
         return self._loop.run(
             self._async.import_disk(
                 volume, name, source, format=format, target_format=target_format

@@ -55,6 +55,17 @@ class HostInfo(Record):
     started_at: float = 0.0
 
 
+class ConfirmedDown(Record):
+    """An administrator's word that this boot of a host is over and nothing of it writes any more.
+
+    It says nothing of the host's next boot. ``time`` is when it was given, ``by`` who gave it.
+    """
+
+    boot_id: str
+    time: float
+    by: str = ""
+
+
 class HostView(Record):
     """One row of ``host list -o json``."""
 

@@ -44,6 +44,11 @@ def host_agent(name: str) -> str:
     return f"{HOSTS}{name}/agent"
 
 
+def host_confirmed_down(name: str) -> str:
+    """An administrator's word that a host is off (``ConfirmedDown``)."""
+    return f"{HOSTS}{name}/confirmed-down"
+
+
 def host_reservation(name: str, vm: str) -> str:
     """Memory set aside on a host for an incoming VM."""
     return f"{HOSTS}{name}/reservations/{vm}"

@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from godwit.model.base import Name, Value
 from godwit.model.disks import BROKERED_ONLY
 from godwit.model.errors import InvalidRequest
+from godwit.model.host_requests import ConfirmHostDown as ConfirmHostDown
 from godwit.model.vm import DiskFormat, DiskTier
 from godwit.model.volume_requests import (
     CreateVolume as CreateVolume,
@@ -341,6 +342,7 @@ Request = Annotated[
     | RedirectVolume
     | RestoreVolume
     | ImportDisk
+    | ConfirmHostDown
     | CancelTask,
     Field(discriminator="kind"),
 ]
@@ -380,6 +382,7 @@ ROUTES: dict[str, tuple[str, str]] = {
     "volume.redirect": ("POST", "/v1/volumes/{name}/actions/redirect"),
     "volume.restore": ("POST", "/v1/volumes/{name}/actions/restore"),
     "volume.disk.import": ("POST", "/v1/volumes/{volume}/actions/import"),
+    "host.confirm-down": ("POST", "/v1/hosts/{name}/actions/confirm-down"),
     "task.cancel": ("POST", "/v1/tasks/{id}/actions/cancel"),
 }
 

@@ -71,7 +71,7 @@ class Action:
     @property
     def method(self) -> str:
         """``add_disk`` of ``vm.disk.add``: what the client calls it."""
-        return "_".join(reversed(self.words[1:]))
+        return "_".join(reversed(self.words[1:])).replace("-", "_")
 
     @property
     def fields(self) -> dict[str, Flag]:
@@ -349,6 +349,11 @@ _LIST: tuple[Action, ...] = (
             Flag("name", "", "name", "", "NAME", required=True),
             Flag("source", "", "text", "", "SOURCE", required=True),
         ),
+    ),
+    Action(
+        "host.confirm-down",
+        "Confirm that {} is down",
+        "Say that a host which does not answer is off; only when you know it.",
     ),
     Action("task.cancel", "Cancel task {}", "Ask a task to stop.", subject="id"),
 )

@@ -12,6 +12,7 @@ from godwit.manager.work import (
     define_acts,
     disk_moves,
     disks,
+    host_acts,
     moves,
     vms,
     volumes,
@@ -54,6 +55,7 @@ ACTS: dict[type[Any], Act] = {
     ask.RedirectVolume: volumes.redirect,
     ask.RestoreVolume: volumes.redirect,
     ask.ImportDisk: volumes.import_disk,
+    ask.ConfirmHostDown: host_acts.confirm_down,
     ask.CancelMigration: _cancel_move,
     ask.CancelTask: cancel.cancel_task,
 }

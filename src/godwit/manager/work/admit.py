@@ -66,6 +66,8 @@ def admit(snapshot: Snapshot, request: ask.Request) -> str:
             admit_volume(snapshot, request)
         case ask.RedirectVolume() | ask.RestoreVolume():
             _admit_redirect(snapshot, request)
+        case ask.ConfirmHostDown():
+            check_silent(snapshot, request.name)
         case _:
             _admit_vm_action(snapshot, request)
     if not isinstance(request, ask.CancelMigration | ask.CancelTask):
@@ -86,6 +88,18 @@ def host_that_is_up(snapshot: Snapshot, name: str) -> HostInfo:
     state, reason = host_state(leased=name in snapshot.leases, agent=name in snapshot.agents)
     if state is not HostState.UP:
         raise Refused(f"{name} is {state.value}: {reason}", hint="choose another host")
+    return info
+
+
+def check_silent(snapshot: Snapshot, name: str) -> HostInfo:
+    """A host that may be off for all that is known; NotFound or Refused otherwise."""
+    info = known(snapshot.hosts.get(name), "host", name)
+    if name in snapshot.leases or name in snapshot.agents:
+        _, reason = host_state(leased=name in snapshot.leases, agent=name in snapshot.agents)
+        raise Refused(
+            f"{name} answers{f' ({reason})' if reason else ''}, so it is not down",
+            hint="switch it off first, then wait until godwit host list says that it is down",
+        )
     return info
 
 

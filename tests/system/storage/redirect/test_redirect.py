@@ -14,10 +14,15 @@ from tests.system.storage.redirect.rig import SIZE, VM, World
 
 from godwit.agent import redirects
 from godwit.host.process import freeze, is_alive, kill
+from godwit.model import keys
 from godwit.model.errors import GodwitError, Refused
+from godwit.model.host import ConfirmedDown
 from godwit.model.volume import VolumeState
+from godwit.storage.broker_daemon import forget_recorded
+from godwit.storage.broker_peer import LABEL
 from godwit.storage.gate import GateState
 from godwit.storage.lending import ExportAsk, WithdrawAsk
+from godwit.store.records import encode
 
 pytestmark = [
     pytest.mark.system,
@@ -170,6 +175,74 @@ async def test_a_silent_peer_is_not_replaced_until_it_says_that_it_is_over(world
     await world.until(lambda: _via(world) == "image")
     assert not len(other.exports)
     await client.check(4, 0)
+
+
+async def _say_down(world: World, host: str, boot_id: str) -> None:
+    word = ConfirmedDown(boot_id=boot_id, time=0.0, by="admin")
+    await world.store.put(keys.host_confirmed_down(host), encode(word))
+
+
+async def test_a_peer_that_is_off_for_good_is_left_at_a_persons_word(world: World) -> None:
+    """Its host is dead, data path and all; the word is for one boot of it and no other."""
+    one, other = await world.host("h1"), await world.host("h2")
+    await world.host("h3")
+    client = await world.run_vm(one)
+    await client.write(1, 0)
+    world.cut("h1")
+    await world.until(lambda: _via(world) == "peer")
+    assert one.brokers.lenders(VM) == ["h2"]
+    await client.write(2, 4096)
+    lent = other.exports._exports[VM].record
+    dead = lent.process
+    await other.close()  # its agent is gone, and its daemon does nothing any more
+    freeze(dead)
+    world.silent.add("h2")
+    writing = asyncio.create_task(client.write(3, 8192))
+    try:
+        await world.until(lambda: world.said("h1", "h2, through which it goes, is silent"))
+        await _say_down(world, "h2", "another boot")
+        await asyncio.sleep(2 * redirects.LOOK_S)  # that nothing happens has no event
+        assert one.brokers.lenders(VM) == ["h2"]
+        assert not writing.done()
+        await _say_down(world, "h2", "b")
+        await asyncio.wait_for(writing, 20)
+    finally:
+        kill(dead)
+        writing.cancel()
+    assert one.brokers.lenders(VM) == ["h3"]
+    await client.check(2, 4096)
+    world.heal("h1")
+    await world.until(lambda: _via(world) == "image")
+    for offset, pattern in ((0, 1), (4096, 2), (8192, 3)):
+        await client.check(pattern, offset)
+    del world.desks["h2"]  # it is off
+    await world.until(lambda: not is_alive(dead))
+    forget_recorded(lent, lent.run / f"{LABEL}.sock")
+
+
+async def test_a_host_that_was_said_to_be_down_and_is_not_lends_nothing_more(world: World) -> None:
+    one, other = await world.host("h1"), await world.host("h2")
+    client = await world.run_vm(one)
+    world.cut("h1")
+    await world.until(lambda: _via(world) == "peer")
+    await client.write(1, 0)
+    lent = other.exports._exports[VM].record.process
+    await _say_down(world, "h2", "b")
+    await world.until(lambda: not is_alive(lent))
+    await world.until(lambda: _no_word(world, "h2"))
+    await asyncio.wait_for(client.write(2, 4096), 15)  # exported anew, images opened anew
+    assert other.exports._exports[VM].record.process != lent
+    await _say_down(world, "h2", "an earlier boot")
+    await world.until(lambda: _no_word(world, "h2"))
+    assert is_alive(other.exports._exports[VM].record.process)
+    world.heal("h1")
+    await world.until(lambda: _via(world) == "image")
+    await client.check(1, 0)
+    await client.check(2, 4096)
+
+
+async def _no_word(world: World, host: str) -> bool:
+    return await world.records.get(keys.host_confirmed_down(host), ConfirmedDown) is None
 
 
 async def test_a_vm_stopped_at_an_error_goes_on_after_the_redirect(world: World) -> None:
