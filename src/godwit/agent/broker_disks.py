@@ -52,8 +52,8 @@ class VmDisks:
     def __init__(self, brokers: Brokers, vm: str) -> None:
         self._brokers, self._vm = brokers, vm
 
-    async def close(self) -> None:
-        await self._brokers.close(self._vm)
+    async def close(self, *, sync: bool = True) -> None:
+        await self._brokers.close(self._vm, sync=sync)
 
-    async def open(self, epoch: int) -> None:
-        await self._brokers.open(self._vm, epoch)
+    async def open(self, epoch: int, *, unsynced: bool = False) -> None:
+        await self._brokers.open(self._vm, epoch, unsynced=unsynced)

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,22 +125,25 @@ class Brokers:
         if through_peer:
             await self.reroute(vm)  # what is exported is asked for anew, without it
 
-    async def open(self, vm: str, epoch: int) -> None:
-        """Let the VM's QEMU write, for this epoch; what is open already stays open."""
+    async def open(self, vm: str, epoch: int, *, unsynced: bool = False) -> None:
+        """Let the VM's QEMU write, for this epoch; what is open already stays open.
+
+        ``unsynced``: another host's broker may have ended without a sync of what it wrote.
+        """
         async with self._lock(vm):
             broker = self._brokers.get(vm)
             if broker is None:
                 return
             self._shut.discard(vm)
-            if broker.alive and await self._open_all(vm, broker, epoch):
+            if broker.alive and await self._open_all(vm, broker, epoch, unsynced=unsynced):
                 # Told afterwards: the VM may stand still until this returns.
                 told = self._desk.redirects.goes(vm)
                 self._desk.background(told, f"vm {vm}: way of its I/O told")
                 return
-            await self._restart(vm, broker, epoch)
+            await self._restart(vm, broker, epoch, unsynced=unsynced)
             self._watch(vm, broker)
 
-    async def _open_all(self, vm: str, broker: Broker, epoch: int) -> bool:
+    async def _open_all(self, vm: str, broker: Broker, epoch: int, *, unsynced: bool) -> bool:
         """Open every gate of a living broker; False when it did not answer and was ended."""
         open_now = {
             one.disk.id: Opening(epoch, one.peer)
@@ -150,7 +154,7 @@ class Brokers:
         if len(open_now) < len(broker.record.disks):
             wanted = await self._desk.redirects.route(vm, broker, epoch=epoch)
         steps = [
-            broker.acquire(disk, epoch=epoch)
+            broker.acquire(disk, epoch=epoch, after_crash=unsynced)
             if opening.peer is None
             else broker.attach_peer(disk, epoch=epoch, peer=opening.peer)
             for disk, opening in {**wanted, **open_now}.items()
@@ -272,18 +276,31 @@ class Brokers:
         await self._restart(vm, broker, epoch)
         self._watch(vm, broker)
 
-    async def _restart(self, vm: str, broker: Broker, epoch: int, laps: Laps | None = None) -> None:
+    async def _restart(
+        self,
+        vm: str,
+        broker: Broker,
+        epoch: int,
+        laps: Laps | None = None,
+        *,
+        unsynced: bool = False,
+    ) -> None:
         """Another daemon, its gates open the way they belong now. The lock is held."""
         laps = laps or Laps(self._desk.clock)
         await settle_growth(broker, self._desk.catalog)
         with laps.lap("way found"):
             wanted = await self._desk.redirects.route(vm, broker, epoch=epoch)
+        if unsynced:
+            wanted = {disk: replace(one, after_crash=True) for disk, one in wanted.items()}
         with laps.lap("opened"):
             await broker.restart(wanted, listener=self._listener(vm))
         await self._desk.redirects.goes(vm)
 
-    async def close(self, vm: str) -> None:
-        """Nothing of this host writes the VM's brokered disks from here on, whatever it takes."""
+    async def close(self, vm: str, *, sync: bool = True) -> None:
+        """Nothing of this host writes the VM's brokered disks from here on, whatever it takes.
+
+        ``sync`` False: what a broker that was killed had written is synced by who opens them next.
+        """
         async with self._lock(vm):
             broker = self._brokers.get(vm)
             if broker is None:
@@ -296,7 +313,7 @@ class Brokers:
                 # What it wrote must be on the disk before another host's daemon serves it. What
                 # went through a peer is: that writes through.
                 user = self._desk.equipment.binary.user
-                for disk in own:
+                for disk in own if sync else []:
                     await settle_disk(disk, user=user)
             await self._desk.redirects.end_loans(vm, broker)
 

@@ -22,7 +22,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from godwit.migration.gift import give_back
+from godwit.migration.gift import close_disks, give_back
 from godwit.migration.listen import listen
 from godwit.migration.peer import (
     PeerPhase,
@@ -385,7 +385,8 @@ class Incoming:
         self._returning = True
         machine = self._machine()
         await machine.kill()
-        await self.world.disks.close()  # or the source would open what is still open here
+        # Or the source would open what is still open here.
+        await close_disks(self.world.disks, self.world.clock, ran=self._ran)
         if not self._ran:
             await self.world.forget_note()
         self.reason = reason

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
+from godwit.migration.world import DiskGate
 from godwit.model import keys, ownership
+from godwit.model.errors import GodwitError
 from godwit.model.world import Clock
 from godwit.store.errors import StoreError
 from godwit.store.records import CasFailed, Records
 
 _RETRY_S = 0.1
+_log = logging.getLogger("migration")
 
 
 async def give_back(records: Records, clock: Clock, *, vm: str, migration: str, host: str) -> bool:
@@ -30,3 +35,21 @@ async def give_back(records: Records, clock: Clock, *, vm: str, migration: str, 
             await clock.sleep(_RETRY_S)
             continue
         return True
+
+
+async def close_disks(disks: DiskGate, clock: Clock, *, ran: bool) -> None:
+    """Return when nothing of this host writes the disks, however long a process takes to die.
+
+    A path that was lost keeps nobody waiting: the source syncs what this host cannot. Only what a
+    guest that may have run here (``ran``) was told is tried to be synced first.
+    """
+    sync = ran
+    while True:
+        try:
+            await disks.close(sync=sync)
+        except (GodwitError, OSError) as error:
+            _log.warning("the disks do not close: %s", error)
+            sync = False
+            await clock.sleep(_RETRY_S)
+        else:
+            return

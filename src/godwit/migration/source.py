@@ -348,14 +348,15 @@ class SourceMove:
 
     async def _cont_here(self) -> None:
         move, world = self.move, self.move.world
-        if self._bound and world.machine.epoch != self.link.owner.epoch:
-            world.machine.amend(epoch=self.link.owner.epoch)  # a gift came with a new epoch
+        gift = self._bound and world.machine.epoch != self.link.owner.epoch
+        if gift:
+            world.machine.amend(epoch=self.link.owner.epoch)  # it came with a new one
         now = await world.machine.status()
         if now.status in _ENDED_BY_GUEST:
             move.say(f"the guest ended by itself: QEMU says {now.status}")
             return
         world.gate.open()
-        await self._open_disks()
+        await self._open_disks(gift=gift)
         if not now.running and not self.link.owner.paused:
             await world.machine.cont()
         world.gate.announce()
@@ -363,13 +364,14 @@ class SourceMove:
             await announce_self(world.machine.monitor)
         move.say(f"the VM runs on {world.host}")
 
-    async def _open_disks(self) -> None:
+    async def _open_disks(self, *, gift: bool) -> None:
         """Open them again; while somebody has an image open for a moment, ask again."""
         world = self.move.world
         until = world.clock.monotonic() + OPEN_PATIENCE_S
         while True:
             try:
-                await world.disks.open(world.machine.epoch)
+                # A destination that gave the VM back may have been unable to sync them.
+                await world.disks.open(world.machine.epoch, unsynced=gift)
             except Conflict:
                 if world.clock.monotonic() > until:
                     raise

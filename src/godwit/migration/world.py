@@ -72,11 +72,15 @@ class DiskGate(Protocol):
     Closing returns only when nothing of this host can write them any more. Both are idempotent.
     """
 
-    async def close(self) -> None:
-        """Let nothing through: flush, close the images, or end the broker."""
+    async def close(self, *, sync: bool = True) -> None:
+        """Let nothing through: flush, close the images, or end the broker.
+
+        What a broker that had to be ended had written is synced, which needs this host's path to
+        the storage; without ``sync`` that is left to who opens them next (``unsynced``).
+        """
         ...
 
-    async def open(self, epoch: int) -> None:
+    async def open(self, epoch: int, *, unsynced: bool = False) -> None:
         """Let the VM's QEMU write, as owner at this epoch."""
         ...
 
@@ -84,10 +88,10 @@ class DiskGate(Protocol):
 class NoDisks:
     """A VM all of whose disks its QEMU opens by itself: its own life is the gate."""
 
-    async def close(self) -> None:
+    async def close(self, *, sync: bool = True) -> None:
         """Nothing stands open."""
 
-    async def open(self, epoch: int) -> None:
+    async def open(self, epoch: int, *, unsynced: bool = False) -> None:
         """Nothing to open."""
 
 

@@ -259,21 +259,24 @@ class LabDisks:
         self.host, self.witness, self.is_open = host, witness, host == "host1"
         witness.open_gates |= {host} if self.is_open else set()
         self.stuck: GodwitError | None = None  # it does not close
+        self.pathless: GodwitError | None = None  # it closes, and cannot be synced
         self.refusal: GodwitError | None = None  # it does not open
 
-    async def close(self) -> None:
+    async def close(self, *, sync: bool = True) -> None:
         if self.stuck is not None:
             raise self.stuck
         if self.is_open:
             self.witness.did(f"{self.host}: disks close")
         self.is_open = False
         self.witness.open_gates.discard(self.host)
+        if sync and self.pathless is not None:
+            raise self.pathless
 
-    async def open(self, epoch: int) -> None:
+    async def open(self, epoch: int, *, unsynced: bool = False) -> None:
         if self.refusal is not None:
             raise self.refusal
         if not self.is_open:
-            self.witness.did(f"{self.host}: disks open at {epoch}")
+            self.witness.did(f"{self.host}: disks open at {epoch}{' unsynced' * unsynced}")
         self.is_open = True
         self.witness.open_gates.add(self.host)
         if len(self.witness.open_gates) > 1:

@@ -76,9 +76,45 @@ async def test_a_destination_that_cannot_open_gives_the_vm_back(tmp_path: Path) 
         assert "gave the VM back" in report.reason
         rig.order(
             "record: host2 8 running committing",
-            f"host1: disks open at {EPOCH_AT_START + 2}",
+            f"host1: disks open at {EPOCH_AT_START + 2} unsynced",
             "host1: cont",
         )
+        assert here.is_open
+
+
+@virtual
+async def test_a_destination_without_a_path_still_gives_the_vm_back(tmp_path: Path) -> None:
+    """It cannot sync what its broker left; the source does, when it opens them."""
+    rig, here, there = gated(tmp_path)
+    async with rig:
+        there.refusal = OperationFailed("the path is lost", hint="")
+        there.pathless = OperationFailed("nor can it be synced", hint="")
+        report = await rig.play()
+        assert report.outcome is Outcome.FAILED
+        assert "gave the VM back" in report.reason
+        rig.order(f"host1: disks open at {EPOCH_AT_START + 2} unsynced", "host1: cont")
+        assert here.is_open
+
+
+@virtual
+async def test_a_destination_whose_broker_does_not_die_gives_nothing_back_before(
+    tmp_path: Path,
+) -> None:
+    rig, here, there = gated(tmp_path)
+    async with rig:
+        there.refusal = OperationFailed("the path hangs", hint="")
+        there.stuck = OperationFailed("its broker does not die", hint="")
+
+        async def free() -> None:
+            await asyncio.sleep(5.0)
+            assert not here.is_open
+            there.stuck = None
+
+        freeing = asyncio.create_task(free())
+        report = await rig.play()
+        await freeing
+        assert report.outcome is Outcome.FAILED
+        assert "gave the VM back" in report.reason
         assert here.is_open
 
 
