@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from godwit.model.disks import tier_of
+from godwit.model.errors import GodwitError
 from godwit.model.vm import Disk, Vm
 from godwit.qemu.blocks import stored_size
 from godwit.qemu.layout import broker_id
@@ -15,7 +16,10 @@ from godwit.storage.nodes import BrokerDisk, Node
 if TYPE_CHECKING:
     from godwit.agent.brokers import Brokers
     from godwit.agent.catalog import Catalog
+    from godwit.agent.desk import Desk
     from godwit.storage.broker import Broker
+
+ASK_S = 1.0
 
 
 def brokered(vm: Vm) -> list[Disk]:
@@ -44,6 +48,21 @@ async def settle_growth(broker: Broker, catalog: Catalog) -> None:
             disk, files = served.disk, catalog.files(served.disk.volume)
             info = await image_info(Path(disk.path), format=disk.format, in_use=True, files=files)
             broker.settle_growth(name, info.virtual_size)
+
+
+async def delivered(desk: Desk, broker: Broker) -> None:
+    """Return when nothing of a daemon that ended unseen is under way; two minutes at most."""
+    told = False
+    while True:
+        try:
+            broker.check_left()
+        except GodwitError as error:
+            if not told:
+                await desk.event("vm.broker", broker.record.vm, error.message, level="warning")
+            told = True
+            await desk.clock.sleep(ASK_S)  # the kernel announces nothing
+        else:
+            return
 
 
 class VmDisks:

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from godwit.agent.broker_disks import broker_disk, brokered, settle_growth
+from godwit.agent.broker_disks import broker_disk, brokered, delivered, settle_growth
 from godwit.agent.laps import Laps
 from godwit.host.errors import ProcessGone
 from godwit.model.disks import tier_of
@@ -286,6 +286,7 @@ class Brokers:
         unsynced: bool = False,
     ) -> None:
         """Another daemon, its gates open the way they belong now. The lock is held."""
+        broker.check_left()  # before a peer is asked as well
         laps = laps or Laps(self._desk.clock)
         await settle_growth(broker, self._desk.catalog)
         with laps.lap("way found"):
@@ -306,6 +307,7 @@ class Brokers:
             if broker is None:
                 return
             self._shut.add(vm)
+            broker.check_left()
             own = [one.disk for one in broker.record.disks.values() if one.peer is None]
             released = await broker.release_all()
             if released.how == "killed":
@@ -326,6 +328,7 @@ class Brokers:
                 # In order first: what the daemon holds in memory reaches the image.
                 await broker.release_all()
                 await broker.kill()
+                await delivered(self._desk, broker)
                 try:
                     await self._desk.redirects.end_loans(vm, broker)
                 except (GodwitError, StoreError) as error:  # it ends by itself with the record

@@ -21,7 +21,7 @@ from godwit.model.host import ConfirmedDown
 from godwit.model.ownership import Owner, OwnerState
 from godwit.qemu.launch import Binary
 from godwit.qmp import MonitorError
-from godwit.storage.broker_daemon import DaemonPlace, end_recorded
+from godwit.storage.broker_daemon import DaemonPlace, check_delivered, end_recorded
 from godwit.storage.broker_peer import LABEL, PeerExport, listen_tcp
 from godwit.storage.broker_record import load_peer
 from godwit.storage.lending import (
@@ -59,6 +59,7 @@ class Exports:
         self._locks: dict[str, asyncio.Lock] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}  # nothing of these can land any more
         self._cut_off: set[str] = set()  # ended here by force while its owner believed us down
+        self._left: dict[str, tuple[str, ...]] = {}  # connections of those that ended unseen
 
     def __len__(self) -> int:
         return len(self._exports)
@@ -77,6 +78,7 @@ class Exports:
             for volume in {disk.volume for disk in ask.disks}:
                 await self._desk.volumes.look(volume)
             self._check(ask)
+            self._check_left(ask.vm)
             await self._check_owner(ask)
             try:
                 answer = await self._export(ask)
@@ -145,6 +147,7 @@ class Exports:
                     f"{ask.vm} is exported to {here.record.lessee}, not {ask.host}",
                     hint="read the owner record again",
                 )
+            self._check_left(ask.vm)
             cut_off = ask.vm in self._cut_off
             killed = await self._end(ask.vm, quick=True)
             self._cut_off.discard(ask.vm)
@@ -174,6 +177,12 @@ class Exports:
                 hint="read the owner record again",
             )
         self._said[vm] = (epoch, turn)
+
+    def _check_left(self, vm: str) -> None:
+        """OperationFailed while the kernel may deliver writes of an export that ended unseen."""
+        if left := self._left.get(vm):
+            check_delivered(left, f"the export of {vm} on {self._desk.host}")
+            del self._left[vm]
 
     def _check(self, ask: ExportAsk) -> None:
         desk = self._desk
@@ -275,6 +284,9 @@ class Exports:
                 except (ProcessGone, MonitorError):
                     monitor = path.parent / f"{LABEL}.sock"
                     await end_recorded(record, monitor, name=f"the export of {vm}")
+                    self._left[vm] = record.connections
+                    self._cut_off.add(vm)
+                    self._check_left(vm)
                     record.remove()
             except GodwitError as error:
                 await self._desk.event("vm.export", vm, error.message, level="error")

@@ -5,14 +5,21 @@ is queued, and on a link that is down it would deliver it when the link is back.
 that writes to storage that is a write landing after its fence. So somebody else holds a copy of
 each of its connections while it lives; once it is dead, the copy is the last descriptor, and
 closing it with SO_LINGER (1, 0) drops the queue and resets the connection.
+
+Whoever comes after both of them, the process and the holder of its copies, cannot reset anything.
+It can still see by the connections' addresses whether the kernel holds data of them (`unsent`), and
+wait: on a link that stays down the kernel gives up after two minutes at most.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 import struct
+from collections.abc import Collection
+from pathlib import Path
 from typing import Final
 
 from godwit.host import _libc
@@ -21,6 +28,7 @@ from godwit.host.process import Process, open_pidfd
 
 _AT_ONCE: Final = struct.pack("ii", 1, 0)
 _LISTENING: Final = 10  # TCP_LISTEN, the first byte of TCP_INFO
+_TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
 
 class TcpCopies:
@@ -32,6 +40,15 @@ class TcpCopies:
 
     def __len__(self) -> int:
         return len(self._held)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The connections by their ends, as `unsent` takes them."""
+        found = set()
+        for one in self._held.values():
+            with contextlib.suppress(OSError):  # it never came about, or is over
+                found.add(_name(one.getsockname()[:2], one.getpeername()[:2]))
+        return tuple(sorted(found))
 
     def refresh(self, process: Process) -> None:
         """Take what is new; reset what the process has closed since.
@@ -104,3 +121,35 @@ def _reset(one: socket.socket) -> None:
     with contextlib.suppress(OSError):
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
     one.close()
+
+
+def unsent(names: Collection[str]) -> tuple[str, ...]:
+    """Those of the connections, ended ones too, for which the kernel still has data to deliver."""
+    found = set()
+    for table in _TABLES:
+        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+            for line in table.read_text().splitlines()[1:]:
+                words = line.split()
+                name = _name(_end(words[1]), _end(words[2]))
+                if name in names and int(words[4].partition(":")[0], 16):
+                    found.add(name)
+    return tuple(sorted(found))
+
+
+def _name(here: tuple[str, int], there: tuple[str, int]) -> str:
+    return "-".join(f"[{_plain(address)}]:{port}" for address, port in (here, there))
+
+
+def _plain(address: str) -> str:
+    """An IPv4 address that lives in an IPv6 socket is an IPv4 address."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return str(mapped or found)
+
+
+def _end(text: str) -> tuple[str, int]:
+    """Address and port as the kernel's table has them: words of the machine's own byte order."""
+    address, _, port = text.partition(":")
+    words = [int(address[at : at + 8], 16) for at in range(0, len(address), 8)]
+    packed = struct.pack(f"={len(words)}I", *words)
+    return str(ipaddress.ip_address(packed)), int(port, 16)

@@ -199,7 +199,7 @@ class Broker(BrokerLife):
                 await self._renew_tls(daemon, wish.peer.tls_dir)
             target = target_node(opening, aio=self.place.aio)
             await verbs.open_target(daemon, opening.disk, target, timeout=timeout)
-            daemon.hold_connections()
+            self._hold_connections()
 
     async def release(self, disk_id: str, *, timeout: float = SWAP_TIMEOUT) -> None:
         """Let no I/O through any more and close the image; it is closed when this returns.

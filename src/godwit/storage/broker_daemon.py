@@ -23,7 +23,7 @@ from godwit.host.cgroup import open_cgroup
 from godwit.host.errors import CgroupError, HostError, ProcessGone
 from godwit.host.process import Process, freeze, is_alive, kill, stands_still, wait_exit
 from godwit.host.sockets import bind_unix
-from godwit.host.tcpcut import TcpCopies
+from godwit.host.tcpcut import TcpCopies, unsent
 from godwit.model.errors import OperationFailed
 from godwit.qemu.launch import Binary, log_size, log_tail
 from godwit.qmp import Monitor, MonitorError, MonitorLost
@@ -143,6 +143,11 @@ class Daemon:
     def hold_connections(self) -> None:
         """Note its present connections, so that they end with it even if nobody here kills it."""
         self._connections.refresh(self.process)
+
+    @property
+    def connections(self) -> tuple[str, ...]:
+        """Those that are held, by name."""
+        return self._connections.names
 
     async def kill(self, *, timeout: float = KILL_TIMEOUT, still: bool = True) -> None:
         """End it at once and return when it is gone; OperationFailed when it does not die.
@@ -271,6 +276,18 @@ def remove_cgroup(name: str) -> None:
     if name:
         with contextlib.suppress(CgroupError):
             open_cgroup(name).remove()
+
+
+def check_delivered(names: tuple[str, ...], whose: str) -> None:
+    """OperationFailed while the kernel may still deliver writes of a daemon that has ended.
+
+    Only for one that ended with the agent that held copies of its connections.
+    """
+    if left := unsent(names):
+        raise OperationFailed(
+            f"the kernel still has unsent data of {whose}, which has ended ({left[0]})",
+            hint="it gives up within two minutes, or delivers it when the link is back",
+        )
 
 
 def forget_recorded(record: DaemonRecord, monitor: Path) -> None:

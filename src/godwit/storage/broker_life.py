@@ -25,6 +25,7 @@ from godwit.storage.broker_daemon import (
     START_DEADLINE,
     Daemon,
     DaemonPlace,
+    check_delivered,
     end_recorded,
     forget_recorded,
 )
@@ -87,6 +88,7 @@ class BrokerLife:
         self._daemon = daemon
         self._listener = listener
         self._ready: _Ready | None = None
+        self._left: tuple[str, ...] = ()  # connections of a daemon that ended unseen
         if daemon is not None:
             daemon.on_exit = self._fence
 
@@ -150,8 +152,18 @@ class BrokerLife:
         """End what is left of a record's daemon and start none yet: all gates are closed."""
         await end_recorded(record, place.run / f"{LABEL}.sock", name=daemon_name(record))
         broker = cls(place, record, daemon=None, listener=listener)
+        broker._left = record.connections
         broker._fence()
         return broker
+
+    def check_left(self) -> None:
+        """OperationFailed while a daemon that ended unseen may still have writes under way.
+
+        Until then nobody else opens the images, here or elsewhere.
+        """
+        if self._left:
+            check_delivered(self._left, daemon_name(self.record))
+            self._left = ()
 
     async def prepare(
         self, opening: Mapping[str, Opening], *, listener: socket.socket | None = None
@@ -213,6 +225,8 @@ class BrokerLife:
         if self._listener is None:
             raise Conflict(f"nobody listens for the clients of {self.record.vm}", hint="bind again")
         wanted = dict(opening or {})
+        if wanted:
+            self.check_left()
         self.place.run.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Judged before anything is ended: a refusal leaves the old daemon at work.
         for disk_id, wish in wanted.items():
@@ -248,7 +262,7 @@ class BrokerLife:
             raise OperationFailed(
                 f"{daemon.name} came up and went: {error}", hint=f"see its log on {self.place.host}"
             ) from error
-        daemon.hold_connections()
+        self._hold_connections()
         for one in served:
             if one.gate.state is GateState.OPENING:
                 verbs.check_size(one.disk, sizes.get(target_name(one), 0))
@@ -333,12 +347,20 @@ class BrokerLife:
         """Whether the daemon answers its monitor within ``timeout`` seconds."""
         if self._daemon is None:
             return False
-        self._daemon.hold_connections()
+        self._hold_connections()
         try:
             await self._daemon.execute("query-version", timeout=timeout)
         except MonitorError:
             return False
         return True
+
+    def _hold_connections(self) -> None:
+        if self._daemon is not None:
+            self._daemon.hold_connections()
+            names = self._daemon.connections
+            if names != self.record.connections:
+                self.record = self.record.but(connections=names)
+                self.record.save()
 
     def note_lender(self, host: str, boot_id: str) -> int:
         """Write down that a host is about to be asked to export the disks; the turn to say it."""

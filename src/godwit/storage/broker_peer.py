@@ -218,8 +218,10 @@ class PeerExport:
         await self._daemon.close()
 
     def hold_connections(self) -> None:
-        """See `Daemon.hold_connections`."""
+        """See `Daemon.hold_connections`; what they are is written down."""
         self._daemon.hold_connections()
+        if self._daemon.connections != self.record.connections:
+            self._note(connections=self._daemon.connections)
 
     async def answers(self, *, timeout: float) -> bool:
         """Whether the daemon answers its monitor within ``timeout`` seconds."""

@@ -40,7 +40,8 @@ class DaemonRecord(Record):
     """A storage daemon of one VM on this host.
 
     ``run`` is the VM's run directory, ``start_time`` (clock ticks since boot) makes the pid
-    unmistakable.
+    unmistakable. ``connections`` are those it had when it was last looked at: should it and the
+    agent die together, the kernel may still deliver what lies in them (`godwit.host.tcpcut`).
     """
 
     vm: Name
@@ -51,6 +52,7 @@ class DaemonRecord(Record):
     boot_id: str = ""
     cgroup: str = ""
     argv: tuple[str, ...] = ()
+    connections: tuple[str, ...] = ()
 
     @property
     def process(self) -> Process:

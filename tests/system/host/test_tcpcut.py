@@ -13,6 +13,7 @@ from godwit.host import links
 from godwit.host.cgroup import wait_until
 from godwit.host.netns import opened_netns, socket_in_netns
 from godwit.host.process import Process, freeze, kill, spawn, stands_still, wait_exit
+from godwit.host.run import run
 from godwit.host.tcpcut import TcpCopies
 
 pytestmark = pytest.mark.system
@@ -52,15 +53,21 @@ async def test_an_unsent_write_of_a_dead_process(wire: tuple[str, str], dropped:
             writer = spawn(argv, stdin=plug, stdout=plug)
             theirs.close()
             try:
-                await _plant(ours, listener, writer, there, dropped=dropped)
+                await _plant(ours, listener, writer, wire, dropped=dropped)
             finally:
                 kill(writer)
                 await wait_exit(writer)
 
 
 async def _plant(
-    ours: socket.socket, listener: socket.socket, writer: Process, there: str, *, dropped: bool
+    ours: socket.socket,
+    listener: socket.socket,
+    writer: Process,
+    wire: tuple[str, str],
+    *,
+    dropped: bool,
 ) -> None:
+    here, there = wire
     loop = asyncio.get_running_loop()
     said, told = await asyncio.open_connection(sock=ours)
     async with asyncio.timeout(20):
@@ -70,9 +77,13 @@ async def _plant(
             links.apply([links.down("cut1")], netns=there)
             told.write(b"go\n")
             assert await said.readline() == b"sent\n"
-            copies = TcpCopies()
+            copies, seen = TcpCopies(), TcpCopies()
             freeze(writer)
             assert wait_until(lambda: stands_still(writer), 2.0)
+            seen.refresh(writer)
+            names = seen.names
+            assert len(names) == 1
+            seen.close()
             if dropped:
                 copies.refresh(writer)
                 assert len(copies) == 1
@@ -80,6 +91,7 @@ async def _plant(
             await wait_exit(writer)
             told.close()
             assert copies.reset() == int(dropped)
+            assert _unsent(here, names) == (() if dropped else names)
             links.apply([links.up("cut1")], netns=there)
             if dropped:
                 # Longer than the kernel needs when it is left alone, see the other case.
@@ -87,6 +99,14 @@ async def _plant(
                     await _anything(served, 2.0)
             else:
                 assert await loop.sock_recv(served, 64) == b"late write"
+                assert wait_until(lambda: not _unsent(here, names), 5.0)
+
+
+def _unsent(here: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """What a successor of the holder sees, who lives where the writer did."""
+    line = f"from godwit.host.tcpcut import unsent; print(*unsent({names!r}), sep='\\n')"
+    said = run([sys.executable, "-c", line], timeout=10.0, netns=here)
+    return tuple(said.decode().split())
 
 
 async def _anything(served: socket.socket, timeout: float) -> None:
