@@ -7,6 +7,7 @@ does not answer is left alone while its owner is this host: it is frozen, not ou
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 from godwit.agent import growth
@@ -21,7 +22,7 @@ from godwit.migration import recover
 from godwit.migration.gift import give_back
 from godwit.migration.recover import Action, Found
 from godwit.model import keys, ownership
-from godwit.model.errors import OperationFailed
+from godwit.model.errors import GodwitError, OperationFailed
 from godwit.model.migration import Migration, MoveState, Outcome
 from godwit.model.ownership import MovePhase, Owner
 from godwit.model.vm import Vm, VmState, VmStatus
@@ -116,7 +117,8 @@ async def _act(
         status = await machine.status()
         if status.status in ("paused", "postmigrate") and not owner.paused:
             # Taken by its owner, noted, but the agent died before (or right after) ``cont``.
-            await desk.brokers.open(machine.vm, owner.epoch)
+            with contextlib.suppress(GodwitError):  # told; nothing gets through a closed gate
+                await desk.brokers.open(machine.vm, owner.epoch)
             gate.announce()
             await machine.cont()
             slot.state = VmState.RUNNING

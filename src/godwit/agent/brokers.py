@@ -140,8 +140,10 @@ class Brokers:
                 told = self._desk.redirects.goes(vm)
                 self._desk.background(told, f"vm {vm}: way of its I/O told")
                 return
-            await self._restart(vm, broker, epoch, unsynced=unsynced)
-            self._watch(vm, broker)
+            try:
+                await self._restart(vm, broker, epoch, unsynced=unsynced)
+            finally:  # where it does not work, it is tried again by itself
+                self._watch(vm, broker)
 
     async def _open_all(self, vm: str, broker: Broker, epoch: int, *, unsynced: bool) -> bool:
         """Open every gate of a living broker; False when it did not answer and was ended."""

@@ -159,6 +159,8 @@ class Departures:
                 elif now.status == "shutdown" and self.ended is not None:
                     # The guest shut itself down while nobody but the move listened.
                     self.desk.background(self.ended(slot), f"vm {report.vm}: shut down")
+                else:  # it may have met a gate that was closed at first
+                    await self.desk.redirects.go_on(report.vm)
         elif report.outcome is Outcome.UNKNOWN:
             slot.ending = True
             await self.desk.take(slot)

@@ -21,7 +21,13 @@ from godwit.model.host import ConfirmedDown
 from godwit.model.ownership import Owner, OwnerState
 from godwit.qemu.launch import Binary
 from godwit.qmp import MonitorError
-from godwit.storage.broker_daemon import DaemonPlace, check_delivered, end_recorded
+from godwit.storage.broker_daemon import (
+    DaemonPlace,
+    check_delivered,
+    end_recorded,
+    forget_place,
+    forget_recorded,
+)
 from godwit.storage.broker_peer import LABEL, PeerExport, listen_tcp
 from godwit.storage.broker_record import load_peer
 from godwit.storage.lending import (
@@ -287,7 +293,8 @@ class Exports:
                     self._left[vm] = record.connections
                     self._cut_off.add(vm)
                     self._check_left(vm)
-                    record.remove()
+                    forget_recorded(record, monitor)
+                    forget_place(place, LABEL)
             except GodwitError as error:
                 await self._desk.event("vm.export", vm, error.message, level="error")
 

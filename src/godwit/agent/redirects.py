@@ -287,7 +287,7 @@ class Redirects:
         """A VM's I/O goes on: say through whom; a guest that stopped at an error goes on too."""
         self._waits.pop(vm, None)
         await self._told(vm, self.reason(vm))
-        await self._go_on(vm)
+        await self.go_on(vm)
 
     def reason(self, vm: str) -> str:
         """What a person should know of the way of a VM's I/O; empty when it is its own."""
@@ -305,10 +305,16 @@ class Redirects:
                 await self._desk.publish(slot)
         await self._desk.volumes.ways_changed()
 
-    async def _go_on(self, vm: str) -> None:
+    async def go_on(self, vm: str) -> None:
         """QEMU stops a VM at an I/O error of its disk, and asks the disk again when told to go."""
         slot = self._desk.slots.get(vm)
-        if slot is None or slot.paused or vm in self._desk.moving or self._desk.stalls.full(vm):
+        if (
+            slot is None
+            or vm in self._waits
+            or slot.paused
+            or vm in self._desk.moving
+            or self._desk.stalls.full(vm)
+        ):
             return
         with contextlib.suppress(MonitorError):
             if (await slot.machine.status()).status == "io-error":
@@ -341,7 +347,7 @@ class Redirects:
             lost = self.lost(disks)
             there = {one.disk.id for one in broker.record.disks.values() if one.peer is not None}
             volumes = tuple(sorted({disk.volume for disk in disks if disk.id in there}))
-            if lost > there:
+            if lost > there or (vm in self._waits and not there):  # nobody has them open
                 await self._turn(vm, lost)
             elif there:
                 well = await self._ask_lenders(vm, broker, volumes)
@@ -406,4 +412,4 @@ class Redirects:
             return
         await self._told(vm, reason)
         if not bad:
-            await self._go_on(vm)
+            await self.go_on(vm)

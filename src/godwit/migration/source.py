@@ -356,7 +356,11 @@ class SourceMove:
             move.say(f"the guest ended by itself: QEMU says {now.status}")
             return
         world.gate.open()
-        await self._open_disks(gift=gift)
+        try:
+            await self._open_disks(gift=gift)
+        except GodwitError as error:
+            # Nothing gets through a closed gate: requests wait, or stop the VM, until it is open.
+            move.say(f"its disks are not open yet: {error.message}")
         if not now.running and not self.link.owner.paused:
             await world.machine.cont()
         world.gate.announce()

@@ -295,3 +295,13 @@ def forget_recorded(record: DaemonRecord, monitor: Path) -> None:
     monitor.unlink(missing_ok=True)
     remove_cgroup(record.cgroup)
     record.remove()
+
+
+def forget_place(place: DaemonPlace, label: str) -> None:
+    """Remove the directories of a daemon that had them for itself; its log stays if it spoke."""
+    log = place.state / f"{label}.log"
+    if log.exists() and not log.stat().st_size:
+        log.unlink()
+    for folder in (place.run, place.state):
+        with contextlib.suppress(OSError):  # not empty, or not there
+            folder.rmdir()

@@ -30,6 +30,7 @@ from godwit.storage.broker_daemon import (
     START_DEADLINE,
     Daemon,
     DaemonPlace,
+    forget_place,
     forget_recorded,
 )
 from godwit.storage.broker_record import PeerRecord
@@ -244,6 +245,7 @@ class PeerExport:
         if self.alive:
             raise Conflict(f"the export of {self.record.vm} still runs", hint="kill it first")
         forget_recorded(self.record, self.place.run / f"{LABEL}.sock")
+        forget_place(self.place, LABEL)
 
     @property
     def alive(self) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from move_rig import EPOCH_AT_START, LabDisks, Rig
 from virtual_time import virtual
 
-from godwit.model.errors import Conflict, OperationFailed
+from godwit.model.errors import Conflict, OperationFailed, Unavailable
 from godwit.model.migration import Outcome
 
 
@@ -184,3 +184,23 @@ async def test_an_image_that_is_looked_at_for_a_moment_is_asked_for_again(tmp_pa
         assert report.outcome is Outcome.CANCELLED
         assert here.is_open
         await rig.judge("host1")
+
+
+@virtual
+async def test_a_source_whose_disks_do_not_open_yet_goes_on_and_waits_for_them(
+    tmp_path: Path,
+) -> None:
+    rig, here, there = gated(tmp_path)
+    async with rig:
+
+        def nobody_lends() -> None:
+            here.refusal = Unavailable("host2 was exporting them and is silent", hint="wait")
+            rig.move.cancel("tester")
+
+        rig.at("source", "completed", nobody_lends)
+        report = await rig.play()
+        assert report.outcome is Outcome.CANCELLED
+        rig.order("host1: disks close", "host1: cont")
+        assert not here.is_open
+        assert not there.is_open
+        assert any("host2 was exporting them" in line for line in report.log)
