@@ -405,6 +405,7 @@ class Brokers:
             binary=Binary.named(PROGRAM, user=qemu.user),
             cgroup=f"{desk.config.cgroup.root}/{vm}-broker",
             boot_id=desk.equipment.info.boot_id,
+            locking=qemu.image_locks,
         )
 
     def _path(self, vm: str) -> Path:

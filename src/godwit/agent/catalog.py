@@ -21,7 +21,7 @@ from godwit.model.disks import volume_of
 from godwit.model.errors import NotFound, OperationFailed, Refused
 from godwit.model.vm import Disk, Vm
 from godwit.model.volume import SERVED, Volume
-from godwit.storage.files import LOCAL, VolumeFiles
+from godwit.storage.files import DirectoryFiles, VolumeFiles
 from godwit.storage.places import Access, Node, initiator_name, served_node
 from godwit.storage.served import NoFiles, ServedFiles
 from godwit.store.errors import StoreError
@@ -44,6 +44,7 @@ class Catalog:
         self._known: dict[str, Volume] = {}
         self._served: dict[str, ServedFiles | NoFiles] = {}
         self._listing: asyncio.Task[tuple[str, ...]] | None = None
+        self.local = DirectoryFiles(locking=desk.config.qemu.image_locks)
         self.access = Access(
             user=desk.equipment.binary.user,
             initiator=initiator_name(_cluster_mark(desk.config.tls.dir), desk.host),
@@ -109,7 +110,7 @@ class Catalog:
         """The files of a volume, whatever it stands on."""
         volume = self.get(name)
         if volume.kind not in SERVED:
-            return LOCAL
+            return self.local
         if name not in self._served:
             kind = ServedFiles if volume.kind == "nfs" else NoFiles
             self._served[name] = kind(volume, self.access)
@@ -118,7 +119,7 @@ class Catalog:
     def files_at(self, path: str | Path) -> VolumeFiles:
         """The files of the volume a path lies in."""
         name = volume_of(str(path))
-        return LOCAL if name is None else self.files(name)
+        return self.local if name is None else self.files(name)
 
     def served(self, disks: Iterable[Disk]) -> dict[str, Node]:
         """By disk, QEMU's nodes of those that no host has a file or a device of."""

@@ -68,18 +68,18 @@ class Checkpoints:
     ) -> None:
         """As `take`, of a VM that does not run."""
         await self._check_still(name, disks)
-        await still.take_all(disks, tag, known=known)
+        await still.take_all(disks, tag, known=known, files=self._desk.catalog.local)
 
     async def drop_still(self, name: str, disks: Sequence[Disk], tag: str) -> None:
         """As `drop`, of a VM that does not run."""
         await self._check_still(name, disks)
-        await still.drop_all(disks, tag)
+        await still.drop_all(disks, tag, files=self._desk.catalog.local)
 
     async def revert(self, name: str, disks: Sequence[Disk], tag: str) -> dict[str, int]:
         """Let the disks of a stopped VM hold what they held then; their sizes now."""
         # Cut short, it may have left a disk with the size it had then.
         await self._check_still(name, disks, sized=False)
-        return await still.revert_all(disks, tag)
+        return await still.revert_all(disks, tag, files=self._desk.catalog.local)
 
     async def _check_still(self, name: str, disks: Sequence[Disk], *, sized: bool = True) -> None:
         if name in self._desk.slots:
@@ -87,9 +87,9 @@ class Checkpoints:
         for disk in disks:
             path = self._on_files(disk)
             if not sized:
-                info = await image_info(path, format=disk.format)
+                info = await image_info(path, format=disk.format, files=self._desk.catalog.local)
                 disk = disk.but(size_bytes=info.virtual_size)
-            await check_image(disk)
+            await check_image(disk, files=self._desk.catalog.local)
 
     def _on_files(self, disk: Disk) -> Path:
         """The image's path; Refused where no host has it as a file, for it could not go back."""

@@ -126,6 +126,7 @@ class Desk:
             features=self.equipment.qemu.features,
             cgroup=f"{self.config.cgroup.root}/{vm.name}",
             boot_id=self.equipment.info.boot_id,
+            locking=self.config.qemu.image_locks,
             broker=self.brokers.address(vm),
             served=self.catalog.served(vm.disks),
             boot=self.catalog.boot(vm),

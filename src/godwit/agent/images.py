@@ -95,7 +95,8 @@ class Images:
                 "move",
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        await images.check_image(source)
+        files = self._desk.catalog.files(source.volume)
+        await images.check_image(source, files=files)
         made = await convert.clone_image(
             self._files.disk_path(source),
             format=source.format,
@@ -104,6 +105,7 @@ class Images:
             linked=target.backing is not None,
             backing=images.backing_of(source),
             owner=self._desk.equipment.binary.user,
+            files=files,
         )
         if made.backing != images.backing_of(target):
             path.unlink()
@@ -144,6 +146,7 @@ class Images:
             owner=self._desk.equipment.binary.user,
             files=files,
             scratch=self._desk.config.paths.state if served else None,
+            locking=catalog.local.locking,
         )
         return {"size_bytes": info.virtual_size}
 

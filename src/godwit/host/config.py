@@ -107,6 +107,7 @@ class QemuConfig:
     library_path: str = ""
     accelerator: str = "auto"
     allow_tcg_migration_on_old_qemu: bool = False
+    image_locks: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,9 @@ class Plugs:
 
     ``monitors`` and ``serial`` are listening unix sockets, ``console_log`` is open for appending,
     ``taps`` holds the queues of each card by its id, ``vhost`` the matching /dev/vhost-net.
-    ``broker`` is the socket of the VM's storage broker, empty when it has none. ``served`` has, by
-    disk, the nodes of those that lie on a volume served over the network; ``boot`` the files of
-    this host for boot files that lie on one.
+    ``broker`` is the socket of the VM's storage broker, empty when it has none. ``locking`` is
+    whether QEMU locks images. ``served`` has, by disk, the nodes of those that lie on a volume
+    served over the network; ``boot`` the files of this host for boot files that lie on one.
     """
 
     monitors: tuple[int, int]
@@ -47,6 +47,7 @@ class Plugs:
     sandbox: bool = True
     data_dir: str = ""
     aio: Literal["threads", "native", "io_uring"] = "threads"
+    locking: bool = True
     broker: str = ""
     served: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     boot: Mapping[str, str] = field(default_factory=dict)
@@ -180,7 +181,14 @@ def _fixed_devices(vm: Vm) -> Iterator[Option]:
 
 def _disk(vm: Vm, disk: Disk, plugs: Plugs) -> Iterator[Option]:
     served = plugs.served.get(disk.id)
-    nodes = disk_nodes(disk, vm=vm.name, aio=plugs.aio, broker=plugs.broker, served=served)
+    nodes = disk_nodes(
+        disk,
+        vm=vm.name,
+        aio=plugs.aio,
+        broker=plugs.broker,
+        served=served,
+        locking=plugs.locking,
+    )
     for node in nodes:
         yield "-blockdev", json.dumps(node, separators=(",", ":"))
     boot = not vm.boot.kernel and disk is vm.disks[0]
@@ -188,7 +196,7 @@ def _disk(vm: Vm, disk: Disk, plugs: Plugs) -> Iterator[Option]:
 
 
 def _cdrom(vm: Vm, cdrom: Cdrom, place: int, plugs: Plugs) -> Iterator[Option]:
-    node = cdrom_node(cdrom, aio=plugs.aio)
+    node = cdrom_node(cdrom, aio=plugs.aio, locking=plugs.locking)
     yield "-blockdev", json.dumps(node, separators=(",", ":"))
     yield "-device", _device(cdrom_device(cdrom, place, boot=not vm.boot.kernel))
 

@@ -58,6 +58,7 @@ def disk_nodes(
     aio: str = "threads",
     broker: str = "",
     served: Mapping[str, object] | None = None,
+    locking: bool = True,
 ) -> tuple[Node, ...]:
     """The block nodes of a disk, lowest first, as ``blockdev-add`` takes them.
 
@@ -65,13 +66,14 @@ def disk_nodes(
     (`godwit.storage.places`).
 
     The format is always named and a backing file inside the image is never followed: a linked
-    clone's record names the image under it, which goes with the node above it.  The image
-    lock stays automatic: it is the last net under two QEMUs on one image.  ``broker`` is the
+    clone's record names the image under it, which goes with the node above it.  The image lock
+    is the last net under two QEMUs on one image; ``locking`` False is for storage on which it
+    does harm, and then gates and ownership stand alone, as on what is served.  ``broker`` is the
     socket of the VM's storage broker; InvalidRequest when a brokered disk is given none.
     """
     if tier_of(disk) == "brokered":
         return (_broker_node(disk, vm, broker),)
-    return _storage_node(disk, aio, served), _format_node(disk, aio)
+    return _storage_node(disk, aio, served, locking), _format_node(disk, aio, locking)
 
 
 def _common() -> Node:
@@ -79,7 +81,12 @@ def _common() -> Node:
     return {"read-only": False, "discard": "unmap", "cache": cache}
 
 
-def _storage_node(disk: Disk, aio: str, served: Mapping[str, object] | None) -> Node:
+def _lock(locking: bool) -> Node:
+    """What a node of a file or device says of QEMU's lock; its own default says nothing."""
+    return {} if locking else {"locking": "off"}
+
+
+def _storage_node(disk: Disk, aio: str, served: Mapping[str, object] | None, locking: bool) -> Node:
     if served is not None:
         return {**served, "node-name": layout.file_node(disk), **_common()}
     if disk.source == "lun":
@@ -92,23 +99,25 @@ def _storage_node(disk: Disk, aio: str, served: Mapping[str, object] | None) -> 
         "node-name": layout.file_node(disk),
         "filename": disk.path,
         "aio": aio,
+        **_lock(locking),
         **_common(),
     }
 
 
-def _base_node(disk: Disk, aio: str) -> Node | None:
+def _base_node(disk: Disk, aio: str, locking: bool) -> Node | None:
     if disk.backing is None:
         return None
     shared: Node = {"read-only": True, "auto-read-only": False}
     shared |= {"cache": {"direct": True, "no-flush": False}}
-    file: Node = {"driver": "file", "filename": disk.backing.path, "aio": aio, **shared}
+    file: Node = {"driver": "file", "filename": disk.backing.path, "aio": aio, **_lock(locking)}
+    file |= shared
     base: Node = {"driver": disk.backing.format, "node-name": layout.base_node(disk), "file": file}
     if disk.backing.format == "qcow2":
         base["backing"] = None
     return base | shared
 
 
-def _format_node(disk: Disk, aio: str) -> Node:
+def _format_node(disk: Disk, aio: str, locking: bool) -> Node:
     driver = _FORMAT_DRIVERS.get(disk.format)
     if driver is None:
         raise InvalidRequest(
@@ -122,7 +131,7 @@ def _format_node(disk: Disk, aio: str) -> Node:
         **_common(),
     }
     if disk.format == "qcow2":
-        node["backing"] = _base_node(disk, aio)
+        node["backing"] = _base_node(disk, aio, locking)
     if disk.format == "vhd-fixed":
         node |= {"offset": 0, "size": stored_size(disk.size_bytes)}
     return node
@@ -145,10 +154,10 @@ def _broker_node(disk: Disk, vm: str, broker: str) -> Node:
     }
 
 
-def cdrom_node(cdrom: Cdrom, *, aio: str = "threads") -> Node:
+def cdrom_node(cdrom: Cdrom, *, aio: str = "threads", locking: bool = True) -> Node:
     """The block node of an ISO image, which is only read."""
     shared: Node = {"read-only": True, "cache": {"direct": True, "no-flush": False}}
-    file: Node = {"driver": "file", "filename": cdrom.path, "aio": aio, **shared}
+    file: Node = {"driver": "file", "filename": cdrom.path, "aio": aio, **_lock(locking), **shared}
     return {"driver": "raw", "node-name": layout.cdrom_node(cdrom), "file": file, **shared}
 
 

@@ -81,6 +81,7 @@ async def add_disks(machine: Machine, disks: Sequence[Disk], place: Place) -> No
             aio=place.aio,
             broker=place.broker,
             served=place.served.get(disk.id),
+            locking=place.locking,
         )
     }
     devices = {disk.id: disk_device(disk) for disk in disks}

@@ -98,8 +98,15 @@ class Mirror:
         new, vm = self._new, self._machine.vm
         self._blocking = False
         try:
-            served = place.served.get(new.id)
-            for node in disk_nodes(new, vm=vm, aio=place.aio, broker=place.broker, served=served):
+            nodes = disk_nodes(
+                new,
+                vm=vm,
+                aio=place.aio,
+                broker=place.broker,
+                served=place.served.get(new.id),
+                locking=place.locking,
+            )
+            for node in nodes:
                 await self._execute("blockdev-add", node)
             await self._execute(
                 "blockdev-mirror",

@@ -48,7 +48,7 @@ class Place:
     ``run`` and ``state`` are the VM's own directories. ``cgroup`` is the name of its control
     group, empty for none. ``features`` come from `BinaryFacts`. ``broker`` is the socket of the
     VM's storage broker, empty when it has none; the QEMU user must be able to connect to it.
-    ``served`` and ``boot`` are as in `Plugs`.
+    ``locking``, ``served`` and ``boot`` are as in `Plugs`.
     """
 
     host: str
@@ -60,6 +60,7 @@ class Place:
     boot_id: str = ""
     sandbox: bool = True
     aio: Literal["threads", "native", "io_uring"] = "threads"
+    locking: bool = True
     broker: str = ""
     served: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     boot: Mapping[str, str] = field(default_factory=dict)
@@ -193,6 +194,7 @@ def _plug(
         sandbox=place.sandbox,
         data_dir=place.binary.data_dir,
         aio=place.aio,
+        locking=place.locking,
         broker=place.broker,
         served=place.served,
         boot=place.boot,

@@ -197,7 +197,7 @@ class Broker(BrokerLife):
                 await settle_disk(opening.disk, user=self.place.binary.user)
             if wish.peer is not None and wish.peer.tls_dir:
                 await self._renew_tls(daemon, wish.peer.tls_dir)
-            target = target_node(opening, aio=self.place.aio)
+            target = target_node(opening, aio=self.place.aio, locking=self.place.locking)
             await verbs.open_target(daemon, opening.disk, target, timeout=timeout)
             self._hold_connections()
 

@@ -44,6 +44,7 @@ def broker_argv(
     *,
     aio: Aio = "threads",
     latch: Node | None = None,
+    locking: bool = True,
 ) -> list[str]:
     """Options of the VM's broker, without the program's name.
 
@@ -59,7 +60,7 @@ def broker_argv(
     for directory in sorted(directories)[:1]:
         options.append(("--object", _json(nodes.tls_object("client", directory))))
     for one in all_served:
-        options += _nodes(one, aio)
+        options += _nodes(one, aio, locking)
     options.append(("--nbd-server", f"addr.type=fd,addr.str={plugs.clients}"))
     for one in all_served:
         options.append(("--export", _json(disk_export(vm, one.disk))))
@@ -88,22 +89,22 @@ def _monitor(plugs: Plugs) -> Iterator[Option]:
     yield "--monitor", "chardev=qmp"
 
 
-def _nodes(one: Served, aio: Aio) -> Iterator[Option]:
+def _nodes(one: Served, aio: Aio, locking: bool) -> Iterator[Option]:
     disk, over = one.disk, nodes.failing_node_name(one.disk.id)
     for node in nodes.placeholder_nodes(disk):
         yield "--blockdev", _json(node)
     if one.gate.state is GateState.OPENING:
-        target = target_node(one, aio=aio)
+        target = target_node(one, aio=aio, locking=locking)
         over = target["node-name"]
         yield "--blockdev", _json(target)
     yield "--blockdev", _json(nodes.export_node(disk, over=over))
 
 
-def target_node(one: Served, *, aio: Aio) -> Node:
+def target_node(one: Served, *, aio: Aio, locking: bool = True) -> Node:
     """The node an open gate leads to."""
     if one.peer is not None:
         return nodes.peer_node(one.disk, one.peer)
-    return nodes.image_node(one.disk, aio=aio)
+    return nodes.image_node(one.disk, aio=aio, locking=locking)
 
 
 def _json(value: Node) -> str:

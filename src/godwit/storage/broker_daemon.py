@@ -44,7 +44,8 @@ class DaemonPlace:
 
     ``run`` and ``state`` are the VM's own directories; ``binary`` is qemu-storage-daemon with the
     user it runs as, who must be allowed to write the images. ``cgroup`` is the name of a control
-    group of its own (never the VM's, which may be frozen), empty for none.
+    group of its own (never the VM's, which may be frozen), empty for none. ``locking`` is whether
+    it locks images of its own host; a daemon that serves another host never does.
     """
 
     host: str
@@ -54,6 +55,7 @@ class DaemonPlace:
     cgroup: str = ""
     boot_id: str = ""
     aio: Aio = "threads"
+    locking: bool = True
 
 
 class Daemon:

@@ -33,7 +33,7 @@ from godwit.storage.broker_record import BrokerRecord, Served
 from godwit.storage.broker_standby import Standby
 from godwit.storage.gate import Gate, GateState
 from godwit.storage.latch import Latch
-from godwit.storage.nodes import BrokerDisk, PeerTarget
+from godwit.storage.nodes import BrokerDisk, Node, PeerTarget
 from godwit.storage.settle import settle_disk
 
 LABEL = "broker"
@@ -187,9 +187,7 @@ class BrokerLife:
 
         def options(monitor: int, latch: Latch) -> list[str]:
             plugs = Plugs(monitor=monitor, clients=clients)
-            return broker_argv(
-                self.record.vm, served, plugs, aio=self.place.aio, latch=latch.node()
-            )
+            return self._argv(served, plugs, latch=latch.node())
 
         standby = await Standby.start(
             self.place,
@@ -283,12 +281,18 @@ class BrokerLife:
         self.record.save()
         return await ready.standby.go(label=LABEL, deadline=deadline)
 
+    def _argv(self, served: Sequence[Served], plugs: Plugs, latch: Node | None = None) -> list[str]:
+        place = self.place
+        return broker_argv(
+            self.record.vm, served, plugs, aio=place.aio, latch=latch, locking=place.locking
+        )
+
     async def _start(self, clients: int, deadline: float) -> Daemon:
         served = tuple(self.record.disks.values())
 
         def options(monitor: int) -> list[str]:
             plugs = Plugs(monitor=monitor, clients=clients)
-            return broker_argv(self.record.vm, served, plugs, aio=self.place.aio)
+            return self._argv(served, plugs)
 
         return await Daemon.start(
             self.place,

@@ -133,13 +133,14 @@ async def clone_image(
     owner: tuple[int, int] | None = None,
     tool: Binary = QEMU_IMG,
     progress: Progress | None = None,
+    files: VolumeFiles = LOCAL,
 ) -> Clone:
     """A second disk with the same content.
 
     A full clone is a copy, see `convert`. A ``linked`` one is a qcow2 image that holds only what
     changes and stands on ``source``, which nobody may write from then on: who keeps the records
-    has to see to that. Refused when ``source`` stands on another itself or is neither raw nor
-    qcow2.
+    has to see to that. ``files`` are those of both volumes. Refused when ``source`` stands on
+    another itself or is neither raw nor qcow2.
     """
     if not linked:
         info = await convert(
@@ -151,10 +152,12 @@ async def clone_image(
             owner=owner,
             tool=tool,
             progress=progress,
+            source_files=files,
+            target_files=files,
         )
         return Clone(info)
     base = _base(source, format, target_format, backing)
-    return Clone(await _link(base, target, owner=owner, tool=tool), base)
+    return Clone(await _link(base, target, owner=owner, tool=tool, files=files), base)
 
 
 def _base(
@@ -178,19 +181,24 @@ def _base(
 
 
 async def _link(
-    base: Backing, target: Path, *, owner: tuple[int, int] | None, tool: Binary
+    base: Backing,
+    target: Path,
+    *,
+    owner: tuple[int, int] | None,
+    tool: Binary,
+    files: VolumeFiles,
 ) -> ImageInfo:
-    await parent_exists(target, LOCAL)
+    await parent_exists(target, files)
     source = Path(base.path)
     # By its own node, without what it stands on: also fails while a VM writes it.
-    async with opened_image(source, format=base.format) as image:
+    async with opened_image(source, format=base.format, files=files) as image:
         info = await open_info(image, tool=tool)
         if info.backing or info.data_file:
             other = info.backing or info.data_file
             raise Refused(f"{source} leads to another file ({other})", hint="make a full clone")
         words = ["create", "-q", "-u", "-f", "qcow2", *create_options("qcow2")]
         words += ["-b", base.path, "-F", base.format]
-        async with claimed(target, owner=tool.user or owner) as claim:
+        async with claimed(target, owner=tool.user or owner, files=files) as claim:
             # -u: it was looked at already, and the name need not mean the same to the tool's user.
             words += [claim.word, str(info.virtual_size)]
             try:
@@ -206,7 +214,7 @@ async def _link(
                 raise failure(f"cannot create {target}", error) from error
             if owner is not None:
                 claim.give(owner)
-    return await image_info(target, format="qcow2", program=tool.path)
+    return await image_info(target, format="qcow2", program=tool.path, files=files)
 
 
 @contextlib.asynccontextmanager

@@ -71,6 +71,11 @@ class Channel(Protocol):
 class VolumeFiles(Protocol):
     """What the agent does with a volume's files."""
 
+    @property
+    def locking(self) -> bool:
+        """Whether qemu-img locks an image that it opens there."""
+        ...
+
     def node(self, path: Path) -> Node | None:
         """QEMU's block node of the bytes there, unnamed; None for a file of this host."""
         ...
@@ -138,6 +143,9 @@ class VolumeFiles(Protocol):
 
 class DirectoryFiles:
     """Files of this host: of a file system that is mounted here, shared or not."""
+
+    def __init__(self, *, locking: bool = True) -> None:
+        self.locking = locking
 
     def node(self, path: Path) -> Node | None:
         return None

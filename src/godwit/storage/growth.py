@@ -28,7 +28,7 @@ from godwit.qemu.launch import Binary
 from godwit.storage import vhd
 from godwit.storage.files import LOCAL, VolumeFiles
 from godwit.storage.formats import FORMATS, SECTOR, name_of, stored_size
-from godwit.storage.images import ImageInfo, image_info, served_name
+from godwit.storage.images import ImageInfo, image_info, named
 from godwit.storage.qemu_img import INFO_TIMEOUT, QEMU_IMG, failure, qemu_img
 from godwit.storage.vhdx import Layout, read_layout
 
@@ -101,9 +101,7 @@ async def _resize(
     files: VolumeFiles,
 ) -> None:
     # Also when the size is right already: the lock says whether anybody uses the image.
-    words = ["resize", "-q", "-f", FORMATS[format].driver, str(path), str(size)]
-    if (node := files.node(path)) is not None:
-        words = ["resize", "-q", served_name(node, format), str(size)]
+    words = ["resize", "-q", *named(path, format, files), str(size)]
     try:
         await qemu_img(tool, words, images=[], limits=None, timeout=INFO_TIMEOUT)
     except HostError as error:
@@ -111,8 +109,8 @@ async def _resize(
 
 
 async def _check_unused(path: Path, tool: Binary, files: VolumeFiles) -> None:
-    """Conflict while somebody has it open; what is served knows no locks."""
-    if files.node(path) is not None:
+    """Conflict while somebody has it open, where there are locks to tell."""
+    if files.node(path) is not None or not files.locking:
         return
     # Changes nothing, but asks for the locks that a change would need.
     words = ["resize", "-q", "-f", "raw", str(path), str(await _length(path, files))]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from godwit.host.errors import HostError, ProgramFailed
 from godwit.host.run import run_async
@@ -34,6 +34,7 @@ from godwit.storage.qemu_img import (
     OpenImage,
     explain,
     failure,
+    file_node,
     opened,
     qemu_img,
     work_limits,
@@ -133,11 +134,7 @@ async def image_info(
         if fixed is not None:
             return fixed
     shared = ["-U"] if in_use else []
-    driver = FORMATS[format].driver
-    words = ["-f", driver, str(path)]
-    if (node := files.node(path)) is not None:
-        words = [served_name(node, format)]
-    argv = [program, "info", "--output=json", *shared, *words]
+    argv = [program, "info", "--output=json", *shared, *named(path, format, files)]
     try:
         return parse_info(await run_async(argv, timeout=INFO_TIMEOUT))
     except HostError as error:
@@ -164,10 +161,13 @@ def parse_info(printed: bytes, *, itself: str = "") -> ImageInfo:
     )
 
 
-def served_name(node: Mapping[str, Any], format: SourceFormat) -> str:  # noqa: A002
-    """An image that is served over the network, as a word of qemu-img; Godwit's own."""
-    whole: dict[str, Any] = {"driver": FORMATS[format].driver, "file": dict(node)}
-    return "json:" + json.dumps(whole, separators=(",", ":"))
+def named(path: Path, format: SourceFormat, files: VolumeFiles) -> list[str]:  # noqa: A002
+    """An image of Godwit's own as words of qemu-img."""
+    driver, node = FORMATS[format].driver, files.node(path)
+    if node is None and files.locking:
+        return ["-f", driver, str(path)]
+    whole = {"driver": driver, "file": node or file_node(str(path), locking=files.locking)}
+    return ["json:" + json.dumps(whole, separators=(",", ":"))]
 
 
 async def _vhd_info(
@@ -299,7 +299,7 @@ async def held_image(
         part = None if info is None else payload(format, info)
         size = None if part is None else part[1]
     if descriptor >= 0:
-        return OpenImage(path, format, descriptor, size=size)
+        return OpenImage(path, format, descriptor, size=size, locking=files.locking)
     try:
         facts = await files.look(path)
     except OSError as error:

@@ -18,7 +18,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -78,12 +78,14 @@ async def import_image(
     progress: ImportProgress | None = None,
     files: VolumeFiles = LOCAL,
     scratch: Path | None = None,
+    locking: bool = True,
 ) -> ImageInfo:
     """Bring the image at ``source`` (an absolute path, or http:// or https://) into a volume.
 
     ``tool`` is qemu-img with the user that may look at strangers' images; a file of this host has
     to be readable for that user, so nothing is imported that only root may read. ``files`` are
     those of the target's volume; a download waits in ``scratch``, or else beside the target.
+    ``locking`` is whether a source of this host takes QEMU's lock.
     Refused, with the reason in one line, for every image that should not be trusted; Conflict when
     the target exists; OperationFailed when the fetching or the copying fails.
     """
@@ -93,7 +95,8 @@ async def import_image(
     where = scratch or target.parent
     async with _opened(source, where, tool, allowed, _stage(progress, "fetch")) as descriptor:
         before = _Seen.of(descriptor)
-        image = await _judged(name, source_format, descriptor, before.size, tool, allowed)
+        opened_as = OpenImage(Path(name), source_format, descriptor, locking=locking)
+        image = await _judged(opened_as, before.size, tool, allowed)
         if progress is not None:
             progress("check", 1.0)
         async with copied(
@@ -174,25 +177,22 @@ async def _check_readable(descriptor: int, path: Path, tool: Binary) -> None:
 
 
 async def _judged(
-    name: str,
-    source_format: SourceFormat,
-    descriptor: int,
-    file_size: int,
-    tool: Binary,
-    limits: ImportLimits,
+    image: OpenImage, file_size: int, tool: Binary, limits: ImportLimits
 ) -> OpenImage:
     """The image, fit to be copied; Refused, with its name and the reason, when it is not."""
 
+    name = str(image.path)
+
     def read(offset: int, length: int) -> bytes:
-        return os.pread(descriptor, length, offset) if length > 0 else b""
+        return os.pread(image.descriptor, length, offset) if length > 0 else b""
 
     try:
         claims = await asyncio.to_thread(
-            _examined, source_format, read, file_size, limits.virtual_bytes
+            _examined, image.format, read, file_size, limits.virtual_bytes
         )
         # Of the raw kinds the payload alone is opened: what comes after is not the guest's.
-        payload = claims.virtual_size if source_format == "vhd-fixed" else None
-        image = OpenImage(Path(name), source_format, descriptor, size=payload)
+        payload = claims.virtual_size if image.format == "vhd-fixed" else None
+        image = replace(image, size=payload)
         await _measured(image, claims, tool, limits)
     except Conflict:
         raise

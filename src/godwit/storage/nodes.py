@@ -163,8 +163,8 @@ def image_node(disk: BrokerDisk, *, aio: Aio = "threads", locking: bool = True) 
     """The image with its file, one node tree that one ``blockdev-del`` closes.
 
     The format is always named and a backing file inside the image never followed. A fixed VHD is
-    its bytes without the footer. ``locking`` False is for a redirecting peer only: the host that
-    lost its path may hold QEMU's lock still.
+    its bytes without the footer. ``locking`` False is for a redirecting peer, for the host that
+    lost its path may hold QEMU's lock still, and for hosts whose storage is no place for locks.
     """
     if disk.format not in _DRIVERS:
         raise InvalidRequest(

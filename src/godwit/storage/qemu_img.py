@@ -48,8 +48,9 @@ _ENDS: Final = {
 class OpenImage:
     """An image we hold open. ``size``: how much of it is the guest's, when it is opened as raw.
 
-    ``base`` is the image under it, for one that Godwit itself put on another. One that is served
-    over the network is open to nobody: ``served`` leads to it, and ``length`` is its file's.
+    ``base`` is the image under it, for one that Godwit itself put on another. Without ``locking``
+    qemu-img neither asks for QEMU's image lock nor takes it. One that is served over the network
+    is open to nobody: ``served`` leads to it, and ``length`` is its file's.
     """
 
     path: Path
@@ -60,10 +61,11 @@ class OpenImage:
     served: Mapping[str, Any] | None = None
     length: int = 0
     allocated: int = 0
+    locking: bool = True
 
     def node(self) -> dict[str, Any]:
         """The block node, as qemu-img takes it after ``json:``."""
-        file: dict[str, Any] = {"driver": "file", "filename": self.file_name()}
+        file = file_node(self.file_name(), locking=self.locking)
         if self.served is not None:
             file = dict(self.served)
         if self.size is not None:
@@ -96,6 +98,12 @@ class OpenImage:
         yield self
         if self.base is not None:
             yield from self.base.chain()
+
+
+def file_node(name: str, *, locking: bool) -> dict[str, Any]:
+    """The node of a file of this host."""
+    node: dict[str, Any] = {"driver": "file", "filename": name}
+    return node if locking else node | {"locking": "off"}
 
 
 class ProgressReader:

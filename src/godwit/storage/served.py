@@ -27,6 +27,10 @@ class ServedFiles:
         self._server = Server(volume.server, volume.export, access.user)
         self._child = Child(self._server)
 
+    @property
+    def locking(self) -> bool:
+        return False  # no client of QEMU's own knows locks
+
     def node(self, path: Path) -> Node | None:
         return served_node(self._volume, str(path), self._access)
 
@@ -123,6 +127,10 @@ class NoFiles:
     def __init__(self, volume: Volume, access: Access) -> None:
         self._volume = volume
         self._access = access
+
+    @property
+    def locking(self) -> bool:
+        return False  # no client of QEMU's own knows locks
 
     def node(self, path: Path) -> Node | None:
         return served_node(self._volume, str(path), self._access)

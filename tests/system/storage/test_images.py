@@ -19,8 +19,9 @@ from godwit.model.errors import Conflict, InvalidRequest, NotFound, OperationFai
 from godwit.model.vm import Disk, DiskFormat
 from godwit.qemu.launch import Binary
 from godwit.storage import convert as copying
+from godwit.storage import snapshots
 from godwit.storage.convert import clone_image, convert, export_image
-from godwit.storage.files import VolumeFiles
+from godwit.storage.files import DirectoryFiles, VolumeFiles
 from godwit.storage.formats import FORMATS, HEAD_BYTES, TAIL_BYTES, sniff
 from godwit.storage.growth import grow
 from godwit.storage.images import (
@@ -303,6 +304,23 @@ async def test_an_image_in_use_is_left_alone(held: Path, root: Path) -> None:
         await clone_image(held, format="qcow2", target=root / "x", linked=True)
     assert not (root / "x").exists()
     assert (await image_info(held, format="qcow2", in_use=True)).virtual_size == SIZE
+
+
+async def test_without_locks_nobody_asks_for_one(held: Path, root: Path) -> None:
+    """What a host with ``image_locks = false`` is told: it looks at no lock that is there."""
+    bare = DirectoryFiles(locking=False)
+    assert (await image_info(held, format="qcow2", files=bare)).virtual_size == SIZE
+    assert not (await check(held, format="qcow2", files=bare)).damaged
+    disk = disk_of(held, "qcow2", SIZE)
+    await check_image(disk, files=bare)
+    await snapshots.take_all([disk], "godwit-x-1", known=(), files=bare)
+    assert await snapshots.list_tags(disk, bare) == ("godwit-x-1",)
+    await snapshots.drop_all([disk], "godwit-x-1", files=bare)
+    grown = await grow(held, format="qcow2", size_bytes=2 * SIZE, files=bare)
+    assert grown.virtual_size == 2 * SIZE
+    clone = await clone_image(held, format="qcow2", target=root / "x", linked=True, files=bare)
+    assert clone.info.virtual_size == 2 * SIZE
+    await clone_image(held, format="qcow2", target=root / "y", files=bare)
 
 
 def on(disk: Disk, backing: Backing | None) -> Disk:

@@ -14,6 +14,7 @@ from godwit.agent.catalog import Catalog
 from godwit.agent.disk_journal import replaced
 from godwit.agent.disks import Disks
 from godwit.agent.files import Files
+from godwit.host.config import QemuConfig
 from godwit.model.errors import Conflict, NotFound, OperationFailed, Refused
 from godwit.model.vm import Disk, Pins, Vm
 from godwit.qemu.hotplug import PluggedDisk
@@ -239,7 +240,9 @@ async def test_images_of_a_running_vm_are_deleted_only_when_unused(
     device = disk(3, path="/dev/null", source="device")
     world.slot.vm = world.slot.vm.but(disks=(one, device))
     config = SimpleNamespace(
-        paths=SimpleNamespace(volumes=tmp_path), tls=SimpleNamespace(dir=tmp_path)
+        paths=SimpleNamespace(volumes=tmp_path),
+        tls=SimpleNamespace(dir=tmp_path),
+        qemu=QemuConfig(),
     )
     equipment = SimpleNamespace(binary=SimpleNamespace(user=None))
     desk = SimpleNamespace(config=config, slots=world.desk.slots, equipment=equipment, host="host1")

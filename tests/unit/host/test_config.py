@@ -50,6 +50,7 @@ def test_whole_file(tmp_path: Path) -> None:
     assert config.migration.tls
     assert config.networks["lan"].mtu == 1400
     assert config.lab.enabled
+    assert config.qemu.image_locks
     assert not AgentConfig.parse({"host": "h"}).lab.enabled
     assert AgentConfig.parse({"host": "h"}).migration.rate_bits == 0
 

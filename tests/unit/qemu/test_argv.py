@@ -38,6 +38,7 @@ CASES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
         {"kinds": ("raw", "qcow2", "vhd-fixed", "vhd", "vhdx", "device", "lun")},
         {"broker": "/run/godwit/vms/web/nbd.sock"},
     ),
+    "no-image-locks": ({"kinds": ("raw", "qcow2", "vhd-fixed", "device")}, {"locking": False}),
     "old-qemu": ({"nics": 1}, {"features": frozenset(), "data_dir": "/opt/qemu-7.2/share"}),
 }
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from godwit.model.errors import InvalidRequest
-from godwit.model.vm import Disk
-from godwit.qemu.blocks import disk_device, disk_nodes, node_names, stored_size
+from godwit.model.vm import Cdrom, Disk
+from godwit.qemu.blocks import cdrom_node, disk_device, disk_nodes, node_names, stored_size
 from godwit.storage.nodes import BrokerDisk, image_node
 
 
@@ -113,3 +114,24 @@ def test_a_linked_clone_names_the_image_under_it_and_only_reads_it(tier: str) ->
     assert not upper.get("read-only", False)
     with pytest.raises(ValidationError, match="only a qcow2 image"):
         _disk(format="raw", backing=backing)
+
+
+def test_without_locks_nothing_of_a_disk_is_locked() -> None:
+    backing = {"path": "/clusterstorage/shared/gold.raw", "format": "raw"}
+    for shape in (
+        {"format": "qcow2", "backing": backing},
+        {"source": "device", "path": "/dev/sdz"},
+    ):
+        disk = _disk(**shape)
+        assert '"locking"' not in json.dumps(disk_nodes(disk, vm="web"))
+        file, image = disk_nodes(disk, vm="web", locking=False)
+        assert file["locking"] == "off"
+        if "backing" in shape:
+            assert image["backing"]["file"]["locking"] == "off"  # type: ignore[index]
+    cdrom = Cdrom.model_validate(
+        {"id": "cd0", "volume": "shared", "path": "/clusterstorage/shared/a.iso"}
+    )
+    assert cdrom_node(cdrom, locking=False)["file"]["locking"] == "off"  # type: ignore[index]
+    served = {"driver": "nfs", "path": "/shared/a", "server": {"type": "inet", "host": "h"}}
+    (file, _) = disk_nodes(_disk(), vm="web", served=served, locking=False)
+    assert "locking" not in file, "no client of QEMU's own knows the word"

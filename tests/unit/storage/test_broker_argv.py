@@ -52,6 +52,15 @@ CASES = {
         [Served(disk=_disk(0, "raw", path="/dev/vg0/web", device=True), gate=OPENING)],
         PLUGS,
     ),
+    "no-image-locks": broker_argv(
+        "web",
+        [
+            Served(disk=_disk(0, "vhdx"), gate=OPENING),
+            Served(disk=_disk(1, "raw", path="/dev/vg0/web", device=True), gate=OPENING),
+        ],
+        PLUGS,
+        locking=False,
+    ),
     "redirected": broker_argv(
         "web",
         [

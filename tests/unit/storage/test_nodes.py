@@ -69,7 +69,7 @@ def test_io_uring_is_no_choice() -> None:
     assert set(get_args(nodes.Aio)) == {"threads", "native"}
 
 
-def test_only_a_redirecting_peer_opens_past_the_lock() -> None:
+def test_locks_are_left_out_only_when_it_is_said() -> None:
     assert nodes.image_node(_disk(), locking=False)["file"]["locking"] == "off"
 
 

@@ -12,7 +12,8 @@ import pytest
 from godwit.host.errors import ProgramFailed, ProgramMissing, ProgramTimedOut
 from godwit.model.errors import Conflict, NotFound, OperationFailed, Refused
 from godwit.qemu.launch import Binary
-from godwit.storage.images import QEMU_IMG, parse_info
+from godwit.storage.files import DirectoryFiles
+from godwit.storage.images import QEMU_IMG, named, parse_info
 from godwit.storage.qemu_img import (
     INFO_LIMITS,
     OpenImage,
@@ -45,6 +46,19 @@ def test_the_base_of_a_clone_is_named_outright() -> None:
     image = OpenImage(Path("/v/a.qcow2"), "qcow2", 7, base=base)
     assert image.node()["backing"] == base.node()
     assert [one.descriptor for one in image.chain()] == [7, 8]
+
+
+def test_without_locks_qemu_img_neither_asks_nor_takes_them() -> None:
+    base = OpenImage(Path("/v/base.raw"), "raw", 8, locking=False)
+    image = OpenImage(Path("/v/a.qcow2"), "qcow2", 7, base=base, locking=False)
+    for node in (image.node(), image.node()["backing"]):
+        assert node["file"]["locking"] == "off"
+    path = Path("/clusterstorage/shared/web/disk0.qcow2")
+    assert named(path, "qcow2", DirectoryFiles()) == ["-f", "qcow2", str(path)]
+    (word,) = named(path, "qcow2", DirectoryFiles(locking=False))
+    node = json.loads(word.removeprefix("json:"))
+    assert node["driver"] == "qcow2"
+    assert node["file"] == {"driver": "file", "filename": str(path), "locking": "off"}
 
 
 def test_progress_survives_any_cut() -> None:
