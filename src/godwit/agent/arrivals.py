@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 from functools import partial
@@ -40,6 +41,7 @@ from godwit.qemu.runtime import (
     read_started,
 )
 from godwit.qemu.start import spawn
+from godwit.qmp import MonitorError
 from godwit.wire.identity import migration_dns
 
 _log = logging.getLogger("agent")
@@ -217,9 +219,11 @@ class Arrivals:
             machine.amend(role="started")
             _ask_path(machine.runtime).unlink(missing_ok=True)
             await desk.guard.disarm(name)
-            status = await machine.status()
+            paused = False
+            with contextlib.suppress(MonitorError):  # one that died since has an end to be noted
+                paused = not (await machine.status()).running
             gate = desk.gate(ask.vm, machine)
-            await desk.put(ask.vm, machine, gate, paused=not status.running)
+            await desk.put(ask.vm, machine, gate, paused=paused)
             settle_soon(desk, name)
             self._spawn_forget(ask.migration)
 

@@ -153,15 +153,13 @@ class Power:
             if not died:
                 await slot.machine.quit()
             await self.desk.take(slot)
-            found = await self.desk.records.owner(name)
-            if found is None or not self._ours(found.value, slot.machine.epoch):
+            if not await self._note_end(name, slot.machine.epoch):
                 return
             reason = (
                 f"QEMU died (status {slot.machine.exit_status})"
                 if died
                 else "the guest shut itself down"
             )
-            await self._write(name, ownership.stopped(found.value), found.revision)
             state = VmState.FAILED if died else VmState.STOPPED
             await self.desk.publish_status(name, self._gone(slot, state, reason))
             level = "error" if died else "info"
@@ -169,6 +167,21 @@ class Power:
         if died and slot.vm.ha and self._may_restart(name):
             await self.desk.event("vm.restart", name, "highly available: starting it again")
             await self.start(name)
+
+    async def _note_end(self, name: str, epoch: int) -> bool:
+        """Record that the VM stands still; False when it is not this host's at this epoch.
+
+        The source of a move that brought it here may be writing the move's end at this moment.
+        """
+        while True:
+            found = await self.desk.records.owner(name)
+            if found is None or not self._ours(found.value, epoch):
+                return False
+            try:
+                await self._write(name, ownership.stopped(found.value), found.revision)
+            except Conflict:
+                continue  # somebody else got on: what they wrote is read anew
+            return True
 
     def _may_restart(self, name: str) -> bool:
         now = self.desk.clock.monotonic()
