@@ -87,15 +87,14 @@ class Images:
 
     async def clone(self, source: Disk, target: Disk) -> dict[str, int]:
         """Make one VM's image out of a stopped one's: a copy, or (``target.backing``) a link."""
-        path = self._files.disk_path(target)
-        if self._desk.catalog.files(target.volume).node(path) is not None:
+        path, files = self._files.disk_path(target), self._desk.catalog.files(target.volume)
+        if target.backing is not None and files.node(path) is not None:
             raise Refused(
-                f"{source.path} lies on a volume that is served to QEMU alone",
-                hint="move its disks to a volume that hosts have as a directory: godwit vm disk "
-                "move",
+                f"{source.path} lies on a volume that is served to QEMU alone, where no linked "
+                "clone can stand on it",
+                hint="leave --linked out: a full clone has images of its own",
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files = self._desk.catalog.files(source.volume)
+        await asked(files.make_directories(path.parent), path.parent)
         await images.check_image(source, files=files)
         made = await convert.clone_image(
             self._files.disk_path(source),
@@ -108,15 +107,16 @@ class Images:
             files=files,
         )
         if made.backing != images.backing_of(target):
-            path.unlink()
+            await asked(files.remove(path), path)
             raise Refused(f"{path} does not stand on what its record says", hint="report this")
         return {"size_bytes": made.info.virtual_size}
 
     async def discard(self, disk: Disk) -> None:
         """Delete an image that no VM has, and nothing else."""
         await self._files.remove_image(disk)
+        folder = self._files.disk_path(disk).parent
         with contextlib.suppress(OSError):  # other images lie there
-            self._files.disk_path(disk).parent.rmdir()
+            await self._desk.catalog.files(disk.volume).remove_directory(folder)
 
     async def bring_in(
         self,
@@ -128,15 +128,11 @@ class Images:
         """Import an image from a URL or a volume; refused in one line when it is not sound."""
         catalog = self._desk.catalog
         origin = source if is_url(source) else str(self._inside(source))
-        if catalog.files_at(origin).node(Path(origin)) is not None:
-            raise Refused(
-                f"{source} lies on a volume that is served to QEMU alone",
-                hint="import from a URL, or from a volume that hosts have as a directory",
-            )
+        source_files = catalog.local if is_url(source) else catalog.files_at(origin)
         target = self._inside(path)
         files = catalog.files_at(target)
         await asked(files.make_directories(target.parent), target.parent)
-        served = files.node(target) is not None
+        here = files.node(target) is None
         info = await imports.import_image(
             origin,
             source_format="vmdk" if format == "vmdk" else cast("SourceFormat", _format(format)),
@@ -145,8 +141,8 @@ class Images:
             tool=self._tool(),
             owner=self._desk.equipment.binary.user,
             files=files,
-            scratch=self._desk.config.paths.state if served else None,
-            locking=catalog.local.locking,
+            source_files=source_files,
+            scratch=None if here else self._desk.config.paths.state,
         )
         return {"size_bytes": info.virtual_size}
 

@@ -16,15 +16,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from godwit.host.errors import ProgramFailed
 from godwit.host.run import run_async
-from godwit.model.errors import Conflict, OperationFailed, Refused
+from godwit.model.errors import Conflict, NotFound, OperationFailed, Refused
 from godwit.model.vm import DiskFormat
 from godwit.qemu.launch import Binary
 from godwit.storage import vhd
@@ -40,6 +41,10 @@ ImportProgress = Callable[[str, float], None]
 """Hears the stage (``fetch``, ``check``, ``convert``) and how much of it is done, from 0 to 1."""
 
 _LOOK_TIMEOUT: Final = 30.0
+_COPIED_S: Final = 60.0
+_PIECE: Final = 1 << 20
+_SLOWEST: Final = 4 << 20
+"""Bytes per second; a server that is slower than this is given up."""
 _FLATTEN: Final = "flatten it where it comes from: qemu-img convert"
 
 
@@ -77,26 +82,26 @@ async def import_image(
     limits: ImportLimits | None = None,
     progress: ImportProgress | None = None,
     files: VolumeFiles = LOCAL,
+    source_files: VolumeFiles = LOCAL,
     scratch: Path | None = None,
-    locking: bool = True,
 ) -> ImageInfo:
     """Bring the image at ``source`` (an absolute path, or http:// or https://) into a volume.
 
     ``tool`` is qemu-img with the user that may look at strangers' images; a file of this host has
     to be readable for that user, so nothing is imported that only root may read. ``files`` are
-    those of the target's volume; a download waits in ``scratch``, or else beside the target.
-    ``locking`` is whether a source of this host takes QEMU's lock.
+    those of the target's volume, ``source_files`` those of the source's; what has to be fetched
+    from an address or a server waits in ``scratch``, or else beside the target.
     Refused, with the reason in one line, for every image that should not be trusted; Conflict when
     the target exists; OperationFailed when the fetching or the copying fails.
     """
     allowed = limits or ImportLimits()
     name = shown(source) if is_url(source) else source
     await _check_free(target, files)  # before much is fetched; claimed for good later
-    where = scratch or target.parent
-    async with _opened(source, where, tool, allowed, _stage(progress, "fetch")) as descriptor:
+    origin = _Origin(source, source_files, scratch or target.parent)
+    async with _opened(origin, tool, allowed, _stage(progress, "fetch")) as descriptor:
         before = _Seen.of(descriptor)
-        opened_as = OpenImage(Path(name), source_format, descriptor, locking=locking)
-        image = await _judged(opened_as, before.size, tool, allowed)
+        opened_as = OpenImage(Path(name), source_format, descriptor, locking=source_files.locking)
+        image = await _judged(name, opened_as, before.size, tool, allowed)
         if progress is not None:
             progress("check", 1.0)
         async with copied(
@@ -127,35 +132,90 @@ async def _check_free(target: Path, files: VolumeFiles) -> None:
         raise Conflict(f"{target} exists already", hint="choose another name")
 
 
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Where the stranger's image is, and where a copy of it may wait."""
+
+    source: str
+    files: VolumeFiles
+    scratch: Path
+
+
 @contextlib.asynccontextmanager
 async def _opened(
-    source: str,
-    scratch: Path,
-    tool: Binary,
-    limits: ImportLimits,
-    progress: Progress | None,
+    origin: _Origin, tool: Binary, limits: ImportLimits, progress: Progress | None
 ) -> AsyncIterator[int]:
     """A descriptor of the stranger's image."""
-    if not is_url(source):
-        path = Path(source)
-        if not path.is_absolute():
-            raise Refused(f"{source} is not an absolute path", hint="name it from the root")
+    source, path = origin.source, Path(origin.source)
+    far = is_url(source) or origin.files.node(path) is not None
+    if not far and not path.is_absolute():
+        raise Refused(f"{source} is not an absolute path", hint="name it from the root")
+    if not far:
         with opened(path) as descriptor:
-            size = os.fstat(descriptor).st_size
-            if size > limits.file_bytes:
-                raise Refused(
-                    f"{source} is {size} bytes, at most {limits.file_bytes} are taken",
-                    hint="allow more",
-                )
+            _check_length(source, os.fstat(descriptor).st_size, limits)
             await _check_readable(descriptor, path, tool)
             yield descriptor
         return
     # Beside the target, where there is room for an image; without a name it goes with us.
-    with tempfile.TemporaryFile(dir=scratch) as file:
+    with tempfile.TemporaryFile(dir=origin.scratch) as file:
         if tool.user is not None:
             os.fchown(file.fileno(), *tool.user)
-        await fetch(source, file, largest_bytes=limits.file_bytes, progress=progress)
+        if is_url(source):
+            await fetch(source, file, largest_bytes=limits.file_bytes, progress=progress)
+        else:
+            await _copy_here(origin, file, limits)
         yield file.fileno()
+
+
+def _check_length(source: str, size: int, limits: ImportLimits) -> None:
+    if size > limits.file_bytes:
+        raise Refused(
+            f"{source} is {size} bytes, at most {limits.file_bytes} are taken", hint="allow more"
+        )
+
+
+async def _copy_here(origin: _Origin, file: BinaryIO, limits: ImportLimits) -> None:
+    """The file of a server, as QEMU's user may read it; it must not be longer than it said."""
+    path = Path(origin.source)
+    try:
+        facts = await origin.files.look(path)
+        if facts is None:
+            raise NotFound(f"there is no file {path}", hint="look what the volume holds")
+        if not facts.is_file:
+            raise Refused(f"{path} is not a file", hint="name an image")
+        _check_length(origin.source, facts.size, limits)
+        free = shutil.disk_usage(origin.scratch).free
+        if facts.size > free:
+            raise Refused(
+                f"{path} is {facts.size} bytes, which is more than this host has room for",
+                hint=f"make room in {origin.scratch}: the image is copied there first",
+            )
+        channel = await origin.files.read_through(path)
+        try:
+            assert channel.descriptor is not None  # noqa: S101 - what is served is piped
+            reading = os.dup(channel.descriptor)
+            async with asyncio.timeout(_COPIED_S + facts.size / _SLOWEST):
+                copied = await asyncio.to_thread(_drain, reading, file, facts.size)
+            await channel.done(timeout=_COPIED_S)
+        except BaseException:
+            channel.stop()
+            raise
+    except OSError as error:
+        reason = error.strerror or str(error) or "it took too long"
+        raise OperationFailed(f"cannot read {path}: {reason}") from error
+    if copied != facts.size:
+        raise Refused(f"{path} changed while it was read", hint="let nobody write it")
+
+
+def _drain(reading: int, file: BinaryIO, size: int) -> int:
+    """Copy to the end, or a little beyond ``size``; how many bytes there were."""
+    copied = 0
+    with os.fdopen(reading, "rb") as stream:
+        while copied <= size and (piece := stream.read(_PIECE)):
+            file.write(piece)
+            copied += len(piece)
+    file.flush()
+    return copied
 
 
 async def _check_readable(descriptor: int, path: Path, tool: Binary) -> None:
@@ -177,11 +237,9 @@ async def _check_readable(descriptor: int, path: Path, tool: Binary) -> None:
 
 
 async def _judged(
-    image: OpenImage, file_size: int, tool: Binary, limits: ImportLimits
+    name: str, image: OpenImage, file_size: int, tool: Binary, limits: ImportLimits
 ) -> OpenImage:
     """The image, fit to be copied; Refused, with its name and the reason, when it is not."""
-
-    name = str(image.path)
 
     def read(offset: int, length: int) -> bytes:
         return os.pread(image.descriptor, length, offset) if length > 0 else b""

@@ -22,19 +22,23 @@ import pytest
 from godwit.host.ifctl import in_netns
 from godwit.host.netns import opened_netns
 from godwit.host.process import freeze, is_alive, thaw
-from godwit.host.run import run
+from godwit.host.run import run, run_async
 from godwit.lab import leaks, serving
 from godwit.lab.down import down
 from godwit.lab.handle import Lab
 from godwit.lab.layout import CONTROL, QEMU_USER, Layout, StorageKind
-from godwit.lab.up import Options, up
-from godwit.model.errors import Conflict, OperationFailed, Refused
+from godwit.lab.options import Options
+from godwit.lab.up import up
+from godwit.model.errors import Conflict, NotFound, OperationFailed, Refused
 from godwit.model.vm import Disk, DiskFormat
 from godwit.model.volume import Volume
+from godwit.qemu.launch import Binary
 from godwit.storage import images, remote
-from godwit.storage.convert import convert
+from godwit.storage.convert import clone_image, convert
 from godwit.storage.files import LOCAL, VolumeFiles
 from godwit.storage.growth import grow
+from godwit.storage.images import ImageInfo
+from godwit.storage.imports import ImportLimits, import_image
 from godwit.storage.nodes import BrokerDisk
 from godwit.storage.paths import PathProbe, probe
 from godwit.storage.places import Access, initiator_name, served_node
@@ -383,3 +387,81 @@ def test_the_servers_are_those_of_the_lab(nfs: Served) -> None:
     said = run(["ss", "-Hltn"], timeout=10, netns=nfs.lab.layout.netns("storage")).decode()
     assert ":2049" in said
     assert str(nfs.lab.layout.volume).startswith(str(nfs.lab.layout.state))
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "vhdx"])
+def test_an_image_is_cloned_in_full_where_it_lies(
+    kind: DiskFormat, nfs: Served, tmp_path: Path
+) -> None:
+    async def work() -> None:
+        files, folder = nfs.files(), SHARED / "clones"
+        await files.make_directories(folder)
+        content = tmp_path / "content"
+        content.write_bytes(os.urandom(5 * MIB))
+        first, second = folder / f"first.{kind}", folder / f"second.{kind}"
+        await convert(
+            content, source_format="raw", target=first, target_format=kind, target_files=files
+        )
+        made = await clone_image(first, format=kind, target=second, target_format=kind, files=files)
+        assert (made.backing, made.info.virtual_size) == (None, 5 * MIB)
+        back = tmp_path / "back"
+        await convert(
+            second, source_format=kind, target=back, target_format="raw", source_files=files
+        )
+        assert back.read_bytes() == content.read_bytes()
+
+    nfs.run(work)
+
+
+def test_a_strangers_image_is_taken_in_from_a_server(nfs: Served, tmp_path: Path) -> None:
+    """With the same mistrust as one from elsewhere, and never longer than it said it was."""
+    tool = Binary("qemu-img", user=nfs.access.user)
+
+    async def work() -> None:
+        files, folder = nfs.files(), SHARED / "strangers"
+        await files.make_directories(folder)
+        content, bad = tmp_path / "content", tmp_path / "bad.qcow2"
+        content.write_bytes(os.urandom(5 * MIB))
+        sound = tmp_path / "sound.qcow2"
+        await convert(content, source_format="raw", target=sound, target_format="qcow2")
+        words = ("create", "-q", "-u", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw")
+        await run_async(["qemu-img", *words, str(bad), "1M"], timeout=10.0)
+        for one in (sound, bad):
+            await files.bring(one, folder / one.name)
+
+        async def take(name: str, limits: ImportLimits | None = None) -> ImageInfo:
+            return await import_image(
+                str(folder / name),
+                source_format="qcow2",
+                target=folder / "mine.vhdx",
+                target_format="vhdx",
+                tool=tool,
+                owner=nfs.access.user,
+                limits=limits,
+                files=files,
+                source_files=files,
+                scratch=tmp_path,
+            )
+
+        with pytest.raises(Refused, match="another file"):
+            await take(bad.name)
+        with pytest.raises(NotFound, match="no file"):
+            await take("nothing")
+        with pytest.raises(Refused, match="at most 1048576 are taken"):
+            await take(sound.name, ImportLimits(file_bytes=MIB))
+        assert await files.look(folder / "mine.vhdx") is None
+        assert (await take(sound.name)).virtual_size == 5 * MIB
+        back = tmp_path / "back"
+        await convert(
+            folder / "mine.vhdx",
+            source_format="vhdx",
+            target=back,
+            target_format="raw",
+            source_files=files,
+        )
+        assert back.read_bytes() == content.read_bytes()
+        assert sorted(one.name for one in tmp_path.iterdir()) == [
+            "back", "bad.qcow2", "content", "sound.qcow2",
+        ]  # fmt: skip
+
+    nfs.run(work)
