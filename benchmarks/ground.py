@@ -29,8 +29,9 @@ from godwit.lab.down import down
 from godwit.lab.handle import Lab
 from godwit.lab.image import DemoImage, cache_root, find_demo_image
 from godwit.lab.layout import CLIENT, MIG, NETS, SWITCH
+from godwit.lab.options import with_defaults
 from godwit.lab.probe import ProbeReport, Samples, analyse
-from godwit.lab.up import up, with_defaults
+from godwit.lab.up import up
 from godwit.model.errors import Refused
 
 LAB = "bench"
@@ -246,7 +247,8 @@ def raised(say: Any, *, rate: str, volumes: tuple[str, ...] = ()) -> Iterator[Gr
         _forget_leftovers(say)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_SCRATCH)))
         options = replace(
-            with_defaults(LAB, len(HOSTS), rate=rate, volumes=volumes),
+            # Saved memory is written to files, and the floor is measured on files.
+            with_defaults(LAB, len(HOSTS), rate=rate, storage="dir", volumes=volumes),
             # Whoever runs this keeps their own current cluster.
             contexts_file=scratch / "config/godwit/contexts.toml",
         )

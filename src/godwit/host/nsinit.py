@@ -83,7 +83,8 @@ def _prepare_target(target: str, *, directory: bool) -> None:
         os.makedirs(target, mode=0o755, exist_ok=True)  # noqa: PTH103
         return
     os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)  # noqa: PTH103, PTH120
-    os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+    if not os.path.exists(target):  # noqa: PTH110 - it may lie where nothing can be written
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
 
 
 def _bind(step: dict[str, Any], target: str) -> None:

@@ -39,18 +39,20 @@ def _up(
     name: str,
     hosts: int,
     store: str,
-    storage: StorageKind,
+    storage: StorageKind | None,
     migration_rate: str,
     retain: bool,
     volume: tuple[str, ...],
     volume_size: str | None,
     own_volume: tuple[str, ...],
+    image_locks: bool,
 ) -> None:
     from godwit.lab import up
+    from godwit.lab.options import with_defaults
     from godwit.model.units import parse_size
 
     now = plain(dry_run=True)
-    options = up.with_defaults(
+    options = with_defaults(
         name,
         hosts,
         rate=_rate(migration_rate),
@@ -60,6 +62,7 @@ def _up(
         volumes=volume,
         volume_bytes=parse_size(volume_size) if volume_size else 0,
         own_volumes=own_volume,
+        image_locks=image_locks,
     )
     if now.dry_run:
         up.check(options)
@@ -133,9 +136,8 @@ lab.add_command(
             click.Option(
                 ["--storage"],
                 type=click.Choice(["dir", "nfs", "iscsi"]),
-                default="dir",
-                show_default=True,
-                help="What the volumes are: a directory of this machine, or served by a node.",
+                help="What serves the volumes over the storage network (nfs), or dir: nothing "
+                "does, they are directories of this machine.",
             ),
             click.Option(
                 ["--migration-rate"],
@@ -159,6 +161,12 @@ lab.add_command(
                 multiple=True,
                 metavar="NAME",
                 help="A directory of which each host has its own. May be repeated.",
+            ),
+            click.Option(
+                ["--image-locks/--no-image-locks"],
+                default=True,
+                help="Whether hosts let QEMU lock its images; without, ownership and gates stand "
+                "alone.",
             ),
             click.Option(["--retain"], is_flag=True, help="Keep what was made when it fails."),
         ],

@@ -35,7 +35,7 @@ def cut_network(lab: Lab, node: str, net: str, *, how: Cut = "black-hole") -> No
     if net == STOR.name and lab.layout.storage == "dir":
         raise Refused(
             f"nothing travels over {net} here: the volume is a directory of this machine",
-            hint="raise the lab with --storage nfs, or iscsi",
+            hint="raise the lab without --storage dir",
         )
     network.cut(lab.layout, node, net_named(net), how=how)
 

@@ -42,6 +42,8 @@ def plan(
     if node == STORAGE:
         writable |= serving.places(layout)
         shown += [{"op": "directory", "dst": path} for path in serving.DIRECTORIES]
+        if (names := serving.hosts_file(layout)) is not None:
+            shown.append({"op": "bind", "src": str(names), "dst": "/etc/hosts", "ro": True})
     elif node != CONTROL:
         if layout.storage != "nfs":
             writable["/clusterstorage/shared"] = str(layout.volume)

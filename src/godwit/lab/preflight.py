@@ -87,12 +87,14 @@ def _serving(storage: StorageKind) -> None:
             packages = " ".join(dict.fromkeys(name for _, name in serving.PROGRAMS[storage]))
             raise Refused(
                 f"{program} of the package {package} is not installed",
-                hint=f"apt-get install --no-install-recommends {packages}",
+                hint=f"scripts/setup, or apt-get install --no-install-recommends {packages}; "
+                "--storage dir works without",
             )
     for file, package in serving.FILES[storage]:
-        if not any(Path("/usr/lib").glob(file)):
+        if not any(Path("/").glob(file)):
             raise Refused(
-                f"the package {package} is not installed", hint=f"apt-get install {package}"
+                f"the package {package} is not installed",
+                hint=f"scripts/setup, or apt-get install {package}; --storage dir works without",
             )
 
 

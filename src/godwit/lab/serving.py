@@ -17,7 +17,7 @@ from typing import Final
 
 from godwit.host.netns import opened_netns, socket_in_netns
 from godwit.lab.configs import ETC, LOGS, RUN, STATE, Unit
-from godwit.lab.layout import STORAGE, Layout, StorageKind
+from godwit.lab.layout import STOR, STORAGE, Layout, StorageKind
 from godwit.model.errors import OperationFailed
 from godwit.model.volume import Volume
 
@@ -39,10 +39,14 @@ PROGRAMS: Final[Mapping[StorageKind, tuple[tuple[str, str], ...]]] = {
 }
 FILES: Final[Mapping[StorageKind, tuple[tuple[str, str], ...]]] = {
     "dir": (),
-    "nfs": (("*/ganesha/libfsalvfs.so", "nfs-ganesha-vfs"),),
-    "iscsi": (),
+    "nfs": (
+        ("usr/lib/*/ganesha/libfsalvfs.so", "nfs-ganesha-vfs"),
+        ("usr/lib/*/qemu/block-nfs.so", "qemu-block-extra"),
+        ("etc/services", "netbase"),  # rpcbind looks its own port up there
+    ),
+    "iscsi": (("usr/lib/*/qemu/block-iscsi.so", "qemu-block-extra"),),
 }
-"""Below /usr/lib, with the package that brings it."""
+"""With the package that brings it."""
 
 DIRECTORIES: Final = ("/var/lib/nfs/ganesha", "/run/ganesha", "/run/tgtd", "/run/rpcbind")
 """Where the servers keep state and sockets, whether anybody asks them to or not."""
@@ -54,6 +58,8 @@ _PORTS: Final[Mapping[StorageKind, tuple[int, ...]]] = {
 }
 _SHARED: Final = "/srv/shared"
 _CONFIG: Final = "ganesha.conf"
+_NAMES: Final = "hosts"
+_HOSTS: Final = Path("/etc/hosts")
 _RETRY_S: Final = 0.05
 
 # No Bind_addr: the node has one address. Graceless: no client of an earlier life to wait for.
@@ -105,8 +111,21 @@ def _plain(name: str, *argv: str) -> Unit:
 
 
 def write_files(layout: Layout) -> None:
-    """The configuration that the node sees below /etc/godwit."""
-    (layout.node_dir(STORAGE) / "etc" / _CONFIG).write_text(GANESHA)
+    """The configuration that the node sees below /etc/godwit, and the names of who asks it.
+
+    The servers look up every address they meet, and a name server that is far away would cost
+    seconds for each.
+    """
+    etc = layout.node_dir(STORAGE) / "etc"
+    (etc / _CONFIG).write_text(GANESHA)
+    names = {"127.0.0.1": "localhost", layout.storage_address: STORAGE}
+    names |= {layout.address(host, STOR): host for host in layout.host_names}
+    (etc / _NAMES).write_text("".join(f"{at} {name}\n" for at, name in names.items()))
+
+
+def hosts_file(layout: Layout) -> Path | None:
+    """What the node sees as /etc/hosts; None where the machine has none to put it over."""
+    return layout.node_dir(STORAGE) / "etc" / _NAMES if _HOSTS.exists() else None
 
 
 def places(layout: Layout) -> dict[str, str]:

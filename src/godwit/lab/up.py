@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,35 +25,17 @@ from godwit.lab.configs import Unit
 from godwit.lab.down import remove
 from godwit.lab.image import DemoImage, cache_root, ensure_demo_image, find_demo_image
 from godwit.lab.initramfs import ImageError
-from godwit.lab.layout import CONTROL, LAN, NETS, STORAGE, Layout, StorageKind
+from godwit.lab.layout import CONTROL, LAN, NETS, STORAGE, Layout
+from godwit.lab.options import Options
 from godwit.lab.publish import publish_image
 from godwit.lab.record import LabRecord, exclusive
-from godwit.model.base import check_name
-from godwit.model.errors import GodwitError, InvalidRequest, OperationFailed
+from godwit.model.errors import GodwitError, OperationFailed
 
 Say = Callable[[str], None]
 
 READY_S = 40.0
 HOSTS_UP_S = 40.0
 _IMAGE_BUILD_S = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a lab is to be like. ``units`` replaces the daemons of a node (tests use stand-ins);
-    without ``join`` nobody waits for hosts to join the cluster, and no context is written."""
-
-    layout: Layout
-    store: str = "sqlite"
-    volume_bytes: int = 0  # 0: ``shared`` is a plain directory
-    retain: bool = False
-    qemu: dict[str, str | bool] = field(default_factory=dict)
-    image: bool = True
-    join: bool = True
-    units: dict[str, tuple[Unit, ...]] = field(default_factory=dict)
-    contexts_file: Path | None = None
-    volumes: tuple[str, ...] = ()  # directories that every host sees beside ``shared``
-    own_volumes: tuple[str, ...] = ()  # directories of which each host has its own
 
 
 @dataclass(slots=True)
@@ -412,37 +394,3 @@ MAKING = (
     Action("waiting for the hosts to join", _join),
     Action("writing the context", _finish),
 )
-
-
-def with_defaults(
-    name: str,
-    hosts: int,
-    *,
-    rate: str,
-    store: str = "sqlite",
-    retain: bool = False,
-    storage: StorageKind = "dir",
-    volumes: Iterable[str] = (),
-    volume_bytes: int = 0,
-    own_volumes: Iterable[str] = (),
-) -> Options:
-    """The options of the command line."""
-    from godwit.lab.layout import checked_hosts, checked_name, state_root
-
-    layout = Layout(checked_name(name), checked_hosts(hosts), rate, state_root(), storage=storage)
-    if volume_bytes and storage != "dir":
-        raise InvalidRequest("only a directory has a size of its own", hint="leave --storage out")
-    more, own = (
-        tuple(dict.fromkeys(check_name(one, what="name of a volume") for one in names))
-        for names in (volumes, own_volumes)
-    )
-    if "shared" in (*more, *own) or set(more) & set(own):
-        raise InvalidRequest("a volume is named twice, or shared", hint="every lab has that one")
-    return replace(
-        Options(layout),
-        store=store,
-        retain=retain,
-        volumes=more,
-        volume_bytes=volume_bytes,
-        own_volumes=own,
-    )

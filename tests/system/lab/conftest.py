@@ -19,7 +19,8 @@ from godwit.lab.configs import LOGS, Unit
 from godwit.lab.down import down
 from godwit.lab.handle import Lab
 from godwit.lab.layout import Layout
-from godwit.lab.up import Options, up
+from godwit.lab.options import Options
+from godwit.lab.up import up
 
 # Says that it is ready and beats; a thread-free picture of agent, guard, manager and store.
 DAEMON = """
@@ -42,7 +43,7 @@ def stand_in(name: str, *, program: str = DAEMON, watchdog_s: float = 2.0) -> Un
 
 def small(name: str, root: Path, *, hosts: int = 2, rate: str = "1gbit") -> Options:
     """A lab of stand-ins."""
-    layout = Layout(name, hosts, rate, root)
+    layout = Layout(name, hosts, rate, root, storage="dir")
     units = {host: (stand_in("guard"), stand_in("agent")) for host in layout.host_names}
     units["control"] = (stand_in("store"), stand_in("manager"))
     return Options(layout, image=False, join=False, units=units)

@@ -17,7 +17,8 @@ from godwit.lab import fault, leaks
 from godwit.lab.down import down
 from godwit.lab.handle import Lab
 from godwit.lab.layout import Layout
-from godwit.lab.up import Options, up
+from godwit.lab.options import Options
+from godwit.lab.up import up
 from godwit.model.errors import InvalidRequest
 from godwit.store.client import StoreClient
 from godwit.store.records import Records
@@ -33,7 +34,7 @@ def lab(root: Path) -> Iterator[Lab]:
     contexts = root / "config/godwit/contexts.toml"
     with environment(root):
         before = leaks.take(name)
-        up(Options(Layout(name, 2, "1gbit", root), contexts_file=contexts), say=print)
+        up(Options(Layout(name, 2, "1gbit", root, storage="dir"), contexts_file=contexts), say=print)
         assert resolve(context=name).url == Lab.load(name).record.url
         try:
             yield Lab.load(name)

@@ -13,8 +13,9 @@ from godwit.lab import down, leaks, preflight, record
 from godwit.lab.cli import next_commands, status_text
 from godwit.lab.handle import outer
 from godwit.lab.layout import Layout
+from godwit.lab.options import Options
 from godwit.lab.record import LabRecord
-from godwit.lab.up import Options, actions, check
+from godwit.lab.up import actions, check
 from godwit.model.errors import Conflict, NotFound, OperationFailed, Refused
 
 RECORD = LabRecord(

@@ -8,7 +8,8 @@ import pytest
 
 from godwit.lab import fault, network, nodes, preflight, serving
 from godwit.lab.layout import STORAGE, Layout, StorageKind
-from godwit.model.errors import Refused
+from godwit.lab.options import with_defaults
+from godwit.model.errors import InvalidRequest, Refused
 
 KINDS: tuple[StorageKind, ...] = ("dir", "nfs", "iscsi")
 
@@ -62,3 +63,18 @@ def test_a_missing_server_is_named_with_its_package(monkeypatch: pytest.MonkeyPa
         preflight._serving("nfs")
     assert "apt-get install --no-install-recommends rpcbind nfs-ganesha" in refused.value.hint
     preflight._serving("dir")
+    assert "--storage dir works without" in refused.value.hint
+
+
+def test_a_lab_is_served_unless_somebody_says_otherwise() -> None:
+    assert with_defaults("x", 2, rate="").layout.storage == "nfs"
+    assert with_defaults("x", 2, rate="", storage="dir").layout.storage == "dir"
+    # Only a directory has a size of its own.
+    assert with_defaults("x", 2, rate="", volume_bytes=1 << 29).layout.storage == "dir"
+    with pytest.raises(InvalidRequest, match="size of its own"):
+        with_defaults("x", 2, rate="", volume_bytes=1 << 29, storage="nfs")
+
+
+def test_hosts_lock_images_unless_somebody_says_otherwise() -> None:
+    assert "image_locks" not in with_defaults("x", 2, rate="").qemu
+    assert with_defaults("x", 2, rate="", image_locks=False).qemu == {"image_locks": False}
