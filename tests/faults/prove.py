@@ -34,6 +34,7 @@ from tests.faults.kit import (
     growth,
     handover,
     hotdisks,
+    lent,
     matrix,
     old,
     outages,
@@ -61,14 +62,16 @@ BROKER_REPEATS = 5
 CLONE_MOVES = 3
 CHECKPOINT_ROUNDS = 3
 REDIRECTS = 3
-SERVED_CELLS = (*handover.sample(1), *handover.sample(2))
+FEW_CELLS = (*handover.sample(1), *handover.sample(2))
+DIRECT_CELLS = tuple(c for n in (1, 2, 3) for c in handover.sample(n, brokers=False))
+LENT_CELLS = (*lent.lender_cells(), *FEW_CELLS, *handover.sample(3), *handover.sample(4))
 
 
 @contextmanager
 def _lab(
-    section: Section, name: str = "prove", *, storage: StorageKind = "dir"
+    section: Section, *, storage: StorageKind = "dir", image_locks: bool = True
 ) -> Iterator[Cluster]:
-    cluster = Cluster.up(name, storage=storage)
+    cluster = Cluster.up("prove", storage=storage, image_locks=image_locks)
     try:
         yield cluster
     finally:
@@ -150,8 +153,29 @@ def _served() -> Section:
     with _lab(section, storage="nfs") as cluster:
         parts["nfs"] = served.images(cluster, moves=FORMAT_MOVES)
         parts["cut"] = served.cut(cluster)
-        cells = handover.run(cluster, SERVED_CELLS, starts=BROKER_REPEATS, witness=False)
+        cells = handover.run(cluster, FEW_CELLS, setting=handover.SERVED, starts=BROKER_REPEATS)
         parts["on NFS, where openings are not watched"] = cells
+    return _joined(section, parts)
+
+
+def _handover() -> Section:
+    """All cells where no image lock helps; some with locks, of QEMU's own disks, and over NBD."""
+    section = Section("handover")
+    parts: dict[str, Section] = {}
+    with _lab(section, image_locks=False) as cluster:
+        parts["without image locks"] = handover.run(cluster, setting=handover.UNLOCKED)
+        parts["without image locks, the disk opened by QEMU itself"] = handover.run(
+            cluster, DIRECT_CELLS, setting=handover.DIRECT, starts=BROKER_REPEATS
+        )
+        parts["without image locks, over NBD through the other host"] = handover.run(
+            cluster, LENT_CELLS, setting=handover.LENT, starts=BROKER_REPEATS
+        )
+    with _lab(section) as cluster:
+        parts["with image locks"] = handover.run(cluster, FEW_CELLS, starts=BROKER_REPEATS)
+    return _joined(section, parts)
+
+
+def _joined(section: Section, parts: dict[str, Section]) -> Section:
     for name, part in parts.items():
         section.figures[name] = part.figures
         section.criteria += [
@@ -193,7 +217,7 @@ _B: dict[str, Work] = {
     "served": _served,
     "brokers": lambda: _on_lab(lambda cluster: brokers.run(cluster, repeats=BROKER_REPEATS)),
     "hotdisks": lambda: _on_lab(hotdisks.run),
-    "handover": lambda: _on_lab(handover.run),
+    "handover": _handover,
     "disk-move": lambda: _on_lab(diskmoves.run),
     "growth": lambda: _on_lab(growth.run),
     "full-volume": lambda: full.run(kinds=full.EVERY),

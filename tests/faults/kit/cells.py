@@ -218,7 +218,7 @@ def _target(victim: str, vm: str, source: str, destination: str) -> tuple[str, s
         return "control", victim
     side, _, process = victim.partition("-")
     where = source if side == "source" else destination
-    return where, f"{process}:{vm}" if process in ("qemu", "broker") else process
+    return where, f"{process}:{vm}" if process in ("qemu", "broker", "lent") else process
 
 
 def run(

@@ -24,8 +24,9 @@ from godwit.lab import fault, leaks
 from godwit.lab.down import down
 from godwit.lab.handle import Lab
 from godwit.lab.layout import CLIENT, Layout, StorageKind, checked_name, state_root
+from godwit.lab.options import Options
 from godwit.lab.preflight import known_labs
-from godwit.lab.up import Options, up
+from godwit.lab.up import up
 from godwit.model import keys
 from godwit.model.errors import GodwitError
 from godwit.model.event import Event
@@ -78,6 +79,7 @@ class Cluster:
         storage: StorageKind = "dir",
         volume_bytes: int = 0,
         own_volumes: tuple[str, ...] = ("local",),
+        image_locks: bool = True,
     ) -> Cluster:
         """Raise it. Its name gets this process's number, so that two runs do not meet; what a
         run that is dead left under such a name is taken away first."""
@@ -92,7 +94,7 @@ class Cluster:
         layout = Layout(name, hosts, rate, state_root(), storage=storage)
         options = replace(
             Options(layout),
-            qemu=qemu or {},
+            qemu=(qemu or {}) | ({} if image_locks else {"image_locks": False}),
             contexts_file=home / "godwit" / "contexts.toml",
             volumes=volumes,
             volume_bytes=volume_bytes,

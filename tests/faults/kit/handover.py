@@ -1,7 +1,9 @@
-"""The hand-over of brokered disks, with each part of it killed and frozen at each hold point.
+"""The hand-over of disks, with each part of it killed and frozen at each hold point.
 
 Beside the invariants of every fault: no two processes ever have the image open for writing, and
 every record the guest's disk acknowledged is in the image, whether the guest lived on or not.
+It is done with QEMU's image locks and without, on files and on a server, and over NBD to another
+host: what holds without a lock, holds because of gates and ownership.
 """
 
 from __future__ import annotations
@@ -12,26 +14,26 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from godwit.host.run import run as run_program
 from godwit.lab.logcheck import LogCheck, check_log
-from godwit.model.errors import GodwitError
+from godwit.model.errors import Conflict, GodwitError, NotFound
 from godwit.storage import formats
 
-from . import cells, evidence
+from . import cells, evidence, lent
 from .cells import Cell
 from .cluster import Cluster
 from .guest import Guest, NoAnswer
-from .openings import Judge, Openings
+from .openings import Judge, Openings, image_locks
 from .report import Say, Section, tell
 from .table import Expected
 
 VM = "gated"
-KIND = "vhdx"
 RECORDS_PER_S = 50
 POINTS = {
     "source": ("pre-switchover", "committing", "completed", "swapped", "running"),
@@ -39,6 +41,7 @@ POINTS = {
 }
 ASK_S = 0.1
 BROKERS = ("source-broker", "destination-broker")
+AGENTS = ("source-agent", "destination-agent")
 EITHER = Expected(("completed", "failed", "cancelled"), ("source", "destination"))
 """A broker is replaced, or the move goes back: the VM runs in any case."""
 
@@ -64,13 +67,42 @@ def every() -> tuple[Cell, ...]:
     return tabled + brokers
 
 
-def sample(seed: int) -> tuple[Cell, ...]:
+def sample(seed: int, *, brokers: bool = True) -> tuple[Cell, ...]:
     """Each victim once, at a point and in a way drawn by the seed."""
     drawn = random.Random(seed)
-    victims = sorted({cell.victim for cell in every()})
+    cells_there = [cell for cell in every() if brokers or cell.victim not in BROKERS]
+    victims = sorted({cell.victim for cell in cells_there})
     return tuple(
-        drawn.choice([cell for cell in every() if cell.victim == victim]) for victim in victims
+        drawn.choice([cell for cell in cells_there if cell.victim == victim]) for victim in victims
     )
+
+
+def lent_sample(seed: int) -> tuple[Cell, ...]:
+    """One cell for a VM whose I/O goes through the other host: that host's part of it breaks."""
+    return (random.Random(seed).choice(lent.lender_cells()),)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the VM's disk is like, and how its hand-over is seen.
+
+    ``witness``: somebody watches who opens the image. That is no use on a server, which opens it
+    for everybody, and for a disk that QEMU opens by itself (``qcow2``), inactive beside another.
+    ``locks``: whether QEMU's image lock is held on it. ``lent``: its I/O goes over NBD, through
+    the host that it moves to.
+    """
+
+    kind: Literal["vhdx", "qcow2"] = "vhdx"
+    witness: bool = True
+    locks: bool = True
+    lent: bool = False
+
+
+PLAIN = Setting()
+UNLOCKED = Setting(locks=False)
+DIRECT = Setting("qcow2", witness=False, locks=False)
+LENT = Setting(locks=False, lent=True)
+SERVED = Setting(witness=False, locks=False)
 
 
 class Acknowledged:
@@ -112,30 +144,33 @@ def run(
     cluster: Cluster,
     chosen: Sequence[Cell] | None = None,
     *,
+    setting: Setting = PLAIN,
     starts: int = 20,
-    witness: bool = True,
     say: Say = tell,
 ) -> Section:
-    """The chosen cells (all of them) on one VM with a disk that its broker serves; then so many
-    times both hosts are told at once to start it.
-
-    Without ``witness`` nobody watches who opens the image: on a server that is the server alone.
-    """
+    """The chosen cells (all of them) on one VM with a disk; then so many times (0: not at all)
+    both hosts are told at once to start it."""
     cluster.heal()
-    guest = cluster.make(VM, host="host1", disks=[f"shared:128M:{KIND}"])
+    guest = cluster.make(VM, host="host1", disks=[f"shared:128M:{setting.kind}"])
     _log_anew(guest)
     section = Section("handover")
+    locks = image_locks(_image(cluster))
+    held = f"QEMU's image lock is {'held' if setting.locks else 'not held'} while the VM writes"
+    section.judge(held, bool(locks) == setting.locks, locks)
     rows = section.figures["cells"] = []
     picked = tuple(every() if chosen is None else chosen)
     for number, cell in enumerate(picked, 1):
-        row = _one(cluster, guest, cell, witness)
+        row = _one(cluster, guest, cell, setting)
         rows.append(row)
         say(f"{'✗' if row['wrong'] else '✓'} {number}/{len(picked)} {cell.name}: {row['reason']}")
         for line in row["wrong"]:
             say(f"    {line}")
-    section.figures["end"] = end = _read_closed(cluster, guest.stats()["log"], stop=True)
+    section.figures["end"] = end = _read_closed(
+        cluster, guest.stats()["log"], setting.kind, stop=True
+    )
     _judge(section, rows, end)
-    _start_twice(cluster, section, starts, witness, say)
+    if starts:
+        _start_twice(cluster, section, starts, setting.witness, say)
     cluster.client.wait(cluster.client.vms.delete(VM))
     return section
 
@@ -159,7 +194,7 @@ def _start_twice(cluster: Cluster, section: Section, rounds: int, witness: bool,
     say(f"{rounds} times two starts at once: won by {wins}")
     section.judge(
         "two starts of one VM at once: exactly one wins, one opens the image",
-        rounds > 0 and not wrong,
+        not wrong,
         {"rounds": rounds, "wrong": wrong},
     )
 
@@ -174,9 +209,18 @@ def _openings(cluster: Cluster, witness: bool) -> Iterator[Judge]:
         yield openings.judge
 
 
-def _one(cluster: Cluster, guest: Guest, cell: Cell, witness: bool) -> dict[str, Any]:
-    want = EITHER if cell.victim in BROKERS else None
-    with _openings(cluster, witness) as judge, Acknowledged(guest) as log:
+def _way(cluster: Cluster, setting: Setting) -> AbstractContextManager[list[str]]:
+    """The way of the VM's I/O, and what was found wrong with it."""
+    return lent.through_the_other(cluster, VM) if setting.lent else nullcontext([])
+
+
+def _one(cluster: Cluster, guest: Guest, cell: Cell, setting: Setting) -> dict[str, Any]:
+    either = (*BROKERS, lent.LENDER, *(AGENTS if setting.lent else ()))
+    want = EITHER if cell.victim in either else None
+    with ExitStack() as done:
+        judge = done.enter_context(_openings(cluster, setting.witness))
+        left = done.enter_context(_way(cluster, setting))
+        log = done.enter_context(Acknowledged(guest))
         before = log.last["acknowledged"]
         try:
             result = cells.perform(cluster, cell, VM, want=want)
@@ -184,18 +228,18 @@ def _one(cluster: Cluster, guest: Guest, cell: Cell, witness: bool) -> dict[str,
         except (GodwitError, AssertionError, OSError, TimeoutError) as error:
             row = {**dataclasses.asdict(cell), "name": cell.name, "reason": "not carried out"}
             row["wrong"] = [f"{type(error).__name__}: {error}"]
-        row["openings"] = judge.openings
-        row["together"] = judge.together
-    wrong = list(row["wrong"])
+    row["openings"] = judge.openings
+    row["together"] = judge.together
+    wrong = [*row["wrong"], *left]
     if judge.together:
         wrong.append(f"two had the image open for writing: pids {judge.together}")
-    if witness and not judge.openings:
+    if setting.witness and not judge.openings:
         wrong.append("nobody had the image open for writing: the witness saw nothing")
     row["acknowledged"] = log.last["acknowledged"] - before
     stopped = cluster.owner(VM).state.value == "stopped"
     if stopped or not guest.alive():
         # The guest is gone, and with it what it knew: its image is judged by what it last said.
-        row["log"] = _read_closed(cluster, log.last, stop=not stopped)
+        row["log"] = _read_closed(cluster, log.last, setting.kind, stop=not stopped)
         wrong += _losses(row["log"])
         cells.ready(cluster, VM)
         _log_anew(guest)
@@ -223,11 +267,12 @@ def _image(cluster: Cluster) -> Path:
     return cluster.lab.layout.volume.parent / Path(disk.path).relative_to("/clusterstorage")
 
 
-def _read_closed(cluster: Cluster, log: dict[str, Any], *, stop: bool) -> dict[str, Any]:
+def _read_closed(
+    cluster: Cluster, log: dict[str, Any], kind: Literal["vhdx", "qcow2"], *, stop: bool
+) -> dict[str, Any]:
     if stop:
-        cluster.heal()
-        cluster.client.wait(cluster.client.vms.stop(VM, force=True))
-    driver = formats.FORMATS[KIND].driver
+        _stop(cluster)
+    driver = formats.FORMATS[kind].driver
     image = _image(cluster)
     with tempfile.TemporaryDirectory(prefix="godwit-log-") as folder:
         raw = Path(folder) / "raw"
@@ -240,6 +285,17 @@ def _read_closed(cluster: Cluster, log: dict[str, Any], *, stop: bool) -> dict[s
                 stream, acknowledged=log["acknowledged"], log_id=log["log_id"]
             )
     return dataclasses.asdict(found)
+
+
+def _stop(cluster: Cluster) -> None:
+    """Return when the record says that the VM is stopped."""
+    cluster.heal()
+    with suppress(NotFound, Conflict):  # its QEMU has just died, and its agent is about to say so
+        cluster.client.wait(cluster.client.vms.stop(VM, force=True))
+    until = time.monotonic() + 20.0
+    while cluster.owner(VM).state.value != "stopped":
+        assert time.monotonic() < until, f"it does not stop: {cluster.owner(VM)}"
+        time.sleep(0.05)  # what the record will say is asked for, not waited for
 
 
 def _losses(check: dict[str, Any]) -> list[str]:
@@ -259,4 +315,4 @@ def _judge(section: Section, rows: list[dict[str, Any]], end: dict[str, Any]) ->
     section.judge("the closed image holds every acknowledged record", not _losses(end), end)
 
 
-__all__ = ["Acknowledged", "every", "run", "sample"]
+__all__ = ["Acknowledged", "Setting", "every", "lent_sample", "run", "sample"]

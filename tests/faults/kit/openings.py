@@ -115,6 +115,14 @@ class Openings:
         return bool(int(flags.split()[0], 8) & _ACCESS)
 
 
+def image_locks(image: Path) -> list[str]:
+    """The locks that anybody holds on the file, as the kernel lists them; QEMU's are such."""
+    node = image.stat()
+    number = f"{os.major(node.st_dev):02x}:{os.minor(node.st_dev):02x}:{node.st_ino}"
+    lines = Path("/proc/locks").read_text().splitlines()
+    return [line for line in lines if number in line.split()]
+
+
 def _watch(image: Path) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = libc.fanotify_init(_NOTIFY, os.O_RDONLY)

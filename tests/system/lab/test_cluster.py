@@ -34,7 +34,10 @@ def lab(root: Path) -> Iterator[Lab]:
     contexts = root / "config/godwit/contexts.toml"
     with environment(root):
         before = leaks.take(name)
-        up(Options(Layout(name, 2, "1gbit", root, storage="dir"), contexts_file=contexts), say=print)
+        up(
+            Options(Layout(name, 2, "1gbit", root, storage="dir"), contexts_file=contexts),
+            say=print,
+        )
         assert resolve(context=name).url == Lab.load(name).record.url
         try:
             yield Lab.load(name)
