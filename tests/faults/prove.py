@@ -44,6 +44,7 @@ from tests.faults.kit import (
     served,
     stamping,
     starts,
+    uefi,
 )
 from tests.faults.kit.cluster import Cluster
 from tests.faults.kit.report import Section, tell
@@ -184,6 +185,16 @@ def _joined(section: Section, parts: dict[str, Section]) -> Section:
     return section
 
 
+def _uefi() -> Section:
+    """Variables on a directory, and on a volume that is served to QEMU alone."""
+    section = _on_lab(lambda cluster: uefi.run(cluster, every_way=True))
+    served_part = _on_lab(uefi.on_nfs, storage="nfs")
+    section.criteria += [
+        dataclasses.replace(c, text=f"on NFS: {c.text}") for c in served_part.criteria
+    ]
+    return section
+
+
 def _redirect() -> Section:
     """A host loses its path: to a directory, an NFS server, a LUN; brokered, and opened by QEMU."""
     section = Section("redirect")
@@ -222,6 +233,7 @@ _B: dict[str, Work] = {
     "growth": lambda: _on_lab(growth.run),
     "full-volume": lambda: full.run(kinds=full.EVERY),
     "starts": lambda: _on_lab(starts.run),
+    "uefi": _uefi,
     "checkpoints": lambda: _on_lab(_checkpoints),
     "clones": lambda: _on_lab(lambda cluster: clones.run(cluster, moves=CLONE_MOVES)),
     "shared-nothing": lambda: _on_lab(along.run),

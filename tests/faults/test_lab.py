@@ -30,6 +30,7 @@ from .kit import (
     served,
     stamping,
     starts,
+    uefi,
 )
 from .kit.cluster import Cluster
 from .kit.report import Section
@@ -140,6 +141,10 @@ def test_a_checkpoint_holds_what_was_there_and_nothing_later(cluster: Cluster) -
 
 def test_a_vm_starts_from_an_iso_image(cluster: Cluster) -> None:
     passed(starts.run(cluster))
+
+
+def test_uefi_variables_go_where_the_vm_goes(cluster: Cluster) -> None:
+    passed(uefi.run(cluster))
 
 
 def test_clones_have_everything_and_leave_the_original_alone(cluster: Cluster) -> None:

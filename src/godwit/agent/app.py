@@ -25,7 +25,7 @@ from godwit.agent.disks import Disks
 from godwit.agent.facts import load, memory_free
 from godwit.agent.files import Files
 from godwit.agent.images import Images
-from godwit.agent.more_routes import checkpoint_routes, seed_routes
+from godwit.agent.more_routes import checkpoint_routes, firmware_routes, seed_routes
 from godwit.agent.power import Power
 from godwit.agent.routes import Body, Handler
 from godwit.agent.routes import body_of as _body
@@ -76,6 +76,7 @@ def build(rooms: Rooms) -> Starlette:
         *_image_routes(rooms.images),
         *checkpoint_routes(rooms.checkpoints),
         *seed_routes(rooms.seeds),
+        *firmware_routes(rooms.desk, rooms.files),
         *_peer_routes(rooms),
         *volume_routes(rooms.desk),
         *_lab_routes(rooms),

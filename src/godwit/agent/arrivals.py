@@ -57,7 +57,7 @@ class Arrivals:
     async def check(self, ask: CheckAsk) -> CheckAnswer:
         """What only this host can tell about taking the VM in."""
         desk = self.desk
-        files = {disk.path: True for disk in images(list(ask.vm.disks)) if not disk.local}
+        files = {disk.path: True for disk in images(list(ask.vm.written)) if not disk.local}
         files |= {disk.backing.path: False for disk in ask.vm.disks if disk.backing is not None}
         files |= {cdrom.path: False for cdrom in ask.vm.cdroms}
         files |= {path: False for path in (ask.vm.boot.kernel, ask.vm.boot.initrd) if path}

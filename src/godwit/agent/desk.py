@@ -34,6 +34,7 @@ from godwit.model.errors import NotFound
 from godwit.model.host import HostInfo
 from godwit.model.vm import Vm, VmState, VmStatus
 from godwit.model.world import Clock
+from godwit.qemu.firmware import FirmwareShelf
 from godwit.qemu.machine import Machine
 from godwit.qemu.start import Place
 from godwit.qmp import MonitorError, MonitorLost
@@ -86,6 +87,7 @@ class Desk:
         self.volumes = Volumes(self)
         self.redirects = Redirects(self)
         self.exports = Exports(self)
+        self.firmware = FirmwareShelf()
         self.networks = dict(config.networks)
         self.slots: dict[str, Slot] = {}
         self.promised: dict[str, int] = {}  # memory of VMs on their way in, bytes
@@ -128,7 +130,7 @@ class Desk:
             boot_id=self.equipment.info.boot_id,
             locking=self.config.qemu.image_locks,
             broker=self.brokers.address(vm),
-            served=self.catalog.served(vm.disks),
+            served=self.catalog.served(vm.written),
             boot=self.catalog.boot(vm),
         )
 
@@ -137,10 +139,11 @@ class Desk:
         return TapGate(vm, machine.runtime, self.networks, self.links, self.announcer)
 
     async def host_info(self) -> HostInfo:
-        """What this host publishes about itself, with the networks and volumes it has now."""
+        """What this host publishes about itself, with what it has now."""
         volumes = await self.catalog.names()
         networks = {name: port.mtu for name, port in self.networks.items()}
-        return self.equipment.info.but(networks=networks, volumes=volumes)
+        uefi = self.firmware.uefi()
+        return self.equipment.info.but(networks=networks, volumes=volumes, uefi=uefi)
 
     async def publish_host(self) -> None:
         """Tell the store of this host as it is now; one at a time, so that the last word is new."""

@@ -138,11 +138,15 @@ async def _be_seen(desk: Desk) -> None:
     while True:
         try:
             await desk.publish_host()
+            uefi = desk.firmware.uefi()
             lease = await store.lease_grant(AGENT_TTL_S)
             await store.put(keys.host_agent(desk.host), presence, lease=lease.id)
             while True:
                 await clock.sleep(AGENT_TTL_S / 4)
                 await store.lease_keepalive(lease.id)
+                if desk.firmware.uefi() != uefi:  # a package was installed or upgraded
+                    await desk.publish_host()
+                    uefi = desk.firmware.uefi()
         except LeaseNotFound:
             continue
         except StoreError as error:

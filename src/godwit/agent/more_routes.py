@@ -8,6 +8,9 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from godwit.agent.checkpoints import Checkpoints
+from godwit.agent.desk import Desk
+from godwit.agent.files import Files
+from godwit.agent.firmware import make_variables
 from godwit.agent.routes import Body, Handler, body_of, disks_of, name_of, route
 from godwit.agent.seeds import Seeds
 from godwit.model.vm import Disk
@@ -53,6 +56,16 @@ def checkpoint_routes(checkpoints: Checkpoints) -> list[Route]:
         route(f"/v1/vms/{{vm}}/checkpoints/{verb}", "POST", handler, roles=(MANAGER,))
         for verb, handler in verbs
     ]
+
+
+def firmware_routes(desk: Desk, files: Files) -> list[Route]:
+    """UEFI variables of a new VM."""
+
+    async def make(request: Request) -> Body:
+        disk = Disk.model_validate((await body_of(request)).get("disk"))
+        return await make_variables(desk, files, disk)
+
+    return [route("/v1/vms/{vm}/make-variables", "POST", make, roles=(MANAGER,))]
 
 
 def seed_routes(seeds: Seeds) -> list[Route]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from godwit.agent.desk import Desk, Slot
 from godwit.agent.facts import memory_free, usable_by
 from godwit.agent.files import asked, images
+from godwit.agent.firmware import powered_on
 from godwit.agent.volumes import volumes_of
 from godwit.migration import quick
 from godwit.migration.stream import ENDED, wait_status
@@ -58,6 +59,8 @@ class Power:
             await self._check_images(vm)
             if name in self.desk.slots:
                 raise Conflict(f"{name} already runs on {self.desk.host}", hint="nothing to do")
+            if not restore:
+                vm = await powered_on(self.desk, vm)
             after = ownership.power_on(owner, host=self.desk.host)
             # Whoever changes the definition of a VM that does not run compares the ownership and
             # leaves it as it is; so this compares the definition, or an older one could start.
@@ -119,7 +122,7 @@ class Power:
                 image = SavedState(
                     path=str(path),
                     epoch=epoch,
-                    disk_ids=tuple(disk.serial for disk in vm.disks),
+                    disk_ids=tuple(disk.serial for disk in vm.written),
                     paused=found.value.paused,
                 )
                 after = ownership.saved(found.value, image)
@@ -313,7 +316,7 @@ class Power:
                     f"{vm.name} cannot start on {self.desk.host}: {why}",
                     hint=f"look: godwit volume show {volume}; start it on another host: --host",
                 )
-        for disk in images(list(vm.disks)):
+        for disk in images(list(vm.written)):
             # Past the lock: another host may be told to start the VM at this moment, and a look
             # that held a lock would fail the one that wins.
             files = self.desk.catalog.files(disk.volume)

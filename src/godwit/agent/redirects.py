@@ -67,15 +67,15 @@ class Redirects:
     # What others ask.
 
     def uses(self, volume: str) -> bool:
-        """Whether a VM here has a disk on the volume."""
-        return any(d.volume == volume for s in self._desk.slots.values() for d in s.vm.disks)
+        """Whether a VM here has a disk, or its UEFI variables, on the volume."""
+        return any(d.volume == volume for s in self._desk.slots.values() for d in s.vm.written)
 
     def fixed(self, volume: str) -> list[str]:
-        """VMs here with a disk on the volume that QEMU itself has open."""
+        """VMs here with a disk, or UEFI variables, on the volume that QEMU itself has open."""
         found = {
             slot.vm.name
             for slot in self._desk.slots.values()
-            for disk in slot.vm.disks
+            for disk in slot.vm.written
             if disk.volume == volume and tier_of(disk) == "direct"
         }
         return sorted(found)

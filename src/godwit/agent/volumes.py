@@ -129,7 +129,7 @@ class Volumes:
 
     def suspect(self, vm: Vm) -> None:
         """Look at a VM's volumes at once: its I/O failed, or begins."""
-        for disk in vm.disks:
+        for disk in vm.written:
             if disk.volume in self._watched:
                 self._watched[disk.volume].wake.set()
 
@@ -325,5 +325,5 @@ class Volumes:
 def volumes_of(vm: Vm) -> list[str]:
     """The volumes that a VM has something on."""
     boot = (volume_of(path) for path in (vm.boot.kernel, vm.boot.initrd) if path)
-    found = {disk.volume for disk in vm.disks} | set(boot)
+    found = {disk.volume for disk in vm.written} | set(boot)
     return sorted(name for name in found if name)

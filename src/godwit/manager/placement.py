@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import host_state
 from godwit.model.errors import Refused
+from godwit.model.firmware import FirmwareImage
 from godwit.model.host import HostInfo, HostState
 from godwit.model.migration import Candidate
 from godwit.model.units import MIB, format_size
 from godwit.model.vm import Pins, Vm
 from godwit.model.volume import VolumeState
+from godwit.qemu.firmware import difference
 
 # What QEMU itself needs beside the guest's memory (emulation buffers, devices, page tables).
 OVERHEAD_BYTES = 64 * MIB
@@ -33,10 +35,12 @@ class Need:
     networks: Mapping[str, int] = field(default_factory=dict)  # name -> MTU
     volumes: frozenset[str] = frozenset()
     pins: Pins | None = None
+    uefi: FirmwareImage | None = None
+    awake: bool = False  # its firmware's code is in its memory, and has to be the same
 
     @staticmethod
-    def of(vm: Vm) -> Need:
-        """The needs of a defined VM."""
+    def of(vm: Vm, *, awake: bool = False) -> Need:
+        """The needs of a defined VM, which runs or is saved (``awake``) or is to be powered on."""
         return Need(
             vm=vm.name,
             memory_bytes=vm.memory_bytes,
@@ -44,6 +48,8 @@ class Need:
             networks={nic.network: nic.mtu for nic in vm.nics},
             volumes=vm.volumes,
             pins=vm.pins,
+            uefi=None if vm.firmware is None else vm.firmware.code,
+            awake=awake,
         )
 
 
@@ -139,7 +145,21 @@ def reasons_against(room: Room, need: Need) -> tuple[str, ...]:
     )
     if need.pins is not None:
         found.extend(_against_pins(info, need.pins))
+    if need.uefi is not None:
+        found.extend(_against_firmware(info, need.uefi, awake=need.awake))
     return tuple(found)
+
+
+def _against_firmware(info: HostInfo, wanted: FirmwareImage, *, awake: bool) -> Iterable[str]:
+    if info.uefi is None:
+        yield f"{info.name} has no UEFI firmware (package ovmf)"
+        return
+    found = info.uefi.code
+    if awake and (why := difference(wanted, found)):
+        yield f"{info.name} does not have the VM's UEFI firmware: {why}"
+    elif found.size_bytes != wanted.size_bytes:
+        size = wanted.size_bytes
+        yield f"the UEFI firmware of {info.name} has {found.size_bytes} bytes, {size} are needed"
 
 
 def _against_pins(info: HostInfo, pins: Pins) -> Iterable[str]:

@@ -88,6 +88,7 @@ def view_vm(
         reason=reason,
         uuid=spec.pins.uuid,
         boot=spec.boot,
+        firmware=spec.firmware,
         disks=spec.disks,
         cdroms=spec.cdroms,
         nics=spec.nics,

@@ -17,6 +17,7 @@ from godwit.model.migration import Check
 from godwit.model.ownership import Owner, OwnerState
 from godwit.model.units import format_size
 from godwit.model.vm import Vm
+from godwit.qemu.firmware import PACKAGE_HINT, SAME_HINT, difference
 
 CLOCK_LIMIT_S = 1.0
 """A larger clock offset between hosts makes guests jump and reports lie."""
@@ -143,6 +144,7 @@ def check_destination(vm: Vm, facts: DestinationFacts, *, method: str) -> list[C
         )
     checks += _memory(vm, facts)
     checks += _processor(vm, info)
+    checks += _firmware(vm, info)
     checks += [
         failed("storage", f"{info.name} cannot use {what}: {why}", "check the volume there")
         for what, why in {**facts.volumes, **facts.files}.items()
@@ -199,6 +201,18 @@ def _processor(vm: Vm, info: HostInfo) -> list[Check]:
             )
         )
     return checks
+
+
+def _firmware(vm: Vm, info: HostInfo) -> list[Check]:
+    """A running VM has its firmware's code in memory: both hosts need the same."""
+    if vm.firmware is None:
+        return []
+    found = None if info.uefi is None else info.uefi.code
+    why = difference(vm.firmware.code, found)
+    if not why:
+        return []
+    text = f"{info.name} does not have the VM's UEFI firmware: {why}"
+    return [failed("firmware", text, PACKAGE_HINT if found is None else SAME_HINT)]
 
 
 def _networks(vm: Vm, facts: DestinationFacts) -> list[Check]:

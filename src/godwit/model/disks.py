@@ -21,6 +21,8 @@ CLUSTER_STORAGE = "/clusterstorage"
 USER_DATA = f"{CLUSTER_STORAGE}/shared/.godwit/user-data/"
 SEED = "seed0"
 """The id of the CD with a VM's user data."""
+VARIABLES = "vars0"
+"""The id of the image with a VM's UEFI variables; no disk is called like this."""
 _HEX = frozenset("0123456789abcdef")
 
 _SUFFIXES: dict[DiskFormat, str] = {

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from godwit.model.base import Name, Record
+from godwit.model.firmware import UefiFacts
 
 
 class HostState(StrEnum):
@@ -49,6 +50,7 @@ class HostInfo(Record):
     migration_rate_bits: int = 0  # measured or configured link speed; 0 = not known
     networks: dict[str, int] = Field(default_factory=dict)  # VM network -> MTU of its bridge here
     volumes: tuple[str, ...] = ()
+    uefi: UefiFacts | None = None  # None: no VM with UEFI runs here
     cgroup: str = ""  # "v1" or "v2"
     userfaultfd: bool = False
     version: str = ""

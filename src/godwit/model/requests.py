@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from godwit.model.base import Name, Value
 from godwit.model.disks import BROKERED_ONLY
 from godwit.model.errors import InvalidRequest
+from godwit.model.firmware import FirmwareKind
 from godwit.model.host_requests import ConfirmHostDown as ConfirmHostDown
 from godwit.model.vm import DiskFormat, DiskTier
 from godwit.model.volume_requests import (
@@ -48,7 +49,8 @@ class CreateVm(Value):
     """Define a VM; it is not started. ``host`` is where the first start prefers to go.
 
     ``iso`` (``VOLUME:PATH``) is an image in its CD drive, which it starts from while its first disk
-    holds nothing to start from. ``cloud_init`` is user data for the guest's cloud-init, as
+    holds nothing to start from. With ``firmware`` uefi it has UEFI variables in an image beside its
+    first disk. ``cloud_init`` is user data for the guest's cloud-init, as
     ``POST /v1/user-data`` answered it; the guest finds it on a CD of its own (NoCloud).
     """
 
@@ -60,6 +62,7 @@ class CreateVm(Value):
     kernel: str | None = None
     initrd: str | None = None
     append: str = ""
+    firmware: FirmwareKind = "bios"
     disks: tuple[NewDisk, ...] = ()
     cloud_init: str | None = None
     iso: str | None = Field(default=None, pattern=r"^[a-z0-9-]{1,63}:[^/].*$")

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from godwit.model.base import Name, Record
+from godwit.model.firmware import FirmwareImage
 
 DiskFormat = Literal["raw", "qcow2", "vhd-fixed", "vhd", "vhdx"]
 DiskTier = Literal["auto", "direct", "brokered"]
@@ -102,6 +103,17 @@ class Cdrom(Record):
     path: str
 
 
+class Firmware(Record):
+    """UEFI: the host's ``code``, only read, and the VM's own ``variables``, an image in a volume.
+
+    ``code`` is what the VM was last powered on with. A running or saved VM needs that very one on
+    every host; the next power-on takes the host's, as long as its size is the same.
+    """
+
+    code: FirmwareImage
+    variables: Disk
+
+
 class DiskView(Disk):
     """One row of ``vm disk list -o json``: ``effective_tier`` is the way its I/O goes."""
 
@@ -151,6 +163,7 @@ class Vm(Record):
     cpus: int = Field(ge=1, le=256)
     memory_bytes: int = Field(ge=16 << 20)
     boot: Boot = Boot()
+    firmware: Firmware | None = None  # None: the BIOS that comes with QEMU
     disks: tuple[Disk, ...] = ()
     cdroms: tuple[Cdrom, ...] = Field(default=(), max_length=4)
     nics: tuple[Nic, ...] = ()
@@ -161,9 +174,14 @@ class Vm(Record):
     reverting: Name | None = None  # to this checkpoint, begun and not yet known to have ended
 
     @property
+    def written(self) -> tuple[Disk, ...]:
+        """All that its QEMU writes: the disks and, with UEFI, the variables."""
+        return self.disks if self.firmware is None else (*self.disks, self.firmware.variables)
+
+    @property
     def volumes(self) -> frozenset[str]:
         """The volumes that a host has to see for it."""
-        disks = {disk.volume for disk in self.disks if disk.volume}
+        disks = {disk.volume for disk in self.written if disk.volume}
         return frozenset(disks | {cdrom.volume for cdrom in self.cdroms})
 
 
@@ -191,6 +209,7 @@ class VmView(Record):
     reason: str = ""
     uuid: str = ""
     boot: Boot = Boot()
+    firmware: Firmware | None = None
     disks: tuple[Disk, ...] = ()
     cdroms: tuple[Cdrom, ...] = ()
     nics: tuple[Nic, ...] = ()

@@ -126,6 +126,13 @@ _LIST: tuple[Action, ...] = (
             Flag("initrd", "--initrd", "path", "With this initial RAM disk.", "FILE"),
             Flag("append", "--append", "text", "With this kernel command line.", "TEXT"),
             Flag(
+                "firmware",
+                "--firmware",
+                "choice",
+                "bios (default), or uefi: with variables in an image of its own.",
+                choices=("bios", "uefi"),
+            ),
+            Flag(
                 "disks",
                 "--disk",
                 "disk",

@@ -16,7 +16,14 @@ from typing import Literal
 from godwit.model.errors import InvalidRequest
 from godwit.model.vm import Cdrom, Disk, Nic, Vm
 from godwit.qemu import layout
-from godwit.qemu.blocks import cdrom_device, cdrom_node, disk_device, disk_nodes
+from godwit.qemu.blocks import (
+    Node,
+    cdrom_device,
+    cdrom_node,
+    disk_device,
+    disk_nodes,
+    firmware_node,
+)
 from godwit.qemu.intervals import TRACE_POINT
 from godwit.qemu.quirks import SHORT_RAM, SHORT_RAM_BYTES, SHORT_RAM_MULTIPLE, USO_FEATURE
 
@@ -24,6 +31,8 @@ TCG_CACHE_MIB = 256
 """Translated code kept per VM; QEMU's own default is 1 GiB, which a host with many VMs lacks."""
 
 MAX_SCSI_QUEUES = 8
+CONSOLE_SET, FIRMWARE_SET = 1, 2
+"""Numbers of descriptor sets, which QEMU opens like files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,7 @@ class Plugs:
     """What this host plugs into the machine: descriptors by number, and its QEMU's abilities.
 
     ``monitors`` and ``serial`` are listening unix sockets, ``console_log`` is open for appending,
+    ``firmware`` is open for reading, None for a VM with BIOS.
     ``taps`` holds the queues of each card by its id, ``vhost`` the matching /dev/vhost-net.
     ``broker`` is the socket of the VM's storage broker, empty when it has none. ``locking`` is
     whether QEMU locks images. ``served`` has, by disk, the nodes of those that lie on a volume
@@ -40,6 +50,7 @@ class Plugs:
     monitors: tuple[int, int]
     serial: int
     console_log: int
+    firmware: int | None = None
     taps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     vhost: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     incoming: bool = False
@@ -55,7 +66,8 @@ class Plugs:
     def descriptors(self) -> tuple[int, ...]:
         """Everything the new process has to inherit."""
         queues = [fd for fds in (*self.taps.values(), *self.vhost.values()) for fd in fds]
-        return (*self.monitors, self.serial, self.console_log, *queues)
+        firmware = () if self.firmware is None else (self.firmware,)
+        return (*self.monitors, self.serial, self.console_log, *firmware, *queues)
 
 
 def build_argv(vm: Vm, plugs: Plugs) -> list[str]:
@@ -68,6 +80,7 @@ def build_argv(vm: Vm, plugs: Plugs) -> list[str]:
     options = [
         *_process(vm, plugs),
         *_machine(vm),
+        *_firmware(vm, plugs),
         *_boot(vm, plugs.boot),
         *_fixed_devices(vm),
         *(option for disk in vm.disks for option in _disk(vm, disk, plugs)),
@@ -98,6 +111,7 @@ def _check_places(vm: Vm) -> None:
     luns = [disk.lun for disk in vm.disks]
     ids = [disk.id for disk in vm.disks] + [nic.id for nic in vm.nics]
     ids += [cdrom.id for cdrom in vm.cdroms]
+    ids += [vm.firmware.variables.id] if vm.firmware is not None else []
     for what, values in (("card places", ports), ("disk places", luns), ("ids", ids)):
         if len(set(values)) != len(values):
             raise InvalidRequest(f"{vm.name}: two devices share {what}: {sorted(values)}")
@@ -125,7 +139,11 @@ def _process(vm: Vm, plugs: Plugs) -> Iterator[Option]:
 
 def _machine(vm: Vm) -> Iterator[Option]:
     pins = vm.pins
-    yield "-machine", f"{pins.machine},usb=off,sata=off,smbus=off,dump-guest-core=off"
+    flash = ""
+    if vm.firmware is not None:
+        variables = layout.format_node(vm.firmware.variables)
+        flash = f",pflash0={layout.FIRMWARE},pflash1={variables}"
+    yield "-machine", f"{pins.machine},usb=off,sata=off,smbus=off,dump-guest-core=off{flash}"
     if pins.accelerator == "tcg":
         yield "-accel", f"tcg,thread=multi,tb-size={TCG_CACHE_MIB}"
     else:
@@ -147,6 +165,24 @@ def _ram_bytes(vm: Vm) -> int:
     if SHORT_RAM in vm.pins.qemu_quirks and size % SHORT_RAM_MULTIPLE == 0:
         size -= SHORT_RAM_BYTES
     return size
+
+
+def _firmware(vm: Vm, plugs: Plugs) -> Iterator[Option]:
+    if vm.firmware is None:
+        return
+    if plugs.firmware is None:
+        raise InvalidRequest(f"{vm.name} has UEFI firmware but none was opened for it")
+    yield "-add-fd", f"fd={plugs.firmware},set={FIRMWARE_SET},opaque={layout.FIRMWARE}"
+    yield _blockdev(firmware_node(FIRMWARE_SET))
+    variables = vm.firmware.variables
+    served = plugs.served.get(variables.id)
+    nodes = disk_nodes(variables, vm=vm.name, aio=plugs.aio, served=served, locking=plugs.locking)
+    for node in nodes:
+        yield _blockdev(node)
+
+
+def _blockdev(node: Node) -> Option:
+    return "-blockdev", json.dumps(node, separators=(",", ":"))
 
 
 def _boot(vm: Vm, here: Mapping[str, str]) -> Iterator[Option]:
@@ -190,14 +226,13 @@ def _disk(vm: Vm, disk: Disk, plugs: Plugs) -> Iterator[Option]:
         locking=plugs.locking,
     )
     for node in nodes:
-        yield "-blockdev", json.dumps(node, separators=(",", ":"))
+        yield _blockdev(node)
     boot = not vm.boot.kernel and disk is vm.disks[0]
     yield "-device", _device(disk_device(disk, boot=boot))
 
 
 def _cdrom(vm: Vm, cdrom: Cdrom, place: int, plugs: Plugs) -> Iterator[Option]:
-    node = cdrom_node(cdrom, aio=plugs.aio, locking=plugs.locking)
-    yield "-blockdev", json.dumps(node, separators=(",", ":"))
+    yield _blockdev(cdrom_node(cdrom, aio=plugs.aio, locking=plugs.locking))
     yield "-device", _device(cdrom_device(cdrom, place, boot=not vm.boot.kernel))
 
 
@@ -256,11 +291,11 @@ def _fds(key: str, fds: tuple[int, ...]) -> str:
 
 def _channels(plugs: Plugs) -> Iterator[Option]:
     # QEMU may not open the log by itself: it has no right to the directory.
-    yield "-add-fd", f"fd={plugs.console_log},set=1,opaque=console-log"
+    yield "-add-fd", f"fd={plugs.console_log},set={CONSOLE_SET},opaque=console-log"
     yield (
         "-chardev",
         f"socket,id={layout.SERIAL},fd={plugs.serial},server=on,wait=off"
-        ",logfile=/dev/fdset/1,logappend=on",
+        f",logfile=/dev/fdset/{CONSOLE_SET},logappend=on",
     )
     yield "-device", f"isa-serial,id=com1,index=0,chardev={layout.SERIAL}"
     for name, fd in zip(("agent", "guard"), plugs.monitors, strict=True):

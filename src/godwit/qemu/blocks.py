@@ -161,6 +161,16 @@ def cdrom_node(cdrom: Cdrom, *, aio: str = "threads", locking: bool = True) -> N
     return {"driver": "raw", "node-name": layout.cdrom_node(cdrom), "file": file, **shared}
 
 
+def firmware_node(number: int) -> Node:
+    """The block node of UEFI code, in the descriptor set of that number; only read.
+
+    Nobody writes it, so no lock is taken: it would be held beside those of other VMs.
+    """
+    shared: Node = {"read-only": True, "auto-read-only": False}
+    file: Node = {"driver": "file", "filename": f"/dev/fdset/{number}", "locking": "off", **shared}
+    return {"driver": "raw", "node-name": layout.FIRMWARE, "file": file, **shared}
+
+
 def cdrom_device(cdrom: Cdrom, place: int, *, boot: bool = False) -> Node:
     """Its drive, the ``place``-th; disks are started from before it."""
     device: Node = {

@@ -7,6 +7,9 @@
             03.0  rng0       virtio-rng
             10.0-10.7  port0-port7   root ports; the card whose id ends in N sits behind portN
 
+With UEFI two flash chips below 4 GiB, parts of the board without an address: pflash0 has the host's
+code (node firmware-code), pflash1 the VM's variables (node disk-vars0).
+
 All eight root ports exist from the start, because a port cannot be added to a running VM and a
 destination must have as many as the source; they cost 5 ms at start and 33 KiB of device state.
 """
@@ -29,6 +32,7 @@ RNG: Final = "rng0"
 RNG_ADDRESS: Final = "0x3"
 PORT_SLOT: Final = 0x10
 NIC_PORTS: Final = 8
+FIRMWARE: Final = "firmware-code"
 SERIAL: Final = "serial0"
 
 _TRAILING_NUMBER = re.compile(r"(\d+)$")

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from godwit.model.disks import VARIABLES
 from godwit.model.errors import OperationFailed, Refused
 from godwit.model.units import format_size
 from godwit.model.vm import Disk
@@ -41,12 +42,17 @@ def held_image(image: Mapping[str, Any]) -> Held:
 
 
 def held(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Held]:
-    """Disk -> its image, from ``query-block``. Pure."""
+    """Disk -> its image, from ``query-block``. Pure.
+
+    A disk is known by its device, UEFI variables (whose flash chip has no name) by their node.
+    """
     found = {}
     for block in blocks:
         inserted = block.get("inserted")
         if block.get("qdev") and inserted:
-            found[str(block["qdev"])] = held_image(inserted["image"])
+            flash = inserted.get("node-name") == f"disk-{VARIABLES}"
+            name = VARIABLES if flash else str(block["qdev"])
+            found[name] = held_image(inserted["image"])
     return found
 
 

@@ -32,6 +32,7 @@ from godwit.model.errors import Conflict, OperationFailed
 from godwit.model.vm import Vm
 from godwit.qemu.argv import Plugs, build_argv
 from godwit.qemu.devices import grant_device
+from godwit.qemu.firmware import opened_code
 from godwit.qemu.launch import Binary, log_size, log_tail
 from godwit.qemu.layout import tap_name
 from godwit.qemu.machine import Machine, discard_traces
@@ -80,6 +81,7 @@ async def spawn(
     Taps are open and on no bridge. Conflict when a QEMU of this VM is recorded already,
     OperationFailed with QEMU's own words when it does not come up within ``deadline`` seconds.
     An incoming one may still be on its way into its control group: see `Machine.joined`.
+    Refused when this host's UEFI firmware is not the one that the record names.
     After any failure no process, tap, socket, record or control group of this start is left.
     """
     if load_runtime(place.run) is not None:
@@ -178,6 +180,7 @@ def _plug(
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     log = os.open(runtime.console_log, flags, 0o640)
     ours.callback(os.close, log)
+    code = None if vm.firmware is None else ours.enter_context(opened_code(vm.firmware.code))
     taps: dict[str, tuple[int, ...]] = {}
     for nic in vm.nics:
         tap: Tap = ours.enter_context(
@@ -188,6 +191,7 @@ def _plug(
         monitors=monitors,
         serial=serial,
         console_log=log,
+        firmware=code,
         taps=taps,
         incoming=incoming,
         features=place.features,

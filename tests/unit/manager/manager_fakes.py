@@ -194,6 +194,10 @@ class FakeAgent:
 
     do_restore = do_start
 
+    async def do_make_variables(self, _vm: str, body: Any) -> Response:
+        self.disks.add(body["disk"]["path"])
+        return Response("{}", media_type="application/json")
+
     async def do_stop(self, vm: str, _body: Any) -> Response:
         owner = await self._owner(vm, ownership.stopped)
         status = VmStatus(state=VmState.STOPPED, host=self.name, epoch=owner.epoch)

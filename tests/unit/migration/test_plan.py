@@ -10,10 +10,11 @@ from move_rig import host_info, vm
 
 from godwit.migration import plan
 from godwit.migration.plan import DestinationFacts, SourceFacts
+from godwit.model.firmware import FirmwareImage, UefiFacts
 from godwit.model.host import HostInfo, QemuFacts
 from godwit.model.migration import Check
 from godwit.model.ownership import MoveIntent, Owner, OwnerState
-from godwit.model.vm import Disk, Nic
+from godwit.model.vm import Disk, Firmware, Nic
 
 MACHINE = vm(
     disks=(
@@ -122,6 +123,24 @@ def test_the_destination(changes: dict[str, Any], name: str) -> None:
     checks = plan.check_destination(MACHINE, replace(THERE, **changes), method="live")
     assert failed(checks) == [name]
     assert all(check.hint for check in checks)
+
+
+def test_both_hosts_have_the_same_firmware_or_the_move_is_refused() -> None:
+    code = FirmwareImage(path="/fw/code.fd", size_bytes=4096, sha256="a" * 64)
+    facts = UefiFacts(code=code, template=code)
+    variables = MACHINE.disks[0].but(id="vars0", path="/s/web/vars0.qcow2")
+    machine = MACHINE.but(firmware=Firmware(code=code, variables=variables))
+    for uefi, expected in (
+        (facts, []),
+        (None, ["firmware"]),
+        (facts.but(code=code.but(sha256="c" * 64)), ["firmware"]),
+        (facts.but(code=code.but(path="/fw/other.fd")), ["firmware"]),
+    ):
+        there = replace(THERE, info=info(uefi=uefi))
+        for method in ("live", "quick"):
+            checks = plan.check_destination(machine, there, method=method)
+            assert failed(checks) == expected
+            assert all(check.hint for check in checks if check.result == "fail")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from godwit.model.vm import Boot, Disk, Nic, Pins, Vm
+from godwit.model.firmware import FirmwareImage
+from godwit.model.vm import Boot, Disk, Firmware, Nic, Pins, Vm
 
 UUID = "6f0e9b6c-4d3c-4f0a-9a53-0a4f5e1f2b3c"
 
@@ -28,6 +29,19 @@ def _disk(n: int, kind: str) -> Disk:
     return Disk.model_validate(values)
 
 
+def _uefi() -> Firmware:
+    code = FirmwareImage(path="/usr/share/OVMF/CODE.fd", size_bytes=3653632, sha256="ab" * 32)
+    variables = Disk(
+        id="vars0",
+        volume="shared",
+        path="/clusterstorage/shared/web/vars0.qcow2",
+        size_bytes=540672,
+        serial="GWVARS",
+        lun=0,
+    )
+    return Firmware(code=code, variables=variables)
+
+
 def _make(
     *,
     disks: int = 0,
@@ -36,6 +50,7 @@ def _make(
     accelerator: str = "tcg",
     queues: int = 1,
     kinds: tuple[str, ...] = (),
+    uefi: bool = False,
     **more: object,
 ) -> Vm:
     boot = "/clusterstorage/shared/.godwit/boot/"
@@ -53,6 +68,7 @@ def _make(
         "boot": Boot(kernel=boot + "aa11", initrd=boot + "bb22", append="console=ttyS0 quiet")
         if kernel
         else Boot(),
+        "firmware": _uefi() if uefi else None,
         "disks": tuple(
             Disk(
                 id=f"disk{n}",

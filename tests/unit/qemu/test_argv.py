@@ -39,6 +39,7 @@ CASES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
         {"broker": "/run/godwit/vms/web/nbd.sock"},
     ),
     "no-image-locks": ({"kinds": ("raw", "qcow2", "vhd-fixed", "device")}, {"locking": False}),
+    "uefi": ({"disks": 1, "kernel": False, "uefi": True}, {"firmware": 14}),
     "old-qemu": ({"nics": 1}, {"features": frozenset(), "data_dir": "/opt/qemu-7.2/share"}),
 }
 
@@ -139,7 +140,14 @@ def test_impossible_machines_are_refused(make_vm: Callable[..., Vm]) -> None:
         build_argv(far, _plugs(far))
 
 
+def test_uefi_without_its_code_is_refused(make_vm: Callable[..., Vm]) -> None:
+    vm = make_vm(uefi=True)
+    with pytest.raises(InvalidRequest, match="none was opened"):
+        build_argv(vm, _plugs(vm))
+
+
 def test_descriptors_are_all_the_command_line_names(make_vm: Callable[..., Vm]) -> None:
     vm = make_vm(nics=2, queues=2)
     plugs = _plugs(vm, vhost={"net0": (50, 51)})
+    assert set(_plugs(vm, firmware=14).descriptors()) - set(_plugs(vm).descriptors()) == {14}
     assert set(plugs.descriptors()) == {10, 11, 12, 13, 20, 21, 22, 23, 50, 51}

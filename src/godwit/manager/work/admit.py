@@ -13,6 +13,7 @@ from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import all_volumes, host_state
 from godwit.manager.work.checkpoint_rules import CheckpointRequest, check_request, check_state
 from godwit.manager.work.clone_rules import admit_clone
+from godwit.manager.work.define import uefi_of, variables_volume
 from godwit.manager.work.disk_rules import (
     admit_disk,
     admit_volume,
@@ -150,6 +151,11 @@ def _admit_create(snapshot: Snapshot, request: ask.CreateVm) -> None:
             "no host has joined yet, so nothing is known about what VMs may use",
             hint="wait for a host to come up: godwit host list",
         )
+    if request.firmware == "uefi":
+        uefi_of(snapshot, request.host)
+        volume = variables_volume(snapshot, request)
+        known(volume if volume in volumes else None, "volume", volume)
+        check_kind(snapshot, volume, lun=False)
 
 
 def _check_boot(request: ask.CreateVm) -> None:
@@ -303,4 +309,5 @@ def may_join(request: ask.Request, running: Task) -> bool:
 
 def need_of(snapshot: Snapshot, vm: str) -> Need:
     """What the VM asks of a host."""
-    return Need.of(known(snapshot.vms.get(vm), "vm", vm))
+    awake = snapshot.owner(vm).state is not OwnerState.STOPPED
+    return Need.of(known(snapshot.vms.get(vm), "vm", vm), awake=awake)

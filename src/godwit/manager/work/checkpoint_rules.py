@@ -35,7 +35,7 @@ def check_request(vm: Vm, request: CheckpointRequest) -> None:
     if isinstance(request, CreateCheckpoint):
         check_whole(vm)
         _check_new(vm, request)
-        _check_disks(vm.name, vm.disks)
+        _check_disks(vm.name, vm.written)
         return
     found = find_checkpoint(vm, request.checkpoint)
     if isinstance(request, RevertCheckpoint):
@@ -59,7 +59,7 @@ def find_checkpoint(vm: Vm, name: str) -> Checkpoint:
 
 def covered(vm: Vm, checkpoint: Checkpoint) -> tuple[Disk, ...]:
     """The disks that a checkpoint has; Refused when the VM does not have one of them."""
-    found = tuple(disk for disk in vm.disks if disk.id in checkpoint.disks)
+    found = tuple(disk for disk in vm.written if disk.id in checkpoint.disks)
     missing = sorted(set(checkpoint.disks) - {disk.id for disk in found})
     if missing:
         raise Refused(

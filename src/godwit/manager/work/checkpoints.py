@@ -63,18 +63,18 @@ async def create(world: World, run: TaskRun, request: CreateCheckpoint) -> Done:
     fresh = Checkpoint(
         name=request.checkpoint,
         tag=tag_of(request.checkpoint, run.task.id[-6:]),
-        disks=tuple(disk.id for disk in vm.disks),
+        disks=tuple(disk.id for disk in vm.written),
         running=_runs(owner),
         created_at=world.clock.realtime(),
     )
     # A manager before us may have had it made: then it is that one.
     found = Checkpoint.model_validate(noted) if noted else fresh
     await run.say(
-        f"holding {len(vm.disks)} disks of {vm.name}",
+        f"holding {len(vm.written)} images of {vm.name}",
         progress={"checkpoint": found.model_dump(mode="json")},
     )
     known = [one.tag for one in vm.checkpoints]
-    await _ask(world, vm, owner, "take", vm.disks, tag=found.tag, known=known)
+    await _ask(world, vm, owner, "take", vm.written, tag=found.tag, known=known)
     await _change(world, vm.name, lambda now: with_checkpoint(now, found))
     await _log(world, "vm.checkpoint-created", vm.name, f"checkpoint {found.name}", run)
     return _created(vm.name, found)
@@ -213,7 +213,7 @@ async def _change(world: World, vm: str, change: Callable[[Vm], Vm]) -> None:
 
 def _created(vm: str, checkpoint: Checkpoint) -> Done:
     how = "while it ran" if checkpoint.running else "while it was stopped"
-    reason = f"checkpoint {checkpoint.name} of {vm}: {len(checkpoint.disks)} disks, {how}"
+    reason = f"checkpoint {checkpoint.name} of {vm}: {len(checkpoint.disks)} images, {how}"
     return Done(reason, {"vm": vm, "checkpoint": checkpoint.name})
 
 

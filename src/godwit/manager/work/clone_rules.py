@@ -10,7 +10,7 @@ from godwit.model.checkpoints import check_whole
 from godwit.model.disks import SEED, image_path
 from godwit.model.errors import Conflict, Refused
 from godwit.model.requests import CloneVm
-from godwit.model.vm import Backing, Disk, Nic, Vm
+from godwit.model.vm import Backing, Disk, Firmware, Nic, Vm
 from godwit.qemu.pins import new_mac, new_serial
 
 
@@ -63,10 +63,19 @@ def define_clone(
         checkpoints=(),
         # A seed says who the first VM is; its clones have what came of it on their disks.
         cdroms=tuple(cdrom for cdrom in vm.cdroms if cdrom.id != SEED),
+        firmware=_firmware(vm.firmware, request, uuid, mark),
         disks=tuple(_disk(disk, request, uuid, mark) for disk in vm.disks),
         nics=_nics(vm.nics, uuid, set(taken)),
         created_at=now,
     )
+
+
+def _firmware(firmware: Firmware | None, request: CloneVm, uuid: str, mark: str) -> Firmware | None:
+    """Variables of its own, a copy also in a linked clone: they are half a megabyte."""
+    if firmware is None:
+        return None
+    alone = request.but(linked=False)
+    return firmware.but(variables=_disk(firmware.variables, alone, uuid, mark))
 
 
 def _disk(disk: Disk, request: CloneVm, uuid: str, mark: str) -> Disk:

@@ -44,15 +44,16 @@ async def clone(world: World, run: TaskRun, request: CloneVm) -> Done:
     check_clone(vm, request)
     new = await _planned(world, run, vm, request)
     try:
-        for number, (source, disk) in enumerate(zip(vm.disks, new.disks, strict=True), start=1):
-            verb = "linking" if request.linked else "copying"
-            await run.say(f"{verb} {source.id} of {name}: {number} of {len(vm.disks)}")
+        pairs = list(zip(vm.written, new.written, strict=True))
+        for number, (source, disk) in enumerate(pairs, start=1):
+            verb = "linking" if disk.backing is not None else "copying"
+            await run.say(f"{verb} {source.id} of {name}: {number} of {len(pairs)}")
             await _ask(world, target, "clone", source, target=disk)
         await _claim(run, new, spec, found)
     except OutcomeUnknown:
         raise  # a host may still be writing; the images have names that nobody will use
     except GodwitError:
-        await _discard(world, target, new.disks)
+        await _discard(world, target, new.written)
         raise
     kind = "linked clone" if request.linked else "clone"
     message = f"{kind} of {name}, made by {run.task.by}"
@@ -77,7 +78,7 @@ async def _planned(world: World, run: TaskRun, vm: Vm, request: CloneVm) -> Vm:
         taken=(nic.mac for one in (await world.records.vms()).values() for nic in one.nics),
         now=world.clock.realtime(),
     )
-    disks = [disk.model_dump(mode="json") for disk in new.disks]
+    disks = [disk.model_dump(mode="json") for disk in new.written]
     await run.say(f"{request.target} will be made", progress={"tries": tries, "disks": disks})
     return new
 

@@ -5,10 +5,19 @@ from __future__ import annotations
 import hashlib
 
 from godwit.manager.snapshot import Snapshot
-from godwit.model.disks import SEED, image_path, iso_path, seed_path
+from godwit.model.disks import (
+    DEFAULT_FORMAT,
+    SEED,
+    VARIABLES,
+    image_path,
+    iso_path,
+    seed_path,
+)
+from godwit.model.errors import Refused
+from godwit.model.firmware import UefiFacts
 from godwit.model.network import Network
 from godwit.model.requests import CreateNetwork, CreateVm
-from godwit.model.vm import Boot, Cdrom, Disk, Nic, Pins, Vm
+from godwit.model.vm import Boot, Cdrom, Disk, Firmware, Nic, Pins, Vm
 from godwit.qemu.pins import new_mac, new_serial, next_disk, next_nic_id
 
 _LONGEST_BRIDGE = 15  # the kernel's limit for interface names
@@ -21,6 +30,7 @@ def define_vm(snapshot: Snapshot, request: CreateVm, *, pins: Pins, boot: Boot, 
         cpus=request.cpus,
         memory_bytes=request.memory_bytes,
         boot=boot,
+        firmware=_firmware(snapshot, request, pins.uuid),
         disks=_disks(request, pins.uuid, snapshot.local_volumes),
         cdroms=_cdroms(request),
         nics=_nics(snapshot, request, pins.uuid),
@@ -28,6 +38,40 @@ def define_vm(snapshot: Snapshot, request: CreateVm, *, pins: Pins, boot: Boot, 
         pins=pins,
         created_at=now,
     )
+
+
+def _firmware(snapshot: Snapshot, request: CreateVm, uuid: str) -> Firmware | None:
+    if request.firmware != "uefi":
+        return None
+    here, volume = uefi_of(snapshot, request.host), variables_volume(snapshot, request)
+    variables = Disk(
+        id=VARIABLES,
+        volume=volume,
+        path=image_path(volume, request.name, VARIABLES, DEFAULT_FORMAT),
+        size_bytes=here.template.size_bytes,
+        format=DEFAULT_FORMAT,
+        serial=new_serial(uuid, VARIABLES),
+        lun=0,
+    )
+    return Firmware(code=here.code, variables=variables)
+
+
+def uefi_of(snapshot: Snapshot, host: str | None) -> UefiFacts:
+    """The UEFI firmware of that host, or of any; Refused where there is none."""
+    infos = [info for name, info in sorted(snapshot.hosts.items()) if host in (None, name)]
+    found = next((info.uefi for info in infos if info.uefi is not None), None)
+    if found is None:
+        raise Refused(f"{host or 'no host'} has {'no ' if host else ''}UEFI firmware", hint=HINT)
+    return found
+
+
+HINT = "install the package ovmf on the hosts: scripts/setup does it"
+
+
+def variables_volume(snapshot: Snapshot, request: CreateVm) -> str:
+    """Where UEFI variables go: beside the first disk that all hosts see, else to ``shared``."""
+    shared = (one.volume for one in request.disks if one.volume not in snapshot.local_volumes)
+    return next(shared, "shared")
 
 
 def _cdroms(request: CreateVm) -> tuple[Cdrom, ...]:

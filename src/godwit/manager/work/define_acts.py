@@ -7,7 +7,7 @@ is undone when a later step says no.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from godwit.manager.snapshot import Snapshot
@@ -29,7 +29,7 @@ from godwit.model.errors import (
 from godwit.model.host import HostInfo, HostState
 from godwit.model.ownership import Owner
 from godwit.model.requests import CreateNetwork, CreateVm, DeleteNetwork, DeleteVm
-from godwit.model.vm import Boot, Vm
+from godwit.model.vm import Boot, Disk, Vm
 from godwit.model.volume import VolumeState
 from godwit.store.api import Compare, Op, absent, delete, exists, mod_is, put
 from godwit.store.records import CasFailed, encode
@@ -47,14 +47,14 @@ async def create_vm(world: World, run: TaskRun, request: CreateVm) -> Done:
         vm = define_vm(snapshot, request, pins=pins, boot=boot, now=world.clock.realtime())
         await _claim(run, vm, Owner(host=request.host))
     try:
-        if vm.disks and run.adopted:
+        if vm.written and run.adopted:
             # What the manager before us had begun; nothing can have run on it.
             await on_some_host(
                 world,
                 vm,
                 "POST",
                 f"/v1/vms/{vm.name}/delete-disks",
-                {"disks": _dump(vm)},
+                {"disks": _dump(vm.written)},
                 prefer=request.host,
             )
         if vm.disks:
@@ -63,9 +63,11 @@ async def create_vm(world: World, run: TaskRun, request: CreateVm) -> Done:
                 vm,
                 "POST",
                 f"/v1/vms/{vm.name}/create-disks",
-                {"disks": _dump(vm)},
+                {"disks": _dump(vm.disks)},
                 prefer=request.host,
             )
+        if vm.firmware is not None:
+            await _make_variables(world, vm, vm.firmware.variables)
         if request.cloud_init is not None:
             await _make_seed(world, vm, request.cloud_init)
     except OutcomeUnknown:
@@ -77,6 +79,14 @@ async def create_vm(world: World, run: TaskRun, request: CreateVm) -> Done:
     await _log(world, "vm.created", f"vm/{vm.name}", f"{vm.name} defined by {run.task.by}")
     pinned = f"{vm.pins.machine}, {vm.pins.cpu_model}, {vm.pins.accelerator}"
     return Done(f"{vm.name} defined ({pinned})", {"vm": vm.name, "uuid": vm.pins.uuid})
+
+
+async def _make_variables(world: World, vm: Vm, variables: Disk) -> None:
+    """The image of its UEFI variables, from a host whose firmware has some."""
+    body = {"disk": variables.model_dump(mode="json")}
+    path = f"/v1/vms/{vm.name}/make-variables"
+    volumes = {variables.volume}
+    await on_some_host(world, None, "POST", path, body, volumes=volumes, uefi=True)
 
 
 async def _make_seed(world: World, vm: Vm, user_data: str) -> None:
@@ -125,14 +135,14 @@ async def _unclaim(world: World, vm: Vm, *, images: bool) -> None:
     if images:
         with contextlib.suppress(GodwitError):
             await on_some_host(
-                world, vm, "POST", f"/v1/vms/{vm.name}/delete-disks", {"disks": _dump(vm)}
+                world, vm, "POST", f"/v1/vms/{vm.name}/delete-disks", {"disks": _dump(vm.written)}
             )
     names = (keys.vm_spec(vm.name), keys.vm_owner(vm.name), keys.vm_status(vm.name))
     await world.records.store.txn([], [delete(name) for name in names])
 
 
-def _dump(vm: Vm) -> list[dict[str, Any]]:
-    return [disk.model_dump(mode="json") for disk in vm.disks]
+def _dump(disks: Iterable[Disk]) -> list[dict[str, Any]]:
+    return [disk.model_dump(mode="json") for disk in disks]
 
 
 def lost_path(snapshot: Snapshot, volume: str, host: str) -> bool:
@@ -147,10 +157,12 @@ def helpers(
     *,
     prefer: str | None = None,
     volumes: Collection[str] = (),
+    uefi: bool = False,
 ) -> list[HostInfo]:
     """Hosts that are up and have a path of their own to all the VM's volumes (and these): the
     preferred first, then who coordinates one of them. Pure.
 
+    ``uefi``: only hosts with such firmware.
     Where one of them is a local volume, only the host whose own is meant: the preferred one, or
     the one where the VM is.
     """
@@ -163,6 +175,7 @@ def helpers(
         for info in snapshot.hosts.values()
         if volumes <= set(info.volumes)
         and (not local or info.name == home)
+        and (not uefi or info.uefi is not None)
         and not any(lost_path(snapshot, name, info.name) for name in volumes)
         and host_state(leased=info.name in snapshot.leases, agent=info.name in snapshot.agents)[0]
         is HostState.UP
@@ -182,6 +195,7 @@ async def on_some_host(
     *,
     prefer: str | None = None,
     volumes: Collection[str] = (),
+    uefi: bool = False,
     deadline_s: float = _DISKS_S,
 ) -> Any:
     """Ask the first host that can be reached; Unavailable when there is none.
@@ -190,7 +204,8 @@ async def on_some_host(
     beside the VM's.
     """
     last: GodwitError | None = None
-    for info in helpers(world.cache.snapshot, vm, prefer=prefer, volumes=volumes):
+    fit = helpers(world.cache.snapshot, vm, prefer=prefer, volumes=volumes, uefi=uefi)
+    for info in fit:
         try:
             return await world.agents.call(info, method, path, body, deadline_s=deadline_s)
         except Unavailable as error:
@@ -231,14 +246,14 @@ async def delete_vm(world: World, run: TaskRun, request: DeleteVm) -> Done:
             ],
             also=[delete(key) for key in names],
         )
-    if vm.disks or vm.cdroms or saved:
+    if vm.written or vm.cdroms or saved:
         await _delete_files(world, vm, owner, saved)
     await _log(world, "vm.deleted", f"vm/{name}", f"{name} deleted by {run.task.by}")
     return Done(f"{name} deleted with {len(vm.disks)} disks", {"vm": name})
 
 
 async def _delete_files(world: World, vm: Vm, owner: Owner, saved: str | None) -> None:
-    body = {"disks": _dump(vm), "saved": saved}
+    body = {"disks": _dump(vm.written), "saved": saved}
     try:
         path = f"/v1/vms/{vm.name}/delete-disks"
         await on_some_host(world, vm, "POST", path, body, prefer=owner.host)
