@@ -163,7 +163,8 @@ def _vm_routes(rooms: Rooms) -> list[Route]:
         await files.create_disks(await _disks(request))
 
     async def delete_disks(request: Request) -> None:
-        await files.delete_disks(_name(request), await _disks(request))
+        whole = (await _body(request)).get("whole") is True
+        await files.delete_disks(_name(request), await _disks(request), whole=whole)
 
     async def plan(request: Request) -> Record:
         body = await _body(request)

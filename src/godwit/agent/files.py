@@ -142,8 +142,8 @@ class Files:
             )
         return found[number]
 
-    async def delete_disks(self, vm: str, disks: list[Disk]) -> None:
-        """Delete a VM's images and what else lies in its directory.
+    async def delete_disks(self, vm: str, disks: list[Disk], *, whole: bool = False) -> None:
+        """Delete images of a VM; with ``whole``, which is deleted, what else it has as well.
 
         Of a VM that runs here only images that are none of its disks any more.
         """
@@ -157,13 +157,14 @@ class Files:
             return
         disks = images(disks)
         folders = {self.disk_path(disk).parent for disk in disks}
-        folders.add(self._desk.config.paths.volumes / "shared" / check_name(vm))
+        if whole:
+            folders.add(self._desk.config.paths.volumes / "shared" / check_name(vm))
         for disk in disks:
             await self.remove_image(disk)
         # Only the VM's own: an image may lie in a folder that others share.
         for folder in (folder for folder in folders if folder.name == vm):
             files = self._desk.catalog.files_at(folder)
-            for name in await asked(files.names(folder), folder):
+            for name in await asked(files.names(folder), folder) if whole else ():
                 if name.startswith("saved-") or name == f"{SEED}.iso":
                     await asked(files.remove(folder / name), folder / name)
             await asked(files.remove_directory(folder), folder)

@@ -254,6 +254,6 @@ async def test_images_of_a_running_vm_are_deleted_only_when_unused(
     await files.delete_disks("web", [two, device.but(id="disk4", path="/dev/zero")])
     assert sorted(path.name for path in folder.iterdir()) == ["disk1.raw", "saved-4.mem"]
     desk.slots.clear()
-    await files.delete_disks("web", [one, device])
+    await files.delete_disks("web", [one, device], whole=True)
     assert not folder.exists()
     assert Path("/dev/null").exists()

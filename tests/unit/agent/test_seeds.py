@@ -14,6 +14,7 @@ from godwit.agent.files import Files
 from godwit.agent.seeds import Seeds
 from godwit.model.disks import USER_DATA, is_user_data
 from godwit.model.errors import InvalidRequest, NotFound, Refused
+from godwit.model.vm import Disk
 from godwit.storage.files import LOCAL
 
 DATA = b"#cloud-config\npassword: secret\n"
@@ -38,6 +39,7 @@ def desk(tmp_path: Path) -> Any:
             files=lambda _volume: LOCAL,
             files_at=lambda _path: LOCAL,
             get=lambda name: SimpleNamespace(name=name, kind="dir"),
+            check_inside=lambda path, _volume: path,
         ),
         host="host1",
     )
@@ -55,7 +57,12 @@ async def test_kept_for_root_and_written_for_one_vm(desk: Any, tmp_path: Path) -
     assert path.stat().st_mode & 0o777 == 0o400
     assert b"instance-id: u-1\nlocal-hostname: web\n" in path.read_bytes()
     assert DATA in path.read_bytes()
-    await Files(desk).delete_disks("web", [])
+    image = path.with_name("disk0.qcow2")
+    image.touch()
+    disk = Disk(id="disk0", volume="shared", path=str(image), size_bytes=1, serial="s", lun=0)
+    await Files(desk).delete_disks("web", [disk])
+    assert [one.name for one in path.parent.iterdir()] == [path.name], "it is no part of a disk"
+    await Files(desk).delete_disks("web", [], whole=True)
     assert not path.parent.exists()
 
 

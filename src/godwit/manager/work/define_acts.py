@@ -54,7 +54,7 @@ async def create_vm(world: World, run: TaskRun, request: CreateVm) -> Done:
                 vm,
                 "POST",
                 f"/v1/vms/{vm.name}/delete-disks",
-                {"disks": _dump(vm.written)},
+                {"disks": _dump(vm.written), "whole": True},
                 prefer=request.host,
             )
         if vm.disks:
@@ -133,10 +133,9 @@ async def _claim(run: TaskRun, vm: Vm, owner: Owner) -> None:
 
 async def _unclaim(world: World, vm: Vm, *, images: bool) -> None:
     if images:
+        body, path = {"disks": _dump(vm.written), "whole": True}, f"/v1/vms/{vm.name}/delete-disks"
         with contextlib.suppress(GodwitError):
-            await on_some_host(
-                world, vm, "POST", f"/v1/vms/{vm.name}/delete-disks", {"disks": _dump(vm.written)}
-            )
+            await on_some_host(world, vm, "POST", path, body)
     names = (keys.vm_spec(vm.name), keys.vm_owner(vm.name), keys.vm_status(vm.name))
     await world.records.store.txn([], [delete(name) for name in names])
 
@@ -253,7 +252,7 @@ async def delete_vm(world: World, run: TaskRun, request: DeleteVm) -> Done:
 
 
 async def _delete_files(world: World, vm: Vm, owner: Owner, saved: str | None) -> None:
-    body = {"disks": _dump(vm.written), "saved": saved}
+    body = {"disks": _dump(vm.written), "saved": saved, "whole": True}
     try:
         path = f"/v1/vms/{vm.name}/delete-disks"
         await on_some_host(world, vm, "POST", path, body, prefer=owner.host)
