@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import tempfile
-import time
 from pathlib import Path
 
 from tests.system.qemu.uefi import fat_volume, uefi_program
@@ -18,6 +18,7 @@ from godwit.lab.layout import QEMU_USER
 
 from .cluster import Cluster
 from .report import Section
+from .serial import await_said, length
 
 VM, COPY, DISK = "uefi", "uefi-copy", "uefi-guest.raw"
 SAYS_S = 60.0
@@ -26,6 +27,7 @@ SAYS_S = 60.0
 def run(cluster: Cluster, *, every_way: bool = False) -> Section:
     """Made, moved live, stopped, cloned, moved quick; ``every_way``: and whatever else there is."""
     section = Section("uefi")
+    _seen.clear()
     _define(cluster, section)
     client = cluster.client
     client.wait(client.vms.start(VM, host="host1"))
@@ -56,6 +58,7 @@ def run(cluster: Cluster, *, every_way: bool = False) -> Section:
 def on_nfs(cluster: Cluster) -> Section:
     """The same where only QEMU reaches the variables; the guest's disk lies in a directory."""
     section, client = Section("uefi"), cluster.client
+    _seen.clear()
     words = ("vm", "create", VM, "--memory", "64M", "--firmware", "uefi")
     made = cluster.cli(*words, "--disk", "shared:16M")
     section.judge("a VM with UEFI is made", made.code == 0, made.err[-300:])
@@ -127,34 +130,24 @@ def _reverted(cluster: Cluster, section: Section) -> None:
 
 
 def _move(cluster: Cluster, section: Section, vm: str, to: str, method: str) -> None:
-    _forget(cluster, vm, to)
+    _mark(cluster, vm, to)
     move = cluster.move(vm, to, method=method)
     cluster.await_task(vm)
     good = move.state.value == "completed"
     section.judge(f"{vm} moves {method} to {to}", good, move.reason or move.blackout_ms)
 
 
+_seen: dict[tuple[str, str], int] = {}
+"""(VM, host) -> bytes of its serial port's log there that count no more."""
+
+
 def _says(cluster: Cluster, section: Section, text: str, vm: str, host: str, wanted: str) -> None:
-    # A console log tells nobody that it grew: it is the guest's, and lies in another namespace.
-    until = time.monotonic() + SAYS_S
-    while wanted not in (said := _console(cluster, vm, host)) and time.monotonic() < until:
-        time.sleep(0.1)
-    section.judge(text, wanted in said, said[-60:])
-    _forget(cluster, vm, host)
+    after = _seen.get((vm, host), 0)
+    found = await_said(cluster, vm, host, re.escape(wanted), after=after, timeout=SAYS_S)
+    section.judge(text, *found)
+    _mark(cluster, vm, host)
 
 
-def _log(cluster: Cluster, vm: str, host: str) -> Path:
-    return cluster.lab.root_of(host) / f"var/lib/godwit/vms/{vm}/console.log"
-
-
-def _console(cluster: Cluster, vm: str, host: str) -> str:
-    path = _log(cluster, vm, host)
-    return path.read_text(errors="replace") if path.exists() else ""
-
-
-def _forget(cluster: Cluster, vm: str, host: str) -> None:
-    """What is said from now on counts; the log is only ever appended to."""
-    path = _log(cluster, vm, host)
-    if path.exists():
-        with path.open("r+b") as stream:
-            stream.truncate(0)
+def _mark(cluster: Cluster, vm: str, host: str) -> None:
+    """Only what is said from now on counts."""
+    _seen[vm, host] = length(cluster, vm, host)
