@@ -39,6 +39,7 @@ from tests.faults.kit import (
     old,
     outages,
     outrun,
+    rbd,
     redirect,
     refusals,
     served,
@@ -226,6 +227,7 @@ _A: dict[str, Work] = {
 _B: dict[str, Work] = {
     "formats": lambda: _on_lab(lambda cluster: formats.run(cluster, moves=FORMAT_MOVES)),
     "served": _served,
+    "rbd": lambda: _on_lab(lambda c: rbd.run(c, moves=FORMAT_MOVES), storage="nfs"),
     "brokers": lambda: _on_lab(lambda cluster: brokers.run(cluster, repeats=BROKER_REPEATS)),
     "hotdisks": lambda: _on_lab(hotdisks.run),
     "handover": _handover,

@@ -48,6 +48,7 @@ class Catalog:
         self.access = Access(
             user=desk.equipment.binary.user,
             initiator=initiator_name(_cluster_mark(desk.config.tls.dir), desk.host),
+            ceph_conf=str(desk.config.storage.ceph_conf),
         )
 
     async def serve(self) -> None:

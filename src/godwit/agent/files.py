@@ -24,8 +24,8 @@ from godwit.model.errors import (
 )
 from godwit.model.vm import Disk
 from godwit.storage.images import check_image, create_image
-from godwit.storage.places import lun_of
-from godwit.storage.served_paths import list_luns
+from godwit.storage.places import lun_of, rbd_image
+from godwit.storage.served_paths import list_luns, rbd_size
 
 T = TypeVar("T")
 
@@ -128,8 +128,11 @@ class Files:
         await asked(self._desk.catalog.files(disk.volume).remove(path), path)
 
     async def lun_size(self, disk: Disk) -> int:
-        """The bytes of a LUN, as its target says."""
+        """The bytes of a LUN, or of a Ceph pool's image, as its server says."""
         volume = self._desk.catalog.get(disk.volume)
+        if volume.kind == "rbd":
+            image, access = rbd_image(volume, disk.path), self._desk.catalog.access
+            return await asked(rbd_size(volume, image, access), Path(disk.path))
         if volume.kind != "iscsi":
             raise Refused(f"{disk.volume} has no LUNs", hint="see: godwit volume list")
         number = lun_of(volume, disk.path)

@@ -357,17 +357,13 @@ class Volumes:
         export: str = "",
         portal: str = "",
         target: str = "",
+        pool: str = "",
+        client: str = "",
     ) -> Task:
         """Define a volume: a directory (``dir`` of many hosts, ``local`` of one), or served."""
+        at = {"server": server, "export": export, "portal": portal, "target": target}
         return await self._client.act(
-            "volume.create",
-            name=name,
-            type=type,
-            path=path,
-            server=server,
-            export=export,
-            portal=portal,
-            target=target,
+            "volume.create", name=name, type=type, path=path, pool=pool, client=client, **at
         )
 
     async def delete(self, name: str) -> Task:

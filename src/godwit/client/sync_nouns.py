@@ -371,6 +371,8 @@ class Volumes:
         export: str = "",
         portal: str = "",
         target: str = "",
+        pool: str = "",
+        client: str = "",
     ) -> Task:
         """Define a volume: a directory (``dir`` of many hosts, ``local`` of one), or served."""
         return self._loop.run(
@@ -382,6 +384,8 @@ class Volumes:
                 export=export,
                 portal=portal,
                 target=target,
+                pool=pool,
+                client=client,
             )
         )
 

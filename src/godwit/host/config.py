@@ -111,6 +111,14 @@ class QemuConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageConfig:
+    """What this host's QEMUs need to reach storage. The Ceph configuration names the keyring, which
+    QEMU's user has to be able to read and nobody else."""
+
+    ceph_conf: Path = Path("/etc/ceph/ceph.conf")
+
+
+@dataclass(frozen=True, slots=True)
 class LabConfig:
     """``enabled`` arms fault injection; it is refused otherwise."""
 
@@ -136,6 +144,7 @@ class AgentConfig:
     migration: MigrationConfig = field(default_factory=MigrationConfig)
     networks: Mapping[str, NetworkConfig] = field(default_factory=dict)
     qemu: QemuConfig = field(default_factory=QemuConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
     lab: LabConfig = field(default_factory=LabConfig)
     cgroup: CgroupConfig = field(default_factory=CgroupConfig)
 

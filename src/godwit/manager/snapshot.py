@@ -41,6 +41,11 @@ class Snapshot:
         """The volumes of which each host has its own."""
         return frozenset(name for name, one in self.volumes.items() if one.kind == "local")
 
+    @property
+    def rbd_volumes(self) -> frozenset[str]:
+        """Names of the volumes whose disks are images in a Ceph pool."""
+        return frozenset(name for name, one in self.volumes.items() if one.kind == "rbd")
+
     def seen_volume(self, volume: str, host: str) -> VolumeOnHost | None:
         """What a host has said of a volume; None when it spoke of what lay there before that.
 

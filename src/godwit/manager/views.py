@@ -205,6 +205,8 @@ def view_volume(snapshot: Snapshot, volume: Volume) -> VolumeView:
         server=volume.server,
         export=volume.export,
         portal=volume.portal,
+        pool=volume.pool,
+        client=volume.client,
         target=volume.target,
         description=volume.description,
         coordinator=volume.coordinator,

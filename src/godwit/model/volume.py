@@ -9,8 +9,8 @@ from pydantic import Field
 
 from godwit.model.base import Name, Record
 
-VolumeKind = Literal["dir", "local", "nfs", "iscsi"]
-SERVED: frozenset[VolumeKind] = frozenset({"nfs", "iscsi"})
+VolumeKind = Literal["dir", "local", "nfs", "iscsi", "rbd"]
+SERVED: frozenset[VolumeKind] = frozenset({"nfs", "iscsi", "rbd"})
 """Reached by QEMU itself over the storage network: no host has a directory of them."""
 
 VolumeHealth = Literal["ok", "degraded", "unavailable"]
@@ -30,7 +30,8 @@ class Beneath(Record):
 
     ``dir``, ``local``: a directory; ``path`` is what lies beneath it, for people to see.
     ``nfs``: the directory ``export`` of ``server``.  ``iscsi``: the LUNs of ``target`` (its IQN)
-    at ``portal`` (address, or address:port).
+    at ``portal`` (address, or address:port).  ``rbd``: the images of a Ceph ``pool`` (POOL, or
+    POOL/NAMESPACE), as the Ceph client ``client``; hosts have its keyring, nobody else.
     """
 
     kind: VolumeKind = "dir"
@@ -39,6 +40,8 @@ class Beneath(Record):
     export: str = ""
     portal: str = ""
     target: str = ""
+    pool: str = ""
+    client: str = ""
 
 
 class Volume(Beneath):

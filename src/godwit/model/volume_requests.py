@@ -14,11 +14,15 @@ SERVER_PATTERN = r"^([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:]{
 PORTAL_PATTERN = r"^([A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:]{2,39}\])?(:[0-9]{1,5})?$"
 
 
+CEPH_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
+
+
 class CreateVolume(Value):
     """Define a volume, called /clusterstorage/NAME on every host.
 
     ``path`` is what lies beneath a directory, for people to see. ``nfs`` needs ``server`` and the
-    ``export`` there, ``iscsi`` the ``portal`` (HOST[:PORT]) and the ``target`` (its IQN).
+    ``export`` there, ``iscsi`` the ``portal`` (HOST[:PORT]) and the ``target`` (its IQN), ``rbd``
+    the Ceph ``pool`` (POOL or POOL/NAMESPACE) and ``client`` (NAME of client.NAME).
     """
 
     kind: Literal["volume.create"] = "volume.create"
@@ -29,10 +33,16 @@ class CreateVolume(Value):
     export: str = Field(default="", pattern=r"^(/[^\x00-\x1f\x7f]*)?$", max_length=1024)
     portal: str = Field(default="", pattern=PORTAL_PATTERN)
     target: str = Field(default="", pattern=r"^([a-z]{3}\.[A-Za-z0-9.:_-]{1,219})?$")
+    pool: str = Field(default="", pattern=rf"^({CEPH_NAME}(/{CEPH_NAME})?)?$")
+    client: str = Field(default="", pattern=rf"^({CEPH_NAME})?$")
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        served = {"nfs": ("server", "export"), "iscsi": ("portal", "target")}
+        served = {
+            "nfs": ("server", "export"),
+            "iscsi": ("portal", "target"),
+            "rbd": ("pool", "client"),
+        }
         for kind, fields in served.items():
             for field in fields:
                 said = bool(getattr(self, field))

@@ -6,6 +6,7 @@ a name, and here it becomes what QEMU, qemu-img and our own client take:
 
     nfs    <export>/<vm>/<disk> of the server
     iscsi  /clusterstorage/<volume>/lun-<n>: that LUN of the target
+    rbd    /clusterstorage/<volume>/<image>: that image of the Ceph pool
 """
 
 from __future__ import annotations
@@ -22,15 +23,21 @@ from godwit.model.volume import Volume
 Node = dict[str, Any]
 
 ISCSI_PORT: Final = 3260
+CEPH_CONF: Final = "/etc/ceph/ceph.conf"
+_RBD_IMAGE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,94}")
 _LUN: Final = re.compile(r"lun-(0|[1-9][0-9]{0,4})")
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who this host is towards storage servers: QEMU's (uid, gid), and its iSCSI initiator."""
+    """Who this host is towards storage servers: QEMU's (uid, gid), and its iSCSI initiator.
+
+    ``ceph_conf`` names the cluster, and the keyring with what opens it: QEMU reads both itself.
+    """
 
     user: tuple[int, int] | None = None
     initiator: str = ""
+    ceph_conf: str = CEPH_CONF
 
 
 def initiator_name(cluster: str, host: str) -> str:
@@ -68,6 +75,23 @@ def lun_path(volume: str, lun: int) -> str:
     return f"{CLUSTER_STORAGE}/{volume}/lun-{lun}"
 
 
+def rbd_image(volume: Volume, path: str) -> str:
+    """The image that a path of an rbd volume names."""
+    name = within(volume, path).removeprefix("/")
+    if _RBD_IMAGE.fullmatch(name) is None:
+        raise Refused(
+            f"{path} names no image of the Ceph pool {volume.pool}",
+            hint=f"an image is called {CLUSTER_STORAGE}/{volume.name}/IMAGE",
+        )
+    return name
+
+
+def rbd_pool(volume: Volume) -> tuple[str, str]:
+    """The pool of an rbd volume and the namespace in it, which is empty for the usual one."""
+    pool, _, namespace = volume.pool.partition("/")
+    return pool, namespace
+
+
 def export_path(volume: Volume, path: str) -> str:
     """The path on the NFS server."""
     return volume.export.rstrip("/") + within(volume, path)
@@ -93,13 +117,24 @@ def served_node(volume: Volume, path: str, access: Access) -> Node | None:
             "lun": lun_of(volume, path),
             "initiator-name": access.initiator,
         }
+    if volume.kind == "rbd":
+        pool, namespace = rbd_pool(volume)
+        named = {"namespace": namespace} if namespace else {}
+        return {
+            "driver": "rbd",
+            "pool": pool,
+            **named,
+            "image": rbd_image(volume, path),
+            "conf": access.ceph_conf,
+            "user": volume.client,
+        }
     return None
 
 
 def image_word(volume: Volume, path: str, access: Access) -> str:
     """The word by which ``qemu-img create`` and ``convert`` make the file at ``path``."""
     if volume.kind != "nfs":
-        raise Refused(f"{volume.name} holds LUNs and no files", hint="make it on another volume")
+        raise Refused(f"{volume.name} holds no files", hint="make it on another volume")
     host = f"[{volume.server}]" if ":" in volume.server else volume.server
     who = "" if access.user is None else f"?uid={access.user[0]}&gid={access.user[1]}"
     return f"nfs://{host}{quote(export_path(volume, path))}{who}"

@@ -25,6 +25,7 @@ from typing import Any
 
 from godwit.storage.libiscsi import Target
 from godwit.storage.libnfs import Export
+from godwit.storage.librbd import Pool
 
 PIECE = 1 << 20
 BLOCK = 4096
@@ -39,6 +40,8 @@ def _operations(export: Export | None) -> dict[str, Operation]:
         "ready": lambda _ask: None,
         "directory": lambda ask: _directory(ask["path"]),
         "flush-lun": _flush_lun,
+        "rbd-size": lambda ask: _in_pool(ask, lambda pool: pool.size(ask["image"])),
+        "rbd-space": lambda ask: _in_pool(ask, lambda pool: pool.space()),
         "luns": lambda ask: _luns(ask["portal"], ask["target"], ask["initiator"]),
     }
     if export is not None:
@@ -77,6 +80,15 @@ def _luns(portal: str, target: str, initiator: str) -> dict[str, int]:
         return {str(lun): size for lun, size in session.disks().items()}
     finally:
         session.close()
+
+
+def _in_pool(ask: dict[str, Any], work: Callable[[Pool], Any]) -> Any:
+    where = {word: str(ask[word]) for word in ("client", "conf", "namespace")}
+    pool = Pool(str(ask["pool"]), **where)
+    try:
+        return work(pool)
+    finally:
+        pool.close()
 
 
 def _flush_lun(ask: dict[str, Any]) -> None:

@@ -122,7 +122,7 @@ class ServedFiles:
 
 
 class NoFiles:
-    """A volume of LUNs: it has nodes, and no files at all."""
+    """A volume of LUNs or of a Ceph pool's images: it has nodes, and no files at all."""
 
     def __init__(self, volume: Volume, access: Access) -> None:
         self._volume = volume
@@ -185,7 +185,8 @@ class NoFiles:
 
     def _refusal(self) -> Refused:
         return Refused(
-            f"{self._volume.name} holds LUNs and no files", hint="name another volume for it"
+            f"{self._volume.name} is of kind {self._volume.kind} and holds no files",
+            hint="name another volume for it",
         )
 
 

@@ -2,6 +2,7 @@
 
     nfs    a real write, COMMIT and read of a file of this host's below ``.godwit``, and the sizes
     iscsi  login, TEST UNIT READY and READ CAPACITY of every LUN; never a write: all is the guests'
+    rbd    login, the pool, and how much room the cluster has; never a write, for the same reason
 
 As `godwit.storage.paths` asks it of a directory, in a process that may be killed. Nothing of it
 hangs in the kernel, so one that was killed is gone, and the next look starts another one.
@@ -12,9 +13,9 @@ from __future__ import annotations
 from typing import Final
 
 from godwit.model.errors import InvalidRequest
-from godwit.model.volume import Volume
+from godwit.model.volume import SERVED, Volume
 from godwit.storage.paths import PathProbe
-from godwit.storage.places import Access, portal
+from godwit.storage.places import Access, portal, rbd_pool
 from godwit.storage.remote import ASK_S, Child, Server
 
 START_S: Final = 10.0
@@ -40,11 +41,31 @@ async def _luns(child: Child, volume: Volume, access: Access, timeout: float) ->
     return {int(lun): int(size) for lun, size in found.items()}
 
 
+async def rbd_size(volume: Volume, image: str, access: Access, *, timeout: float = ASK_S) -> int:
+    """The bytes of an rbd volume's image; OSError when Ceph cannot say, or there is none."""
+    child = Child(Server(user=access.user))
+    try:
+        where = _pool_words(volume, access)
+        return int(await child.ask("rbd-size", timeout=timeout, image=image, **where))
+    finally:
+        child.close()
+
+
+def _pool_words(volume: Volume, access: Access) -> dict[str, str]:
+    pool, namespace = rbd_pool(volume)
+    return {
+        "pool": pool,
+        "namespace": namespace,
+        "client": volume.client,
+        "conf": access.ceph_conf,
+    }
+
+
 class ServedProber:
     """Looks at one served volume, again and again; ``host`` names this host's own file there."""
 
     def __init__(self, volume: Volume, access: Access, host: str) -> None:
-        if volume.kind not in ("nfs", "iscsi"):
+        if volume.kind not in SERVED:
             raise InvalidRequest(f"{volume.name} is not served over the network")
         self._volume = volume
         self._access = access
@@ -55,6 +76,8 @@ class ServedProber:
         """One look, answered within ``timeout`` seconds once its process is there."""
         volume = self._volume
         ours = f"{volume.kind}:{volume.server}{volume.export}{volume.portal}:{volume.target}"
+        if volume.kind == "rbd":
+            ours = f"rbd:{volume.pool}"
         if identity not in ("", ours):
             return PathProbe(ok=False, reason=f"{volume.name} is another one now: {ours}")
         try:
@@ -66,7 +89,11 @@ class ServedProber:
             if volume.kind == "iscsi":
                 sizes = await _luns(self._child, volume, self._access, timeout)
                 return PathProbe(ok=True, capacity_bytes=sum(sizes.values()), identity=ours)
-            found = await self._child.ask("look", timeout=timeout, name=self._host)
+            if volume.kind == "rbd":
+                where = _pool_words(volume, self._access)
+                found = await self._child.ask("rbd-space", timeout=timeout, **where)
+            else:
+                found = await self._child.ask("look", timeout=timeout, name=self._host)
         except TimeoutError as error:
             return PathProbe(ok=False, hung=True, reason=f"{volume.name}: {error.strerror}")
         except OSError as error:

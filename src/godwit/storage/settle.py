@@ -60,6 +60,8 @@ async def settle_disk(
     if node is None:
         await settle(disk.path, user=user, timeout=timeout)
         return
+    if node["driver"] == "rbd":
+        return  # opened past librbd's cache: what it answered, Ceph has on its media
     if node["driver"] == "nfs":
         folder, _, name = str(node["path"]).rpartition("/")
         child = Child(Server(str(node["server"]["host"]), folder or "/", user))

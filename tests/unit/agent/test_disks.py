@@ -243,6 +243,7 @@ async def test_images_of_a_running_vm_are_deleted_only_when_unused(
         paths=SimpleNamespace(volumes=tmp_path),
         tls=SimpleNamespace(dir=tmp_path),
         qemu=QemuConfig(),
+        storage=SimpleNamespace(ceph_conf=tmp_path / "ceph.conf"),
     )
     equipment = SimpleNamespace(binary=SimpleNamespace(user=None))
     desk = SimpleNamespace(config=config, slots=world.desk.slots, equipment=equipment, host="host1")

@@ -230,6 +230,34 @@ def test_a_volume_of_luns_has_luns_only() -> None:
         admit(taken, lun)
 
 
+def test_of_a_ceph_pool_only_what_is_there_becomes_a_disk() -> None:
+    request = ask.CreateVolume(name="ceph", type="rbd", pool="vms/mine", client="godwit")
+    volume = define_volume(snapshot(), request, now=0.0)
+    assert (volume.kind, volume.pool, volume.client) == ("rbd", "vms/mine", "godwit")
+    for wrong in (
+        {"pool": "vms"},
+        {"pool": "a/b/c", "client": "x"},
+        {"pool": "a", "client": "x y"},
+    ):
+        with pytest.raises(ValidationError):
+            ask.CreateVolume.model_validate({"name": "ceph", "type": "rbd", **wrong})
+    world = snapshot(make_vm("web", disk(0)), volumes={"ceph": volume})
+    there = ask.AddDisk(name="web", volume="ceph", path="old-web", format="raw")
+    assert admit(world, there) == "vm/web"
+    made = define_disk(world.vms["web"], there, size_bytes=512, mark="x", rbd=world.rbd_volumes)
+    assert (made.path, made.source) == ("/clusterstorage/ceph/old-web", "lun")
+    assert not made.passthrough, "no guest commands Ceph"
+    for refused_one in (
+        ask.AddDisk(name="web", volume="ceph", size_bytes=1 << 20),
+        ask.AddDisk(name="web", volume="ceph", path="old-web", format="qcow2"),
+        ask.AddDisk(name="web", volume="ceph", lun=1),
+        ask.MoveDisk(name="web", disk="disk0", to="ceph"),
+        ask.ImportDisk(volume="ceph", name="d", source="https://example.org/d"),
+    ):
+        with pytest.raises(Refused):
+            admit(world, refused_one)
+
+
 USERS: list[dict[str, Any]] = [
     {"vms": {"web": make_vm("web", disk())}},
     {"vms": {"web": make_vm("web", boot=Boot(kernel=f"{SHARED}/.godwit/boot/aa"))}},

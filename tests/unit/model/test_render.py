@@ -112,12 +112,17 @@ _ISCSI = {
     "portal": st.just("10.94.0.1:3261") | st.just("[fd00::1]:3260") | st.just("target.example"),
     "target": st.from_regex(r"iqn\.[a-z0-9:.-]{1,20}", fullmatch=True),
 }
+_RBD = {
+    "type": st.just("rbd"),
+    "pool": st.just("vms") | st.just("vms/godwit"),
+    "client": st.just("godwit"),
+}
 
 
 def any_request(kind: str) -> st.SearchStrategy[Request]:
     if kind == "volume.create":
         named = {"kind": st.just(kind), "name": NAMES}
-        kinds = (named | _DIRECTORY, named | _NFS, named | _ISCSI)
+        kinds = (named | _DIRECTORY, named | _NFS, named | _ISCSI, named | _RBD)
         return st.one_of(*(st.fixed_dictionaries(one) for one in kinds)).map(parse_request)
     if kind == "vm.disk.add":
         common = {"kind": st.just(kind), "name": NAMES}

@@ -19,6 +19,7 @@ from godwit.storage.places import (
 
 FAR = Volume(name="far", kind="nfs", server="10.94.0.1", export="/srv/far/")
 LUNS = Volume(name="luns", kind="iscsi", portal="10.94.0.1", target="iqn.2026-11.example:a")
+POOL = Volume(name="ceph", kind="rbd", pool="vms", client="godwit")
 ACCESS = Access(user=(999, 995), initiator=initiator_name("abc", "host1"))
 
 
@@ -55,6 +56,25 @@ def test_a_lun_is_named_by_its_number() -> None:
         image_word(LUNS, "/clusterstorage/luns/lun-1", ACCESS)
     assert portal(LUNS.but(portal="[fd00::1]")) == "[fd00::1]:3260"
     assert portal(LUNS.but(portal="h:1")) == "h:1"
+
+
+def test_an_rbd_image_is_named_and_its_key_is_not() -> None:
+    access = Access(ceph_conf="/etc/godwit/ceph.conf")
+    assert served_node(POOL, "/clusterstorage/ceph/web.0", access) == {
+        "driver": "rbd",
+        "pool": "vms",
+        "image": "web.0",
+        "conf": "/etc/godwit/ceph.conf",
+        "user": "godwit",
+    }
+    inside = served_node(POOL.but(pool="vms/mine"), "/clusterstorage/ceph/web.0", access)
+    assert inside is not None
+    assert (inside["pool"], inside["namespace"]) == ("vms", "mine")
+    for wrong in ("", "web/disk0", "a@b", "a:b", "-x", ".x", "a" * 96):
+        with pytest.raises(Refused, match="names no image of the Ceph pool vms"):
+            served_node(POOL, f"/clusterstorage/ceph/{wrong}", access)
+    with pytest.raises(Refused, match="holds no files"):
+        image_word(POOL, "/clusterstorage/ceph/web.0", access)
 
 
 @pytest.mark.parametrize(

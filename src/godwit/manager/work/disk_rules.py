@@ -46,15 +46,17 @@ def define_disk(
     size_bytes: int,
     mark: str,
     local: frozenset[str] = frozenset(),
+    rbd: frozenset[str] = frozenset(),
 ) -> Disk:
     """The disk that ``request`` stands for; Refused when the VM has too many already.
 
     ``mark`` keeps the name of a new image apart from that of an earlier disk in the same place,
-    which may have been kept: what has our mark is ours to delete when something fails.
+    which may have been kept: what has our mark is ours to delete when something fails. An image
+    in one of the ``rbd`` volumes is as a LUN: neither made nor deleted, but no guest's to command.
     """
     disk_id, lun = next_disk(vm.disks)
     source: DiskSource = "image"
-    if request.device is not None or request.lun is not None:
+    if request.device is not None or request.lun is not None or request.volume in rbd:
         source = "lun" if request.device is None else "device"
     image_format: DiskFormat = request.format or DEFAULT_FORMAT if source == "image" else "raw"
     volume = "" if source == "device" else request.volume or ""
@@ -69,7 +71,7 @@ def define_disk(
         lun=lun,
         tier=request.tier,
         source=source,
-        passthrough=request.passthrough or (source == "lun" and request.tier != "brokered"),
+        passthrough=request.passthrough or (request.lun is not None and request.tier != "brokered"),
         local=volume in local,
     )
 
@@ -193,7 +195,12 @@ def admit_disk(snapshot: Snapshot, request: DiskRequest) -> None:
         case AddDisk():
             if request.device is None:
                 _know_volume(snapshot, request.volume or "")
-                check_kind(snapshot, request.volume or "", lun=request.lun is not None)
+                check_kind(
+                    snapshot,
+                    request.volume or "",
+                    lun=request.lun is not None,
+                    image=request.path if request.format == "raw" else None,
+                )
             path = given_path(request)
             if path is not None:
                 check_free(snapshot.vms.values(), path)
@@ -203,9 +210,9 @@ def admit_disk(snapshot: Snapshot, request: DiskRequest) -> None:
         case MoveDisk():
             volume = moved_disk(vm, request, mark="").volume
             _know_volume(snapshot, volume)
-            if volume in snapshot.volumes and snapshot.volumes[volume].kind == "iscsi":
+            if volume in snapshot.volumes and snapshot.volumes[volume].kind in ("iscsi", "rbd"):
                 raise Refused(
-                    f"the volume {volume} has LUNs and takes no images",
+                    f"the volume {volume} takes no images from here",
                     hint="name another volume",
                 )
         case ExportDisk():
@@ -238,8 +245,16 @@ def admit_volume(snapshot: Snapshot, request: CreateVolume | DeleteVolume | Impo
             check_free(snapshot.vms.values(), import_target(request))
 
 
-def check_kind(snapshot: Snapshot, volume: str, *, lun: bool) -> None:
-    """Refused when images are asked of a volume of LUNs, or a LUN of one that has files."""
+def check_kind(snapshot: Snapshot, volume: str, *, lun: bool, image: str | None = None) -> None:
+    """Refused when images are asked of a volume of LUNs, or a LUN of one that has files.
+
+    ``image`` is the name of a raw one that is there already: all that a Ceph pool may be asked.
+    """
+    if volume in snapshot.rbd_volumes and image is None:
+        raise Refused(
+            f"in the Ceph pool of {volume} Godwit makes no images",
+            hint=f"make one with rbd create, then: {volume} --existing IMAGE --format raw",
+        )
     known = snapshot.volumes.get(volume)
     iscsi = known is not None and known.kind == "iscsi"
     if iscsi and not lun:
@@ -268,6 +283,8 @@ def define_volume(snapshot: Snapshot, request: CreateVolume, *, now: float) -> V
             server=request.server,
             export=request.export,
             portal=request.portal,
+            pool=request.pool,
+            client=request.client,
             target=request.target,
             created_at=now,
             coordinator=next(iter(up), None),

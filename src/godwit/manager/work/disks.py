@@ -151,7 +151,12 @@ async def _plan(work: Work, request: AddDisk) -> Disk:
     """What the new disk is; an image or device that is there says its size."""
     size, mark = request.size_bytes, work.run.task.id[-6:]
     disk = define_disk(
-        work.vm, request, size_bytes=size or _UNMEASURED, mark=mark, local=work.local_volumes
+        work.vm,
+        request,
+        size_bytes=size or _UNMEASURED,
+        mark=mark,
+        local=work.local_volumes,
+        rbd=work.world.cache.snapshot.rbd_volumes,
     )
     if size is None and not (disk.source == "device" and work.runs):
         disk = disk.but(size_bytes=await _measured(work, disk))
