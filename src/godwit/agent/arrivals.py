@@ -12,6 +12,7 @@ from godwit.agent.broker_disks import VmDisks
 from godwit.agent.desk import Desk
 from godwit.agent.facts import memory_free, usable_by
 from godwit.agent.files import images
+from godwit.agent.guest_agents import set_clock_soon
 from godwit.agent.local_disks import local_disks, make_room, settle_soon
 from godwit.agent.volumes import volumes_of
 from godwit.migration import plan
@@ -223,7 +224,9 @@ class Arrivals:
             with contextlib.suppress(MonitorError):  # one that died since has an end to be noted
                 paused = not (await machine.status()).running
             gate = desk.gate(ask.vm, machine)
-            await desk.put(ask.vm, machine, gate, paused=paused)
+            slot = await desk.put(ask.vm, machine, gate, paused=paused)
+            if ask.method == "quick":
+                set_clock_soon(desk, slot)
             settle_soon(desk, name)
             self._spawn_forget(ask.migration)
 

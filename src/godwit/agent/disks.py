@@ -23,8 +23,9 @@ from typing import Any
 from godwit.agent.desk import Desk, Slot
 from godwit.agent.files import Files
 from godwit.agent.growth import Growth
+from godwit.agent.guest_agents import mounted
 from godwit.agent.power import Power
-from godwit.model.errors import Conflict, NotFound
+from godwit.model.errors import Conflict, NotFound, Refused
 from godwit.model.units import format_size
 from godwit.model.vm import Disk
 from godwit.qemu import hotplug
@@ -83,10 +84,16 @@ class Disks:
     async def remove(self, name: str, disk_id: str, *, force: bool) -> Disk:
         """Take a disk from the running VM; its image stays. What was the disk is the answer.
 
-        Refused, unless ``force``, while the guest writes to it.
+        Refused, unless ``force``, while the guest writes to it, or says that it has it mounted.
         """
         async with self._changing(name) as slot:
             disk = _find(slot, disk_id)
+            if not force and (used := await mounted(slot, disk)):
+                points = ", ".join(mount.point for mount in used)
+                raise Refused(
+                    f"the guest of {name} has {disk_id} mounted at {points}",
+                    hint="unmount it there first, or use --force",
+                )
             # The machine may have lost it in a removal that was cut short: then finish that.
             with suppress(NotFound):
                 await hotplug.remove_disk(slot.machine, disk, force=force)

@@ -16,6 +16,7 @@ from godwit.agent.desk import Desk, Slot
 from godwit.agent.facts import memory_free, usable_by
 from godwit.agent.files import asked, images
 from godwit.agent.firmware import powered_on
+from godwit.agent.guest_agents import set_clock_soon
 from godwit.agent.volumes import volumes_of
 from godwit.migration import quick
 from godwit.migration.stream import ENDED, wait_status
@@ -78,6 +79,8 @@ class Power:
             )
             if owner.saved is not None:
                 await self._forget(owner.saved.path)
+            if restore:
+                set_clock_soon(self.desk, self.desk.slot(name))
             word = "restored" if restore else "started"
             message = f"{word} on {self.desk.host} at epoch {after.epoch}"
             await self.desk.event(f"vm.{word}", name, message)
@@ -266,6 +269,7 @@ class Power:
                 await self.desk.stalls.over(slot)
             else:
                 await self._cont(slot)
+                set_clock_soon(self.desk, slot)
             slot.paused = paused
             await self.desk.publish(slot)
             return self.status(name)

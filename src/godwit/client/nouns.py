@@ -60,9 +60,9 @@ class Vms:
         networks: Sequence[str] = (),
         host: str | None = None,
         ha: bool = False,
+        guest_agent: bool = False,
     ) -> Task:
-        """Define a VM. ``kernel``, ``initrd`` and ``cloud_init`` that are files here are uploaded;
-        a disk may be written ``VOLUME:SIZE[:FORMAT]``."""
+        """Define a VM; files here (``kernel``, ``initrd``, ``cloud_init``) are uploaded."""
         from godwit.model.spelling import disk_fields
 
         return await self._client.act(
@@ -81,6 +81,7 @@ class Vms:
             networks=networks,
             host=host,
             ha=ha,
+            guest_agent=guest_agent,
         )
 
     async def start(self, name: str, *, host: str | None = None) -> Task:

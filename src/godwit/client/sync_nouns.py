@@ -92,9 +92,9 @@ class Vms:
         networks: Sequence[str] = (),
         host: str | None = None,
         ha: bool = False,
+        guest_agent: bool = False,
     ) -> Task:
-        """Define a VM. ``kernel``, ``initrd`` and ``cloud_init`` that are files here are uploaded;
-        a disk may be written ``VOLUME:SIZE[:FORMAT]``."""
+        """Define a VM; files here (``kernel``, ``initrd``, ``cloud_init``) are uploaded."""
         return self._loop.run(
             self._async.create(
                 name,
@@ -111,6 +111,7 @@ class Vms:
                 networks=networks,
                 host=host,
                 ha=ha,
+                guest_agent=guest_agent,
             )
         )
 

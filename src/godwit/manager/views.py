@@ -89,6 +89,7 @@ def view_vm(
         uuid=spec.pins.uuid,
         boot=spec.boot,
         firmware=spec.firmware,
+        guest_agent=spec.guest_agent,
         disks=spec.disks,
         cdroms=spec.cdroms,
         nics=spec.nics,

@@ -52,6 +52,7 @@ class CreateVm(Value):
     holds nothing to start from. With ``firmware`` uefi it has UEFI variables in an image beside its
     first disk. ``cloud_init`` is user data for the guest's cloud-init, as
     ``POST /v1/user-data`` answered it; the guest finds it on a CD of its own (NoCloud).
+    With ``guest_agent`` it has a port for qemu-guest-agent.
     """
 
     kind: Literal["vm.create"] = "vm.create"
@@ -63,6 +64,7 @@ class CreateVm(Value):
     initrd: str | None = None
     append: str = ""
     firmware: FirmwareKind = "bios"
+    guest_agent: bool = False
     disks: tuple[NewDisk, ...] = ()
     cloud_init: str | None = None
     iso: str | None = Field(default=None, pattern=r"^[a-z0-9-]{1,63}:[^/].*$")

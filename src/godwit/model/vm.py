@@ -164,6 +164,7 @@ class Vm(Record):
     memory_bytes: int = Field(ge=16 << 20)
     boot: Boot = Boot()
     firmware: Firmware | None = None  # None: the BIOS that comes with QEMU
+    guest_agent: bool = False  # it has the port through which the guest's own agent is reached
     disks: tuple[Disk, ...] = ()
     cdroms: tuple[Cdrom, ...] = Field(default=(), max_length=4)
     nics: tuple[Nic, ...] = ()
@@ -210,6 +211,7 @@ class VmView(Record):
     uuid: str = ""
     boot: Boot = Boot()
     firmware: Firmware | None = None
+    guest_agent: bool = False
     disks: tuple[Disk, ...] = ()
     cdroms: tuple[Cdrom, ...] = ()
     nics: tuple[Nic, ...] = ()

@@ -159,6 +159,7 @@ _LIST: tuple[Action, ...] = (
             ),
             _host("--host", "Where its first start should go (default: placed)."),
             _on("--ha", "Start it elsewhere when its host dies."),
+            _on("--guest-agent", "Give it a port for qemu-guest-agent."),
         ),
     ),
     Action("vm.delete", "Delete VM {}", "Forget a stopped VM and delete its disks."),

@@ -40,7 +40,8 @@ class Plugs:
     """What this host plugs into the machine: descriptors by number, and its QEMU's abilities.
 
     ``monitors`` and ``serial`` are listening unix sockets, ``console_log`` is open for appending,
-    ``firmware`` is open for reading, None for a VM with BIOS.
+    ``firmware`` is open for reading, None for a VM with BIOS. ``guest_agent`` is a listening unix
+    socket, None for a VM without that port.
     ``taps`` holds the queues of each card by its id, ``vhost`` the matching /dev/vhost-net.
     ``broker`` is the socket of the VM's storage broker, empty when it has none. ``locking`` is
     whether QEMU locks images. ``served`` has, by disk, the nodes of those that lie on a volume
@@ -51,6 +52,7 @@ class Plugs:
     serial: int
     console_log: int
     firmware: int | None = None
+    guest_agent: int | None = None
     taps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     vhost: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     incoming: bool = False
@@ -66,8 +68,8 @@ class Plugs:
     def descriptors(self) -> tuple[int, ...]:
         """Everything the new process has to inherit."""
         queues = [fd for fds in (*self.taps.values(), *self.vhost.values()) for fd in fds]
-        firmware = () if self.firmware is None else (self.firmware,)
-        return (*self.monitors, self.serial, self.console_log, *firmware, *queues)
+        some = [fd for fd in (self.firmware, self.guest_agent) if fd is not None]
+        return (*self.monitors, self.serial, self.console_log, *some, *queues)
 
 
 def build_argv(vm: Vm, plugs: Plugs) -> list[str]:
@@ -83,6 +85,7 @@ def build_argv(vm: Vm, plugs: Plugs) -> list[str]:
         *_firmware(vm, plugs),
         *_boot(vm, plugs.boot),
         *_fixed_devices(vm),
+        *_guest_agent(vm, plugs),
         *(option for disk in vm.disks for option in _disk(vm, disk, plugs)),
         *(option for n, cdrom in enumerate(vm.cdroms) for option in _cdrom(vm, cdrom, n, plugs)),
         *_ports(),
@@ -212,6 +215,27 @@ def _fixed_devices(vm: Vm) -> Iterator[Option]:
         "-device",
         f"virtio-rng-pci,id={layout.RNG},bus={layout.BUS},addr={layout.RNG_ADDRESS}"
         ",rng=rng-source0,disable-legacy=on,disable-modern=off",
+    )
+
+
+def _guest_agent(vm: Vm, plugs: Plugs) -> Iterator[Option]:
+    if not vm.guest_agent:
+        return
+    if plugs.guest_agent is None:
+        raise InvalidRequest(f"{vm.name} has a guest agent's port but no socket for it")
+    yield (
+        "-device",
+        f"virtio-serial-pci,id={layout.PORTS},bus={layout.BUS},addr={layout.PORTS_ADDRESS}"
+        ",max_ports=2,disable-legacy=on,disable-modern=off",
+    )
+    yield (
+        "-chardev",
+        f"socket,id={layout.GUEST_AGENT},fd={plugs.guest_agent},server=on,wait=off",
+    )
+    yield (
+        "-device",
+        f"virtserialport,bus={layout.PORTS}.0,nr=1,chardev={layout.GUEST_AGENT}"
+        ",name=org.qemu.guest_agent.0",
     )
 
 

@@ -5,6 +5,7 @@
                              scsi-id 0 from lun 1 on
             02.0  balloon0   virtio-balloon
             03.0  rng0       virtio-rng
+            04.0  ports0     virtio-serial with the port of the guest's own agent, if it has one
             10.0-10.7  port0-port7   root ports; the card whose id ends in N sits behind portN
 
 With UEFI two flash chips below 4 GiB, parts of the board without an address: pflash0 has the host's
@@ -30,6 +31,9 @@ BALLOON: Final = "balloon0"
 BALLOON_ADDRESS: Final = "0x2"
 RNG: Final = "rng0"
 RNG_ADDRESS: Final = "0x3"
+PORTS: Final = "ports0"
+PORTS_ADDRESS: Final = "0x4"
+GUEST_AGENT: Final = "guest-agent"
 PORT_SLOT: Final = 0x10
 NIC_PORTS: Final = 8
 FIRMWARE: Final = "firmware-code"

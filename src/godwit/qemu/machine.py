@@ -313,7 +313,8 @@ def discard_traces(runtime: Runtime) -> None:
     The record goes last: whoever is interrupted in here finds it and does it again.
     """
     ask = runtime.run / "incoming.json"  # what an arriving copy was prepared for
-    for path in (runtime.monitor, runtime.guard_monitor, runtime.serial, ask):
+    sockets = (runtime.monitor, runtime.guard_monitor, runtime.serial, runtime.guest_agent)
+    for path in (*sockets, ask):
         path.unlink(missing_ok=True)
     if runtime.cgroup:
         with contextlib.suppress(CgroupError):

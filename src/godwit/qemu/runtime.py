@@ -71,6 +71,11 @@ class Runtime(Record):
         return self.run / "serial.sock"
 
     @property
+    def guest_agent(self) -> Path:
+        """The port of the guest's own agent, for a VM that was made with it."""
+        return self.run / "guest-agent.sock"
+
+    @property
     def console_log(self) -> Path:
         """Everything the guest ever printed there."""
         return self.state / "console.log"

@@ -177,6 +177,7 @@ def _plug(
 
     monitors = listen(runtime.monitor), listen(runtime.guard_monitor)
     serial = listen(runtime.serial)
+    guest_agent = listen(runtime.guest_agent) if vm.guest_agent else None
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     log = os.open(runtime.console_log, flags, 0o640)
     ours.callback(os.close, log)
@@ -191,6 +192,7 @@ def _plug(
         monitors=monitors,
         serial=serial,
         console_log=log,
+        guest_agent=guest_agent,
         firmware=code,
         taps=taps,
         incoming=incoming,

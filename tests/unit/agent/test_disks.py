@@ -17,6 +17,7 @@ from godwit.agent.files import Files
 from godwit.host.config import QemuConfig
 from godwit.model.errors import Conflict, NotFound, OperationFailed, Refused
 from godwit.model.vm import Disk, Pins, Vm
+from godwit.qemu.guest_agent import Mount, NoGuestAgent
 from godwit.qemu.hotplug import PluggedDisk
 from godwit.qmp import MonitorTimeout
 
@@ -155,6 +156,36 @@ async def test_a_removal_cut_short_is_finished(world: World) -> None:
     assert world.slot.vm.disks == ()
     with pytest.raises(NotFound, match="has no disk 'disk1'"):
         await world.disks.remove("web", "disk1", force=False)
+
+
+async def test_a_mounted_disk_is_taken_by_force_only(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def says(_port: Path, disk: Disk) -> list[Mount]:
+        asked.append(disk.id)
+        return [Mount("/dev/sda1", "/data")]
+
+    async def says_nothing(_port: Path, _disk: Disk) -> list[Mount]:
+        raise NoGuestAgent("silent")
+
+    monkeypatch.setattr("godwit.agent.guest_agents.mounts", says)
+    world.slot.machine.runtime = SimpleNamespace(guest_agent=Path("/nowhere"))
+    await world.disks.add("web", disk(1))
+    await world.disks.add("web", disk(2))
+    await world.disks.add("web", disk(3))
+    await world.disks.remove("web", "disk3", force=False)
+    assert asked == [], "it was made without the port"
+    world.slot.vm = world.slot.vm.but(guest_agent=True)
+    with pytest.raises(Refused, match="has disk1 mounted at /data") as caught:
+        await world.disks.remove("web", "disk1", force=False)
+    assert "--force" in caught.value.hint
+    assert "unplug" not in world.steps[-1:]
+    await world.disks.remove("web", "disk1", force=True)
+    monkeypatch.setattr("godwit.agent.guest_agents.mounts", says_nothing)
+    await world.disks.remove("web", "disk2", force=False)
+    assert world.slot.vm.disks == ()
 
 
 @pytest.mark.parametrize("step", ["image", "broker", "plug"])

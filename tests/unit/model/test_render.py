@@ -59,6 +59,7 @@ BY_FIELD: dict[str, st.SearchStrategy[object]] = {
     "force": st.booleans(),
     "timeout_s": st.floats(1e-6, 86400),
     "firmware": st.sampled_from(["bios", "uefi"]),
+    "guest_agent": st.booleans(),
     "method": st.sampled_from(["live", "quick"]),
     "max_blackout_ms": st.floats(1e-6, 3_600_000) | st.integers(1, 1000).map(float),
     "deadline_s": st.floats(1e-6, 31_622_400) | st.integers(1, 500_000).map(float),

@@ -40,6 +40,7 @@ CASES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     ),
     "no-image-locks": ({"kinds": ("raw", "qcow2", "vhd-fixed", "device")}, {"locking": False}),
     "uefi": ({"disks": 1, "kernel": False, "uefi": True}, {"firmware": 14}),
+    "guest-agent": ({"nics": 1, "guest_agent": True}, {"guest_agent": 14}),
     "old-qemu": ({"nics": 1}, {"features": frozenset(), "data_dir": "/opt/qemu-7.2/share"}),
 }
 

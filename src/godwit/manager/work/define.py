@@ -35,6 +35,7 @@ def define_vm(snapshot: Snapshot, request: CreateVm, *, pins: Pins, boot: Boot, 
         cdroms=_cdroms(request),
         nics=_nics(snapshot, request, pins.uuid),
         ha=request.ha,
+        guest_agent=request.guest_agent,
         pins=pins,
         created_at=now,
     )
