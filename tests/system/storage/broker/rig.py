@@ -161,10 +161,15 @@ class Load:
 
     async def during(self, doing: Awaitable[None]) -> None:
         task = asyncio.create_task(self.run(), name="load")
+        striking = asyncio.ensure_future(doing)
         try:
             await asyncio.sleep(0.1)
-            await doing
-            await asyncio.sleep(0.1)
+            # A load that has ended waits for nobody: what ended it is the news.
+            await asyncio.wait({striking, task}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                await striking
+                await asyncio.sleep(0.1)
         finally:
             self._stop = True
+            striking.cancel()
             await asyncio.wait_for(task, 60)
