@@ -42,6 +42,8 @@ def run(cluster: Cluster, *, repeats: int = 1, strikes: int = 0, say: Say = tell
     cluster.heal()
     for row in cluster.client.vms.list():  # one with a disk that QEMU has open forbids it
         cluster.remove(row.name)
+    for host in cluster.hosts:  # a path that was cut before has to hold for a while
+        assert _until(cluster, host, "direct"), f"{host} has no path to begin with"
     section = Section("redirect")
     guest = _make(cluster)
     try:
