@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,11 @@ from godwit.model.disks import tier_of
 from godwit.model.errors import GodwitError
 from godwit.model.vm import Disk, Vm
 from godwit.qemu.blocks import stored_size
+from godwit.qemu.launch import Binary
 from godwit.qemu.layout import broker_id
+from godwit.storage.broker_daemon import DaemonPlace, end_recorded, forget_recorded
+from godwit.storage.broker_life import LABEL
+from godwit.storage.broker_record import load_broker
 from godwit.storage.images import image_info
 from godwit.storage.nodes import BrokerDisk, Node
 
@@ -20,6 +26,8 @@ if TYPE_CHECKING:
     from godwit.storage.broker import Broker
 
 ASK_S = 1.0
+PROGRAM = "qemu-storage-daemon"
+_log = logging.getLogger("agent")
 
 
 def brokered(vm: Vm) -> list[Disk]:
@@ -38,6 +46,20 @@ def broker_disk(disk: Disk, served: Node | None = None) -> BrokerDisk:
         served=served,
         backing=disk.backing,
         volume=disk.volume,
+    )
+
+
+def broker_place(desk: Desk, vm: str) -> DaemonPlace:
+    """Where on this host the VM's broker lives."""
+    paths, qemu = desk.config.paths, desk.config.qemu
+    return DaemonPlace(
+        host=desk.host,
+        run=paths.vm_run(vm),
+        state=paths.vm_state(vm),
+        binary=Binary.named(PROGRAM, user=qemu.user),
+        cgroup=f"{desk.config.cgroup.root}/{vm}-broker",
+        boot_id=desk.equipment.info.boot_id,
+        locking=qemu.image_locks,
     )
 
 
@@ -63,6 +85,28 @@ async def delivered(desk: Desk, broker: Broker) -> None:
             await desk.clock.sleep(ASK_S)  # the kernel announces nothing
         else:
             return
+
+
+async def end_left_over(desk: Desk, keep: set[str]) -> list[str]:
+    """End the brokers that a dead agent left, but those of the VMs to ``keep``; whose they were."""
+    gone = []
+    for path in sorted((desk.config.paths.run / "vms").glob("*/broker.json")):
+        vm = path.parent.name
+        record = load_broker(path.parent)
+        if vm in keep or record is None:
+            continue
+        monitor = path.parent / f"{LABEL}.sock"
+        try:
+            await end_recorded(record, monitor, name=f"broker of {vm}")
+        except GodwitError as error:  # it may still write: its record stays, and says so
+            await desk.event("vm.broker", vm, str(error), level="error")
+            continue
+        forget_recorded(record, monitor)
+        with contextlib.suppress(OSError):  # not empty: its QEMU left something to look at
+            path.parent.rmdir()
+        gone.append(vm)
+        _log.info("%s: its broker was left over and is gone", vm)
+    return gone
 
 
 class VmDisks:

@@ -14,24 +14,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from godwit.agent.broker_disks import broker_disk, brokered, delivered, settle_growth
+from godwit.agent.broker_disks import (
+    broker_disk,
+    broker_place,
+    brokered,
+    delivered,
+    end_left_over,
+    settle_growth,
+)
+from godwit.agent.broker_sockets import BrokerSockets
 from godwit.agent.laps import Laps
 from godwit.host.errors import ProcessGone
 from godwit.model.disks import tier_of
 from godwit.model.errors import GodwitError, Refused
 from godwit.model.vm import Disk, Vm
-from godwit.qemu.launch import Binary
 from godwit.qemu.layout import broker_id
 from godwit.qmp import MonitorError
-from godwit.storage.broker import PROMPT_TIMEOUT, Broker, Opening, listen
-from godwit.storage.broker_daemon import DaemonPlace, end_recorded, forget_recorded
-from godwit.storage.broker_life import LABEL
+from godwit.storage.broker import PROMPT_TIMEOUT, Broker, Opening
 from godwit.storage.broker_record import load_broker
 from godwit.storage.gate import GateState
 from godwit.storage.nodes import BrokerDisk
@@ -45,8 +48,6 @@ HEARTBEAT_S, SILENT_S = 1.0, 3.0
 """Seconds between questions to a daemon, and after which one that is silent counts as frozen."""
 RETRY_S = 2.0
 """Seconds until another daemon is tried where one does not start."""
-PROGRAM = "qemu-storage-daemon"
-SOCKETS = "nbd"
 _log = logging.getLogger("agent")
 
 Grow = Callable[[Disk, int], Awaitable[None]]
@@ -59,7 +60,7 @@ class Brokers:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._brokers: dict[str, Broker] = {}
-        self._listeners: dict[str, socket.socket] = {}
+        self._sockets = BrokerSockets(desk.config.paths.run, desk.equipment.binary.user)
         self._locks: dict[str, asyncio.Lock] = {}
         self._shut: set[str] = set()  # another host may write: only `open` opens anything again
 
@@ -68,22 +69,22 @@ class Brokers:
         disks = [self._disk(disk) for disk in brokered(vm)]
         if not disks or vm.name in self._brokers:
             return
-        place = self._place(vm.name)
+        place = broker_place(self._desk, vm.name)
         place.run.mkdir(parents=True, exist_ok=True, mode=0o700)
         place.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         opening = {disk.id: Opening(epoch=epoch) for disk in disks} if epoch is not None else {}
-        listener = self._listen(vm.name)
+        listener = self._sockets.listen(vm.name)
         try:
             broker = await Broker.start(
                 place,
                 vm.name,
-                socket=self._path(vm.name),
+                socket=self._sockets.path(vm.name),
                 listener=listener,
                 disks=disks,
                 opening=opening,
             )
         except BaseException:
-            self._hang_up(vm.name)
+            self._sockets.hang_up(vm.name)
             raise
         if epoch is None:
             self._shut.add(vm.name)
@@ -205,7 +206,7 @@ class Brokers:
         """On the way back nothing but the images is left to be opened while the guest waits."""
         opening = {disk: Opening(epoch) for disk in broker.record.disks}
         try:
-            await broker.prepare(opening, listener=self._listener(vm))
+            await broker.prepare(opening, listener=self._sockets.known(vm))
         except GodwitError as error:  # then one is started as ever, and the guest waits longer
             _log.warning("%s: %s", vm, error)
 
@@ -296,7 +297,7 @@ class Brokers:
         if unsynced:
             wanted = {disk: replace(one, after_crash=True) for disk, one in wanted.items()}
         with laps.lap("opened"):
-            await broker.restart(wanted, listener=self._listener(vm))
+            await broker.restart(wanted, listener=self._sockets.known(vm))
         await self._desk.redirects.goes(vm)
 
     async def close(self, vm: str, *, sync: bool = True) -> None:
@@ -338,46 +339,35 @@ class Brokers:
                 broker.discard()
                 del self._brokers[vm]
             self._shut.discard(vm)
-            self._hang_up(vm)
+            self._sockets.hang_up(vm)
 
     async def adopt(self, vm: Vm, *, epoch: int, owned: bool) -> None:
         """After a restart of the agent: take the VM's broker over, or start another one."""
-        place, record = self._place(vm.name), load_broker(self._place(vm.name).run)
+        place, record = (
+            broker_place(self._desk, vm.name),
+            load_broker(broker_place(self._desk, vm.name).run),
+        )
         if record is None:
             return
         try:
             broker = await Broker.adopt(place, record)
         except (ProcessGone, MonitorError, GodwitError) as error:
             _log.warning("%s: its broker is not there any more: %s", vm.name, error)
-            broker = await Broker.recall(place, record, listener=self._listener(vm.name))
+            broker = await Broker.recall(place, record, listener=self._sockets.known(vm.name))
         if not owned:
             self._shut.add(vm.name)
             if not broker.alive:
-                await broker.restart(listener=self._listener(vm.name))
+                await broker.restart(listener=self._sockets.known(vm.name))
         self._keep(vm.name, broker)
 
     async def sweep(self, keep: set[str]) -> None:
         """After a restart of the agent: end brokers whose VM is not here, and forget dead ones."""
-        for path in sorted((self._desk.config.paths.run / "vms").glob("*/broker.json")):
-            vm = path.parent.name
-            record = load_broker(path.parent)
-            if vm in keep or vm in self._brokers or record is None:
-                continue
-            monitor = path.parent / f"{LABEL}.sock"
-            try:
-                await end_recorded(record, monitor, name=f"broker of {vm}")
-            except GodwitError as error:  # it may still write: its record stays, and says so
-                await self._desk.event("vm.broker", vm, str(error), level="error")
-                continue
-            forget_recorded(record, monitor)
-            with contextlib.suppress(OSError):  # not empty: its QEMU left something to look at
-                path.parent.rmdir()
-            self._hang_up(vm)
-            _log.info("%s: its broker was left over and is gone", vm)
+        for vm in await end_left_over(self._desk, keep | set(self._brokers)):
+            self._sockets.hang_up(vm)
 
     def address(self, vm: Vm) -> str:
         """Where the VM's QEMU reaches its broker; empty when it has none."""
-        return str(self._path(vm.name)) if brokered(vm) else ""
+        return str(self._sockets.path(vm.name)) if brokered(vm) else ""
 
     def of(self, vm: str) -> Broker | None:
         """The broker of a VM, if it has one here."""
@@ -387,50 +377,15 @@ class Brokers:
         """The agent ends; the brokers do not."""
         for broker in self._brokers.values():
             await broker.close()
-        for listener in self._listeners.values():
-            listener.close()
+        self._sockets.close()
 
     # Steps.
 
     def _disk(self, disk: Disk) -> BrokerDisk:
         return broker_disk(disk, self._desk.catalog.served([disk]).get(disk.id))
 
-    def _place(self, vm: str) -> DaemonPlace:
-        desk = self._desk
-        paths, qemu = desk.config.paths, desk.config.qemu
-        return DaemonPlace(
-            host=desk.host,
-            run=paths.vm_run(vm),
-            state=paths.vm_state(vm),
-            binary=Binary.named(PROGRAM, user=qemu.user),
-            cgroup=f"{desk.config.cgroup.root}/{vm}-broker",
-            boot_id=desk.equipment.info.boot_id,
-            locking=qemu.image_locks,
-        )
-
-    def _path(self, vm: str) -> Path:
-        """Not in the VM's own directory, which QEMU's user cannot enter: it connects by itself."""
-        return self._desk.config.paths.run / SOCKETS / f"{vm}.sock"
-
     def _lock(self, vm: str) -> asyncio.Lock:
         return self._locks.setdefault(vm, asyncio.Lock())
-
-    def _listen(self, vm: str) -> socket.socket:
-        self._hang_up(vm)
-        folder = self._path(vm).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o711)  # may be passed, not read
-        found = self._listeners[vm] = listen(self._path(vm), user=self._desk.equipment.binary.user)
-        return found
-
-    def _listener(self, vm: str) -> socket.socket:
-        """The socket the clients know; bound anew after a restart of the agent."""
-        return self._listeners.get(vm) or self._listen(vm)
-
-    def _hang_up(self, vm: str) -> None:
-        if (listener := self._listeners.pop(vm, None)) is not None:
-            listener.close()
-        self._path(vm).unlink(missing_ok=True)
 
     def _keep(self, vm: str, broker: Broker) -> None:
         self._brokers[vm] = broker

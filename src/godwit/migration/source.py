@@ -356,11 +356,7 @@ class SourceMove:
             move.say(f"the guest ended by itself: QEMU says {now.status}")
             return
         world.gate.open()
-        try:
-            await self._open_disks(gift=gift)
-        except GodwitError as error:
-            # Nothing gets through a closed gate: requests wait, or stop the VM, until it is open.
-            move.say(f"its disks are not open yet: {error.message}")
+        await self._open_disks(gift=gift)
         if not now.running and not self.link.owner.paused:
             await world.machine.cont()
         world.gate.announce()
@@ -369,19 +365,20 @@ class SourceMove:
         move.say(f"the VM runs on {world.host}")
 
     async def _open_disks(self, *, gift: bool) -> None:
-        """Open them again; while somebody has an image open for a moment, ask again."""
+        """Open them again; while somebody has an image open for a moment, ask again.
+
+        Nothing gets through a gate that stays closed: requests wait, or stop the VM.
+        """
         world = self.move.world
         until = world.clock.monotonic() + OPEN_PATIENCE_S
         while True:
             try:
                 # A destination that gave the VM back may have been unable to sync them.
-                await world.disks.open(world.machine.epoch, unsynced=gift)
-            except Conflict:
-                if world.clock.monotonic() > until:
-                    raise
-                await world.clock.sleep(0.1)  # nothing tells that a lock is free
-            else:
-                return
+                return await world.disks.open(world.machine.epoch, unsynced=gift)
+            except GodwitError as error:
+                if not isinstance(error, Conflict) or world.clock.monotonic() > until:
+                    return self.move.say(f"its disks are not open yet: {error.message}")
+            await world.clock.sleep(0.1)  # nothing tells that a lock is free
 
     async def _loaded_there(self, status: str) -> bool:
         """S's QEMU is gone or frozen after COMMITTING: does D hold the whole VM?

@@ -34,16 +34,8 @@ from godwit.storage import gate as gates
 from godwit.storage import nodes
 from godwit.storage.broker_argv import disk_export, target_node
 from godwit.storage.broker_daemon import ADOPT_DEADLINE, Daemon, DaemonPlace
-from godwit.storage.broker_life import (
-    LABEL,
-    BrokerLife,
-    Opening,
-    daemon_name,
-    listen,
-    target_name,
-    via,
-)
-from godwit.storage.broker_record import BrokerRecord, Served
+from godwit.storage.broker_life import LABEL, BrokerLife, Opening, listen
+from godwit.storage.broker_record import BrokerRecord, Served, daemon_name, target_name, via
 from godwit.storage.gate import Gate, GateState
 from godwit.storage.nodes import BrokerDisk, PeerTarget
 from godwit.storage.settle import settle_disk

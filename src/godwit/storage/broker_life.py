@@ -18,7 +18,6 @@ from godwit.model.errors import Conflict, NotFound, OperationFailed
 from godwit.qmp import MonitorError
 from godwit.storage import broker_verbs as verbs
 from godwit.storage import gate as gates
-from godwit.storage import nodes
 from godwit.storage.broker_argv import Plugs, broker_argv
 from godwit.storage.broker_daemon import (
     KILL_TIMEOUT,
@@ -29,7 +28,7 @@ from godwit.storage.broker_daemon import (
     end_recorded,
     forget_recorded,
 )
-from godwit.storage.broker_record import BrokerRecord, Served
+from godwit.storage.broker_record import BrokerRecord, Served, daemon_name, target_name, via
 from godwit.storage.broker_standby import Standby
 from godwit.storage.gate import Gate, GateState
 from godwit.storage.latch import Latch
@@ -442,20 +441,3 @@ class BrokerLife:
                 f"the broker of {self.record.vm} does not run", hint="restart it behind its socket"
             )
         return self._daemon
-
-
-def daemon_name(record: BrokerRecord) -> str:
-    """What people read."""
-    return f"the broker of {record.vm} on {record.host}"
-
-
-def via(peer: PeerTarget | None) -> gates.Via:
-    """Where a gate leads."""
-    return "image" if peer is None else "peer"
-
-
-def target_name(served: Served) -> str:
-    """The node that an open gate leads to."""
-    if served.peer is not None:
-        return nodes.peer_node_name(served.disk.id)
-    return nodes.image_node_name(served.disk.id)

@@ -17,8 +17,8 @@ from godwit.host.files import load_json
 from godwit.host.process import Process
 from godwit.model.base import Name, Record
 from godwit.model.errors import OperationFailed
-from godwit.storage.gate import Gate
-from godwit.storage.nodes import BrokerDisk, PeerTarget
+from godwit.storage.gate import Gate, Via
+from godwit.storage.nodes import BrokerDisk, PeerTarget, image_node_name, peer_node_name
 
 BROKER: Final = "broker.json"
 PEER: Final = "peer.json"
@@ -134,3 +134,20 @@ class PeerRecord(DaemonRecord):
 def load_peer(run: Path) -> PeerRecord | None:
     """The record in a VM's run directory, None when there is none; OperationFailed if damaged."""
     return PeerRecord._load(run / PEER)
+
+
+def daemon_name(record: BrokerRecord) -> str:
+    """What people read."""
+    return f"the broker of {record.vm} on {record.host}"
+
+
+def via(peer: PeerTarget | None) -> Via:
+    """Where a gate leads."""
+    return "image" if peer is None else "peer"
+
+
+def target_name(served: Served) -> str:
+    """The node that an open gate leads to."""
+    if served.peer is not None:
+        return peer_node_name(served.disk.id)
+    return image_node_name(served.disk.id)

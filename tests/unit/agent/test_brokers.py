@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,6 +53,9 @@ class FakeBroker:
         self.record.disks[name].disk.size_bytes = size
         self.steps.append("measured")
 
+    def check_left(self) -> None:
+        assert not self.alive, "a daemon that still runs has left nothing behind it"
+
     async def release_all(self) -> None:
         self.steps.append("closed")
 
@@ -83,6 +87,8 @@ class World:
             reason=lambda _vm: self.reason, route=self._route, goes=self._goes
         )
         self.desk = SimpleNamespace(
+            config=SimpleNamespace(paths=SimpleNamespace(run=Path("/nowhere"))),
+            equipment=SimpleNamespace(binary=SimpleNamespace(user=None)),
             redirects=redirects,
             catalog=SimpleNamespace(files=lambda _volume: LOCAL),
             slot=lambda _vm: SimpleNamespace(machine=SimpleNamespace(epoch=4)),
@@ -91,7 +97,7 @@ class World:
         self.brokers = Brokers(self.desk)  # type: ignore[arg-type]
         self.broker = FakeBroker()
         self.brokers._brokers["web"] = self.broker  # type: ignore[assignment]
-        self.brokers._listeners["web"] = SimpleNamespace(close=lambda: None)  # type: ignore[assignment]
+        self.brokers._sockets._listeners["web"] = SimpleNamespace(close=lambda: None)  # type: ignore[assignment]
         monkeypatch.setattr(broker_disks, "image_info", self._info)
 
     async def _route(self, _vm: str, _broker: Any, *, epoch: int) -> dict[str, Any]:

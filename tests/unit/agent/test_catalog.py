@@ -13,6 +13,7 @@ import pytest
 from godwit.agent import catalog as room
 from godwit.agent.catalog import Catalog
 from godwit.agent.facts import seen_volumes
+from godwit.host.config import QemuConfig
 
 
 def test_only_directories_are_volumes(tmp_path: Path) -> None:
@@ -50,7 +51,12 @@ async def test_one_that_hangs_holds_one_thread_and_nobody_else(
     tmp_path: Path, hanging: Hanging
 ) -> None:
     paths = SimpleNamespace(volumes=tmp_path)
-    config = SimpleNamespace(paths=paths, tls=SimpleNamespace(dir=tmp_path))
+    config = SimpleNamespace(
+        paths=paths,
+        tls=SimpleNamespace(dir=tmp_path),
+        qemu=QemuConfig(),
+        storage=SimpleNamespace(ceph_conf=tmp_path / "ceph.conf"),
+    )
     equipment = SimpleNamespace(binary=SimpleNamespace(user=None))
     desk = SimpleNamespace(config=config, equipment=equipment, host="host1")
     catalog = Catalog(desk)  # type: ignore[arg-type]
