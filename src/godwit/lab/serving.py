@@ -63,6 +63,8 @@ _HOSTS: Final = Path("/etc/hosts")
 _RETRY_S: Final = 0.05
 
 # No Bind_addr: the node has one address. Graceless: no client of an earlier life to wait for.
+# Where a container may not mark a process as an IO flusher, version 6 would not start at all; an
+# older one does not know the word and says so in its log.
 GANESHA: Final = f"""\
 NFS_CORE_PARAM {{
     NFS_Port = 2049;
@@ -71,6 +73,7 @@ NFS_CORE_PARAM {{
     Enable_RQUOTA = false;
     Protocols = 3, 4;
     mount_path_pseudo = true;
+    allow_set_io_flusher_fail = true;
 }}
 NFSV4 {{
     Graceless = true;
