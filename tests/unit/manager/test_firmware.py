@@ -127,7 +127,7 @@ def test_a_clone_has_a_copy_of_its_own_also_when_it_is_linked() -> None:
 
 def test_a_checkpoint_has_them_and_a_volume_is_in_use_by_them() -> None:
     request = ask.CreateCheckpoint(name="web", checkpoint="one")
-    check_request(made(), request, running=True)
+    check_request(made(), request)
     firmware = made().firmware
     assert firmware is not None
     elsewhere = firmware.but(variables=firmware.variables.but(volume="other"))
