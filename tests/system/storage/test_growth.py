@@ -132,6 +132,7 @@ class Cut(DirectoryFiles):
     """Files of a host that loses its power before the so-manieth write in place."""
 
     def __init__(self, steps: int) -> None:
+        super().__init__()
         self.left = steps
 
     async def patch(self, path: Path, offset: int, content: bytes) -> None:

@@ -345,7 +345,7 @@ def test_luns_are_listed_measured_and_flushed(iscsi: Served) -> None:
                 disk.but(served={**(node or {}), "target": "iqn.2026-11.example:no"}),
                 user=iscsi.access.user,
             )
-        with pytest.raises(Refused, match="holds LUNs and no files"):
+        with pytest.raises(Refused, match="of kind iscsi and holds no files"):
             await NoFiles(volume, iscsi.access).look(Path("/clusterstorage/luns/x"))
 
     iscsi.run(work)

@@ -77,7 +77,7 @@ async def start_peer(place: DaemonPlace, root: Path, credentials: Path) -> Async
         for peer in made:
             await peer.kill()
             peer.discard()
-            assert not list(peer.place.run.iterdir())
+            assert not peer.place.run.exists()
 
 
 def _with_tls(target: PeerTarget, credentials: Path, host: str = "h1") -> PeerTarget:

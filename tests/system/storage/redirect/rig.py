@@ -178,7 +178,7 @@ class World:
         await desk.brokers.start(self.vm, epoch=epoch)
         self.put_slot(desk, epoch)
         client = await Client.open(
-            desk.brokers._path(VM), nodes.export_name(VM, "disk0"), reconnect_delay_s=600
+            desk.brokers._sockets.path(VM), nodes.export_name(VM, "disk0"), reconnect_delay_s=600
         )
         self.clients.append(client)
         return client

@@ -340,7 +340,7 @@ async def _client(world: World) -> object:
 
     from godwit.storage import nodes
 
-    path = world.desks["h1"].brokers._path(VM)
+    path = world.desks["h1"].brokers._sockets.path(VM)
     client = await Client.open(path, nodes.export_name(VM, "disk0"))
     world.clients.append(client)
     return client
