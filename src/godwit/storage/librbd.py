@@ -15,6 +15,8 @@ RBD: Final = "librbd.so.1"
 PATIENCE_S: Final = 10
 """Seconds after which librados itself gives up; whoever asked may have done so before."""
 
+DIRECTORY: Final = b"rbd_directory"
+"""The object that lists a pool's images."""
 EXCLUSIVE_LOCK: Final = 1 << 2
 """The feature with which the one client that writes holds a lock, and everything built on it."""
 
@@ -44,6 +46,7 @@ def load() -> tuple[Any, Any]:
     rados.rados_ioctx_destroy.restype = None
     rados.rados_ioctx_set_namespace.argtypes = (_POINTER, _TEXT)
     rados.rados_ioctx_set_namespace.restype = None
+    rados.rados_stat.argtypes = (_POINTER, _TEXT, ctypes.POINTER(_U64), ctypes.POINTER(_U64))
     rbd.rbd_open_read_only.argtypes = (_POINTER, _TEXT, out, _TEXT)
     rbd.rbd_get_size.argtypes = (_POINTER, ctypes.POINTER(_U64))
     rbd.rbd_get_features.argtypes = (_POINTER, ctypes.POINTER(_U64))
@@ -109,8 +112,16 @@ class Pool:
         return int(size.value)
 
     def space(self) -> dict[str, int]:
-        """What the whole cluster holds, in bytes; replicas count each."""
-        found = _Space()
+        """What the whole cluster holds, in bytes; replicas count each.
+
+        The monitors say so; that one of the pool's OSDs answers, too, is asked for first.
+        """
+        found, size, changed = _Space(), _U64(), _U64()
+        asked = self._rados.rados_stat(
+            self._io, DIRECTORY, ctypes.byref(size), ctypes.byref(changed)
+        )
+        if asked != -errno.ENOENT:  # an empty pool has no directory, and its OSD said so
+            self._checked(asked, "the pool does not answer")
         self._checked(
             self._rados.rados_cluster_stat(self._cluster, ctypes.byref(found)),
             "Ceph does not say how much room there is",

@@ -30,6 +30,7 @@ from godwit.storage.librbd import Pool
 PIECE = 1 << 20
 BLOCK = 4096
 _PR_SET_PDEATHSIG = 1
+_POOLS: dict[tuple[str, ...], Pool] = {}
 
 Operation = Callable[[dict[str, Any]], Any]
 
@@ -84,11 +85,16 @@ def _luns(portal: str, target: str, initiator: str) -> dict[str, int]:
 
 def _in_pool(ask: dict[str, Any], work: Callable[[Pool], Any]) -> Any:
     where = {word: str(ask[word]) for word in ("client", "conf", "namespace")}
-    pool = Pool(str(ask["pool"]), **where)
+    key = (str(ask["pool"]), *where.values())
     try:
-        return work(pool)
-    finally:
-        pool.close()
+        # A session is kept: hosts look at a volume in use more than twice a second.
+        if key not in _POOLS:
+            _POOLS[key] = Pool(key[0], **where)
+        return work(_POOLS[key])
+    except OSError:
+        if key in _POOLS:
+            _POOLS.pop(key).close()
+        raise
 
 
 def _flush_lun(ask: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
     nfs    a real write, COMMIT and read of a file of this host's below ``.godwit``, and the sizes
     iscsi  login, TEST UNIT READY and READ CAPACITY of every LUN; never a write: all is the guests'
-    rbd    login, the pool, and how much room the cluster has; never a write, for the same reason
+    rbd    an object of the pool, and how much room the cluster has; never a write, for that reason
 
 As `godwit.storage.paths` asks it of a directory, in a process that may be killed. Nothing of it
 hangs in the kernel, so one that was killed is gone, and the next look starts another one.

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
@@ -37,6 +37,11 @@ class Ceph:
     home: Path
     netns: str
     address: str
+    daemons: list[Process] = field(default_factory=list)
+
+    def signal_osd(self, number: int) -> None:
+        """Stop the OSD, or let it go on."""
+        os.kill(self.daemons[-1].pid, number)
 
     def config(self, keyring: str) -> str:
         """What a client has to know."""
@@ -62,22 +67,21 @@ def one_node(netns: str, address: str) -> Iterator[Ceph]:
     """Raise it, with an empty pool; ended with all it had at the end."""
     home = Path(tempfile.mkdtemp(prefix="godwit-ceph-"))
     ceph = Ceph(home, netns, address)
-    daemons: list[Process] = []
     try:
-        _monitor(ceph, daemons)
-        _osd(ceph, daemons)
+        _monitor(ceph)
+        _osd(ceph)
         ceph.do("ceph", "osd", "pool", "create", POOL, "8")
         ceph.do("ceph", "osd", "pool", "application", "enable", POOL, "rbd")
         yield ceph
     finally:
-        for process in reversed(daemons):
+        for process in reversed(ceph.daemons):
             kill(process)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(process.pid, 0)
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _monitor(ceph: Ceph, daemons: list[Process]) -> None:
+def _monitor(ceph: Ceph) -> None:
     home, fsid = ceph.home, str(uuid4())
     for folder in ("mon", "osd", "run"):
         (home / folder).mkdir()
@@ -101,17 +105,17 @@ def _monitor(ceph: Ceph, daemons: list[Process]) -> None:
     make = ["monmaptool", "--create", "--addv", "a", where, "--fsid", fsid, monmap]
     run(make, timeout=_TIMEOUT)
     ceph.do("ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", keyring)
-    daemons.append(_daemon(ceph, "ceph-mon", "a"))
+    ceph.daemons.append(_daemon(ceph, "ceph-mon", "a"))
 
 
-def _osd(ceph: Ceph, daemons: list[Process]) -> None:
+def _osd(ceph: Ceph) -> None:
     home, uuid = ceph.home, str(uuid4())
     ceph.do("ceph", "osd", "new", uuid)  # waits until the monitor answers
     caps = ("mon", "allow profile osd", "osd", "allow *", "mgr", "allow profile osd")
     key = ceph.do("ceph", "auth", "get-or-create", "osd.0", *caps)
     (home / "osd" / "keyring").write_text(key)
     ceph.do("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", uuid)
-    daemons.append(_daemon(ceph, "ceph-osd", "0"))
+    ceph.daemons.append(_daemon(ceph, "ceph-osd", "0"))
 
 
 def _daemon(ceph: Ceph, program: str, name: str) -> Process:

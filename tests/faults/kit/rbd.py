@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ def run(cluster: Cluster, *, moves: int = 20, say: Say = tell) -> Section:
             section.figures[tier] = _moved(cluster, ceph, tier, moves, say)
             _judge(section, tier, section.figures[tier], moves)
         _no_secret(cluster, ceph, section)
+        _frozen(cluster, ceph, section)
         cluster.client.wait(cluster.client.volumes.delete(VOLUME))
     return section
 
@@ -126,6 +129,28 @@ def _judge(section: Section, tier: str, found: dict[str, Any], moves: int) -> No
     figures = {word: found[word] for word in ("lost", "torn", "acknowledged")}
     section.judge(f"{tier}: 0 lost, 0 torn acknowledged records", whole, figures)
     section.judge(f"{tier}: the image stays", found["image_stays"], found["image_stays"])
+
+
+def _frozen(cluster: Cluster, ceph: Ceph, section: Section) -> None:
+    """An OSD that stands still, while the monitor answers."""
+    ceph.signal_osd(signal.SIGSTOP)
+    try:
+        seen = _await_state(cluster, "unavailable")
+    finally:
+        ceph.signal_osd(signal.SIGCONT)
+    section.judge("an OSD that does not answer is noticed", "unavailable" in seen, seen)
+    seen = _await_state(cluster, "direct")
+    section.judge("and that it is back", "direct" in seen, seen)
+
+
+def _await_state(cluster: Cluster, wanted: str) -> str:
+    """What a host says of the volume, once it is that; the last word after a minute."""
+    until = time.monotonic() + 60.0
+    while True:
+        one = cluster.client.volumes.get(VOLUME).hosts["host1"]
+        if one.state.value == wanted or time.monotonic() > until:
+            return f"{one.state.value}: {one.reason}"
+        time.sleep(0.2)  # the list of volumes tells nobody that it changed
 
 
 def _no_secret(cluster: Cluster, ceph: Ceph, section: Section) -> None:
