@@ -14,7 +14,7 @@ from godwit.qemu.blocks import stored_size
 from godwit.qemu.launch import Binary
 from godwit.qemu.layout import broker_id
 from godwit.storage.broker_daemon import DaemonPlace, end_recorded, forget_recorded
-from godwit.storage.broker_life import LABEL
+from godwit.storage.broker_life import LABEL, Opening
 from godwit.storage.broker_record import load_broker
 from godwit.storage.images import image_info
 from godwit.storage.nodes import BrokerDisk, Node
@@ -47,6 +47,14 @@ def broker_disk(disk: Disk, served: Node | None = None) -> BrokerDisk:
         backing=disk.backing,
         volume=disk.volume,
     )
+
+
+def first_opening(disk: BrokerDisk, epoch: int) -> Opening:
+    """How its gate opens when nobody here knows of a broker before: that one may have died. Pure.
+
+    With its host, for one. What it wrote is lost or on the disk then, but a VHDX has to be mended.
+    """
+    return Opening(epoch, after_crash=disk.format == "vhdx")
 
 
 def broker_place(desk: Desk, vm: str) -> DaemonPlace:

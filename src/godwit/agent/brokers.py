@@ -24,6 +24,7 @@ from godwit.agent.broker_disks import (
     brokered,
     delivered,
     end_left_over,
+    first_opening,
     settle_growth,
 )
 from godwit.agent.broker_sockets import BrokerSockets
@@ -72,7 +73,7 @@ class Brokers:
         place = broker_place(self._desk, vm.name)
         place.run.mkdir(parents=True, exist_ok=True, mode=0o700)
         place.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        opening = {disk.id: Opening(epoch=epoch) for disk in disks} if epoch is not None else {}
+        opening = {one.id: first_opening(one, epoch) for one in disks} if epoch is not None else {}
         listener = self._sockets.listen(vm.name)
         try:
             broker = await Broker.start(
@@ -106,7 +107,8 @@ class Brokers:
                 await broker.acquire(broker_id(disk), epoch=epoch)
                 return
             try:
-                await broker.add_disk(self._disk(disk), Opening(epoch=epoch))
+                served = self._disk(disk)
+                await broker.add_disk(served, first_opening(served, epoch))
             except BaseException:
                 await asyncio.shield(broker.remove_disk(broker_id(disk), force=True))
                 raise

@@ -1,11 +1,11 @@
-"""Syncs an image that a daemon left without closing it, before another daemon serves it.
+"""Syncs and mends an image that a daemon left without closing it, before another one serves it.
 
 A new daemon's flush reaches only what it has written itself: QEMU skips a flush of a node that was
 not written to. Writes which a dead daemon had acknowledged would stay in the cache of the disk or
 the file server although the guest was told "flushed".
 
 The sync runs as a process of its own: on a path that hangs it hangs in the kernel, and nobody but
-it may wait there.
+it may wait there. So does the mending (`godwit.storage.mend`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from godwit.host.errors import ProgramMissing
 from godwit.host.process import kill, spawn, wait_exit
 from godwit.model.errors import OperationFailed
+from godwit.storage.mend import mend
 from godwit.storage.nodes import BrokerDisk
 from godwit.storage.remote import Child, Server
 
@@ -55,23 +56,30 @@ async def settle(
 async def settle_disk(
     disk: BrokerDisk, *, user: tuple[int, int] | None = None, timeout: float = SETTLE_TIMEOUT
 ) -> None:
-    """As `settle`, for a disk wherever it lies: a file server or a target is told to write."""
+    """As `settle`, for a disk wherever it lies: a file server or a target is told to write.
+
+    The image is mended after that, so nobody may have it open, here or elsewhere.
+    """
     node = disk.served
+    ask: dict[str, Any] = {}
     if node is None:
         await settle(disk.path, user=user, timeout=timeout)
-        return
-    if node["driver"] == "rbd":
+        child, path = Child(Server(user=user)), disk.path
+    elif node["driver"] == "rbd":
         return  # opened past librbd's cache: what it answered, Ceph has on its media
-    if node["driver"] == "nfs":
+    elif node["driver"] == "nfs":
         folder, _, name = str(node["path"]).rpartition("/")
         child = Child(Server(str(node["server"]["host"]), folder or "/", user))
-        ask: dict[str, Any] = {"op": "sync", "path": f"/{name}"}
+        path, ask = f"/{name}", {"op": "sync", "path": f"/{name}"}
     else:
-        child = Child(Server(user=user))
+        child, path = Child(Server(user=user)), ""
         words = {"portal": node["portal"], "target": node["target"], "lun": node["lun"]}
         ask = {"op": "flush-lun", "initiator": node["initiator-name"], **words}
     try:
-        await child.ask(**ask, timeout=timeout)
+        if ask:
+            await child.ask(**ask, timeout=timeout)
+        if path:
+            await mend(disk, child, path, timeout=timeout)
     except OSError as error:
         raise OperationFailed(
             f"the sync of {disk.path} failed: {error.strerror or error}",

@@ -46,6 +46,7 @@ from godwit.storage.remote import Child, Server
 from godwit.storage.served import NoFiles, ServedFiles
 from godwit.storage.served_paths import ServedProber, list_luns
 from godwit.storage.settle import settle_disk
+from godwit.storage.vhdx_log import HEADER_BYTES, HEADERS, find_mark, with_checksum
 
 T = TypeVar("T")
 SBIN = "/usr/sbin:/usr/bin"
@@ -379,6 +380,33 @@ def test_a_synced_image_is_synced_on_the_server(nfs: Served) -> None:
         await files.remove(path)
         with pytest.raises(OperationFailed, match="the sync of"):
             await settle_disk(disk, user=nfs.access.user)
+
+    nfs.run(work)
+
+
+def test_a_vhdx_there_is_mended(nfs: Served) -> None:
+    """Marked as by a daemon that was killed before it wrote its log (`godwit.storage.vhdx_log`)."""
+
+    async def work() -> None:
+        files, path = nfs.files(), SHARED / "marked.vhdx"
+        await images.create_image(path, format="vhdx", size_bytes=8 * MIB, files=files)
+        node: dict[str, Any] | None = files.node(path)
+        disk = BrokerDisk(id="d", path=str(path), format="vhdx", size_bytes=8 * MIB, served=node)
+
+        async def headers() -> tuple[bytes, bytes]:
+            first, second = [await files.read(path, at, HEADER_BYTES) for at in HEADERS]
+            return first, second
+
+        for at, head in zip(HEADERS, await headers(), strict=True):
+            marked = head[:48] + uuid.uuid4().bytes + head[64:]
+            await files.patch(path, at, with_checksum(marked))
+        assert find_mark(*await headers()) is not None
+        await settle_disk(disk, user=nfs.access.user)
+        mended = await headers()
+        assert find_mark(*mended) is None
+        await settle_disk(disk, user=nfs.access.user)
+        assert await headers() == mended
+        assert not (await images.check(path, format="vhdx", files=files)).damaged
 
     nfs.run(work)
 

@@ -14,7 +14,9 @@ from godwit.agent import brokers as room
 from godwit.agent.brokers import Brokers
 from godwit.model.errors import OperationFailed, Refused
 from godwit.model.vm import Disk
+from godwit.storage.broker_life import Opening
 from godwit.storage.files import LOCAL
+from godwit.storage.nodes import BrokerDisk
 
 MIB = 1 << 20
 DISK = Disk(
@@ -172,3 +174,35 @@ async def test_a_daemon_that_was_at_work_is_not_taken_for_frozen(
     world.broker.silent = 2  # now it is
     await asyncio.wait_for(watching, timeout=5)
     assert world.broker.steps == ["ended"]
+
+
+async def test_a_vhdx_is_looked_at_before_it_is_opened(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A VM starts, or gets a disk: whoever had the image open before may have died with a host."""
+    world = World(monkeypatch)
+    opened: dict[str, bool] = {}
+
+    async def start(*_place: Any, opening: dict[str, Opening], **_more: Any) -> FakeBroker:
+        opened.update({disk: one.after_crash for disk, one in opening.items()})
+        return world.broker
+
+    async def add(disk: BrokerDisk, opening: Opening) -> None:
+        opened[disk.id] = opening.after_crash
+
+    place = SimpleNamespace(run=tmp_path / "run", state=tmp_path / "state")
+    monkeypatch.setattr(room, "broker_place", lambda _desk, _vm: place)
+    monkeypatch.setattr(room.Broker, "start", start)
+    monkeypatch.setattr(world.brokers, "_disk", broker_disks.broker_disk)
+    listen = SimpleNamespace(listen=lambda _vm: None, path=lambda _vm: tmp_path / "sock")
+    monkeypatch.setattr(world.brokers, "_sockets", listen)
+    world.broker.add_disk = add  # type: ignore[attr-defined]
+    vhd = DISK.but(id="disk1", format="vhd", serial="GW1", lun=1)
+    vm = SimpleNamespace(name="new", disks=(DISK, vhd))
+
+    await world.brokers.start(vm, epoch=4)  # type: ignore[arg-type]
+    assert list(opened.values()) == [True, False]
+    opened.clear()
+    for disk in (DISK.but(id="disk2"), vhd.but(id="disk3")):
+        await world.brokers.add(vm, disk, epoch=4)  # type: ignore[arg-type]
+    assert list(opened.values()) == [True, False]
