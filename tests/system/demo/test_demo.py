@@ -141,7 +141,7 @@ def test_killed_in_the_middle_it_starts_over_clean(demo: Demo) -> None:
     assert "another demonstration is running" in rest(third)
     assert third.wait() == 4
 
-    until(second, "✓ control, host1, host2")
+    until(second, "host1, host2: namespaces and supervisors")
     second.send_signal(signal.SIGTERM)
     assert "✓ nothing is left" in rest(second)
     assert second.wait() == 128 + signal.SIGTERM
