@@ -269,13 +269,14 @@ def _facts() -> dict[str, Any]:
     }
 
 
-def _before(proof: Path, commit: str) -> dict[str, Any]:
-    """The sections of an earlier run on the same commit, when there are any."""
+def _before(proof: Path, issue: str) -> dict[str, Any]:
+    """The sections of earlier runs, each with the commit that it is of."""
     try:
         kept = json.loads(proof.read_text())
     except (FileNotFoundError, ValueError):
         return {}
-    return dict(kept.get("sections", {})) if kept.get("commit") == commit else {}
+    found = {name: part for name, part in kept["sections"].items() if name in ISSUES[issue]}
+    return {name: {"commit": kept["commit"], **part} for name, part in found.items()}
 
 
 def _write(issue: str, commit: str, facts: dict[str, Any], done: dict[str, Any]) -> None:
@@ -285,7 +286,8 @@ def _write(issue: str, commit: str, facts: dict[str, Any], done: dict[str, Any])
         "commit": commit,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": facts,
-        "complete": set(done) == set(sections),
+        "complete": {part["commit"] for part in done.values()} == {commit}
+        and set(done) == set(sections),
         "criteria": [c for name in sections if name in done for c in done[name]["criteria"]],
         "sections": {name: done[name] for name in sections if name in done},
     }
@@ -337,10 +339,10 @@ def main() -> int:
     changed = _git("status", "--porcelain", "--", ".", ":!docs/proof")
     commit = _git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     facts = _facts()
-    done = _before(_proof(given.issue), commit) if given.only else {}
+    done = _before(_proof(given.issue), given.issue) if given.only else {}
     start = time.monotonic()
     for name in names:
-        done[name] = _carry_out(name, sections[name])
+        done[name] = {"commit": commit, **_carry_out(name, sections[name])}
         _write(given.issue, commit, facts, done)
     bad = [c["text"] for name in names for c in done[name]["criteria"] if not c["pass"]]
     tell(f"{len(names)} sections in {time.monotonic() - start:.0f} s, {len(bad)} criteria fail")

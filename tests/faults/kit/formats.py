@@ -55,19 +55,29 @@ def moved_in_turn(
 ) -> dict[str, dict[str, Any]]:
     """The same of several VMs, one for each kind and its disk, that are moved turn by turn.
 
-    So what the machine does beside it meets all of them alike.
+    So what the machine does beside it meets all of them alike. Whose turn it is not stands paused:
+    five writers on two cores would measure each other.
     """
-    guests = {kind: _writing(cluster, kind, disk) for kind, disk in disks.items()}
+    guests = {}
+    for kind, disk in disks.items():
+        guests[kind] = _writing(cluster, kind, disk)
+        cluster.client.wait(cluster.client.vms.pause(f"disk-{kind}"))
     done: dict[str, list[dict[str, Any]]] = {kind: [] for kind in disks}
     for number in range(moves):
         for kind, guest in guests.items():
-            # It has something to answer while it moves; the others are left in peace.
-            with watching(cluster.netns, guest.address):
+            cluster.client.wait(cluster.client.vms.resume(f"disk-{kind}"))
+            with watching(cluster.netns, guest.address):  # it has something to answer
                 done[kind].append(_one_move(cluster, kind, guest))
+            cluster.await_task(f"disk-{kind}")  # the record is final a moment earlier
+            cluster.client.wait(cluster.client.vms.pause(f"disk-{kind}"))
             last = done[kind][-1]
             dark = last["blackout_ms"]
             say(f"{kind} {number + 1}/{moves}: {last['outcome']}, dark {dark} ms")
-    return {kind: _ended(cluster, kind, guests[kind], done[kind]) for kind in disks}
+    ended = {}
+    for kind, guest in guests.items():
+        cluster.client.wait(cluster.client.vms.resume(f"disk-{kind}"))
+        ended[kind] = _ended(cluster, kind, guest, done[kind])
+    return ended
 
 
 def _writing(cluster: Cluster, kind: str, disk: str) -> Guest:
