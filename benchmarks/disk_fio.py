@@ -224,6 +224,8 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(FORMATS), help="some formats: raw,vhdx")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
+    if unknown := set(given.only.split(",")) - set(FORMATS):
+        parser.error(f"no format {min(unknown)!r}; there are: {', '.join(FORMATS)}")
     try:
         with raised(tell, rate="1gbit", volumes=("other",)) as ground, _client(ground) as client:
             bench = Bench(ground, client, tuple(given.only.split(",")))
