@@ -152,11 +152,11 @@ async def _end(daemon: Broker | PeerExport) -> None:
 def _direct(disk: Disk) -> str:
     """The nodes QEMU gets, one inside the other. VHD and VHDX: what their drivers alone do."""
     if tier_of(disk) == "brokered":
-        file = {"driver": "file", "filename": disk.path, "cache": {"direct": True}}
+        plain = {"driver": "file", "filename": disk.path, "cache": {"direct": True}}
         driver = nodes.image_node(
             BrokerDisk(id="d", path=disk.path, format=disk.format, size_bytes=SIZE)
         )["driver"]
-        return "json:" + json.dumps({"driver": driver, "file": file})
+        return "json:" + json.dumps({"driver": driver, "file": plain})
     file, image = blocks.disk_nodes(disk, vm=VM, aio="native")
     file = {key: value for key, value in file.items() if key != "node-name"}
     image = {key: value for key, value in image.items() if key != "node-name"}

@@ -35,7 +35,7 @@ import report
 import virsh
 from ground import Ground, raised
 from measure import Machine, Peer, Row, measured
-from peers import Floor, Godwit, Virsh, choose_limit
+from peers import VIRSH, VIRSH_APART, Floor, Godwit, Virsh, choose_limit
 
 from godwit.model.errors import GodwitError
 
@@ -49,8 +49,13 @@ BUDGET_MS = 300
 VIRSH_FORCED_AT_S = 45
 HOT_TIMEOUT_S = 300.0
 IDLE_VMS, COST_S = 4, 20.0
-ADDRESSES = {"godwit": "10.91.0.101", "floor": "10.91.0.102",
-             "floor, TLS": "10.91.0.103", "virsh": "10.91.0.104"}  # fmt: skip
+ADDRESSES = {
+    "godwit": "10.91.0.101",
+    "floor": "10.91.0.102",
+    "floor, TLS": "10.91.0.103",
+    VIRSH: "10.91.0.104",
+    VIRSH_APART: "10.91.0.105",
+}
 AGAINST = {"hot": ("godwit --allow-postcopy", "godwit --allow-throttle")}
 """Which cases of a scenario are held against the other peers'; else the one named godwit."""
 _FULL = Path("docs/proof/bench-A.json")
@@ -65,7 +70,7 @@ class Bench:
         self._options = options
         self._stack = contextlib.ExitStack()
         self._floors: list[Floor] = []
-        self._virsh: Virsh | None = None
+        self._virsh: list[Virsh] = []
         self.godwit = Godwit(ground, ADDRESSES["godwit"])
         self.machine: Machine | None = None
         self.rows: dict[str, list[Row]] = {}
@@ -119,16 +124,19 @@ class Bench:
         if lacks or self._options.no_virsh:
             say(f"without virsh: {lacks or '--no-virsh'}")
             return
-        try:
-            self._virsh = Virsh(self._ground, ADDRESSES["virsh"], machine)
-        except virsh.VirshError as error:
-            say(f"without virsh: {error}")
-            return
-        self._stack.callback(self._virsh.stop)
-        say(f"two libvirtd are up: {self._virsh.pair.version()}")
+        for groups in (True, False):
+            address = ADDRESSES[VIRSH if groups else VIRSH_APART]
+            try:
+                pair = Virsh(self._ground, address, machine, groups=groups)
+            except virsh.VirshError as error:
+                say(f"without virsh ({'as it comes' if groups else 'groups apart'}): {error}")
+                continue
+            self._stack.callback(pair.stop)
+            self._virsh.append(pair)
+            say(f"two libvirtd are up ({pair.name}): {pair.pair.version()}")
 
     def _peers(self) -> list[Peer]:
-        return [self.godwit, *self._floors, *([self._virsh] if self._virsh else [])]
+        return [self.godwit, *self._floors, *self._virsh]
 
     def _boot_all(self, memory_mib: int) -> None:
         for peer in self._peers():
@@ -163,13 +171,13 @@ class Bench:
             (self.godwit, "godwit --allow-postcopy", (*budget, "--allow-postcopy")),
             (self.godwit, "godwit --allow-throttle", (*budget, "--allow-throttle")),
         ]
-        if self._virsh is not None:
+        if self._virsh:
             forced = ("--timeout", str(VIRSH_FORCED_AT_S), "--timeout-suspend")
             postcopy = ("--postcopy", "--postcopy-after-precopy")
-            plans.append((self._virsh, f"virsh, forced at {VIRSH_FORCED_AT_S} s", forced))
-            plans.append((self._virsh, "virsh --postcopy", postcopy))
-        for idle_floor in self._floors:
-            idle_floor.end()
+            plans.append((self._virsh[0], f"virsh, forced at {VIRSH_FORCED_AT_S} s", forced))
+            plans.append((self._virsh[0], "virsh --postcopy", postcopy))
+        for other in self._peers()[1:]:
+            other.end()
         rows = self.rows.setdefault("hot", [])
         for number in range(self._options.hot_rounds):
             for peer, case, options in plans:

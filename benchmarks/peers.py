@@ -22,6 +22,10 @@ from ground import HOSTS, Ground
 from measure import SETTLE_S, Machine, Trip, measured
 
 GROUP = "peer"
+VIRSH = "virsh"
+"""libvirt as it comes."""
+VIRSH_APART = "virsh, groups apart"
+"""libvirt without control groups: two of one machine have none in common."""
 
 
 class Godwit:
@@ -188,22 +192,31 @@ def choose_limit(
 
 
 class Virsh:
-    """(c) `virsh migrate --live --p2p`; its total is the command's, from start to end."""
+    """(c) `virsh migrate --live --p2p`; its total is the command's, from start to end.
 
-    name = "virsh"
+    `groups`: as libvirt comes, with what two libvirtd of one machine cost each other by it.
+    """
 
-    def __init__(self, ground: Ground, address: str, machine: Machine) -> None:
+    def __init__(
+        self, ground: Ground, address: str, machine: Machine, *, groups: bool = True
+    ) -> None:
         """Starts both libvirtd."""
+        self.name = VIRSH if groups else VIRSH_APART
+        self._mac = "52:54:00:be:76:01" if groups else "52:54:00:be:76:02"
+        self._domain = "bench" if groups else "bench-apart"
         self.address = address
         self._ground = ground
         self._machine = machine
         self.pair = virsh.Pair()
         try:
             for host in HOSTS:
-                root = ground.scratch / f"virsh-{host}"
-                address = ground.migration_address(host)
+                name = f"virsh-{host}" if groups else f"apart-{host}"
+                node = virsh.Node(
+                    name, ground.netns(host), ground.migration_address(host),
+                    ground.scratch / name, groups,
+                )  # fmt: skip
                 with ground.share(host, GROUP):
-                    self.pair.add(virsh.Node(f"virsh-{host}", ground.netns(host), address, root))
+                    self.pair.add(node)
         except BaseException:
             self.pair.stop()
             raise
@@ -212,9 +225,9 @@ class Virsh:
         machine = self._machine
         self.pair.boot(
             virsh.Domain(
-                "bench", self._ground.image.kernel_path, self._ground.image.initrd_path,
-                self._ground.append(self.address, "virsh"), memory_mib=memory_mib,
-                mac="52:54:00:be:76:01", machine=machine.machine,
+                self._domain, self._ground.image.kernel_path, self._ground.image.initrd_path,
+                self._ground.append(self.address, self._domain), memory_mib=memory_mib,
+                mac=self._mac, machine=machine.machine,
                 cpu=machine.cpu.partition("-v")[0],
                 hypervisor="kvm" if machine.accel.startswith("kvm") else "qemu",
             )

@@ -6,12 +6,13 @@ written. Its first process is this file as `virsh.py node DIR`; killing it ends 
 every QEMU it started, and its mounts vanish with it.
 
 Everything that could make libvirt slower and is no part of a move is off: no security driver, no
-control groups, no namespaces per QEMU, no log daemon, and no TLS (neither for the call nor for
-the stream). Calls from libvirtd to libvirtd and the stream go over the migration network.
+namespaces per QEMU, no log daemon, and no TLS (neither for the call nor for the stream). Calls from
+libvirtd to libvirtd and the stream go over the migration network.
 
-Control groups are off for fairness: two libvirtd that share a tree give both copies of a domain
-one group, and the source then waits a second for the group of the destination's running QEMU
-to go away before the move counts as done. Two real hosts never do.
+Control groups are on as libvirt comes (`Node.groups`), or off. Two libvirtd of one machine share a
+tree and give both copies of a domain one group: the source then waits a second for the group of the
+destination's running QEMU to go away before the move counts as done. Two real hosts never do, so
+the benchmark measures both and says which is which.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 DAEMON = "/usr/sbin/libvirtd"
-PORT = 16509
+PORT, PORT_WITHOUT_GROUPS = 16509, 16510
 READY_S = 60.0
 _PRIVATE = ("/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt")
 _RUN = "/run"
@@ -82,12 +83,21 @@ def _qemu_from_backports() -> bool:
 
 @dataclass(frozen=True)
 class Node:
-    """One libvirtd: in which network, under which name and address. `root` holds its files."""
+    """One libvirtd: in which network, under which name and address. `root` holds its files.
+
+    `groups`: it puts its QEMUs into control groups, as it does when nobody says otherwise.
+    """
 
     name: str
     netns: str
     address: str
     root: Path
+    groups: bool = True
+
+    @property
+    def port(self) -> int:
+        """Where it takes calls from the other one."""
+        return PORT if self.groups else PORT_WITHOUT_GROUPS
 
 
 @dataclass(frozen=True)
@@ -150,7 +160,9 @@ class Daemon:
         self.node = node
         self._log = node.root / "daemon.log"
         node.root.mkdir(parents=True)
-        plan = {**asdict(node), "root": str(node.root), "uuid": str(uuid.uuid4())}
+        plan = {
+            **asdict(node), "root": str(node.root), "uuid": str(uuid.uuid4()), "port": node.port,
+        }  # fmt: skip
         (node.root / "plan.json").write_text(json.dumps(plan))
         line = [
             "nsenter", f"--net=/run/netns/{node.netns}", "--",
@@ -255,7 +267,7 @@ class Pair:
         return [
             *self.daemons[self.at].enter(), "virsh", "--quiet", "--connect", "qemu:///system",
             "migrate", "--live", "--p2p", *options, self._domain.name,
-            f"qemu+tcp://{to.address}:{PORT}/system", "--migrateuri", f"tcp://{to.address}",
+            f"qemu+tcp://{to.address}:{to.port}/system", "--migrateuri", f"tcp://{to.address}",
         ]  # fmt: skip
 
     def settle(self) -> str:
@@ -314,15 +326,16 @@ def node_main(root: Path) -> int:
     configuration = Path("/etc/libvirt")
     daemon = {
         "listen_tls": 0, "listen_tcp": 1, "listen_addr": plan["address"],
-        "tcp_port": str(PORT), "auth_tcp": "none", "auth_unix_rw": "none",
+        "tcp_port": str(plan["port"]), "auth_tcp": "none", "auth_unix_rw": "none",
         "host_uuid": plan["uuid"],
     }  # fmt: skip
     driver: dict[str, object] = {
         "user": "root", "group": "root", "security_driver": "none", "dynamic_ownership": 0,
-        "remember_owner": 0, "namespaces": [], "cgroup_controllers": [],
-        "stdio_handler": "file", "migration_address": plan["address"],
-        "migration_host": plan["address"],
+        "remember_owner": 0, "namespaces": [], "stdio_handler": "file",
+        "migration_address": plan["address"], "migration_host": plan["address"],
     }  # fmt: skip
+    if not plan["groups"]:
+        driver["cgroup_controllers"] = []
     for name, values in (("libvirtd.conf", daemon), ("qemu.conf", driver)):
         # JSON's numbers, texts and lists are libvirt's too.
         lines = (f"{key} = {json.dumps(value)}\n" for key, value in values.items())
