@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -14,14 +14,17 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import urlopen
 
 import pytest
 
 from godwit.store.api import Store
 from godwit.store.client import StoreClient
+from godwit.store.errors import StoreUnavailable
 from godwit.store.memory import MemoryStore
 from godwit.wire.ca import ClusterCa, issue, write_identity
+
+from .etcd_rig import daemon_context, one_member
+from .faulty import FaultyProxy
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Rig:
     endpoint: str = ""
     tls: ssl.SSLContext | None = None
     memory: MemoryStore | None = None
+    certificates: Path | None = None  # of the store itself; none where it speaks no TLS
     opened: list[StoreClient] = field(default_factory=list)
 
     def client(self, endpoint: str = "", *, timeout: float = 5.0) -> Store:
@@ -129,12 +133,6 @@ def running(argv: list[str], ready: Callable[[], bool], **options: object) -> It
         process.wait(10)
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 @contextlib.contextmanager
 def _daemon_unix(directory: Path) -> Iterator[Rig]:
     path = directory / "s.sock"
@@ -154,32 +152,34 @@ def _daemon_tls(directory: Path) -> Iterator[Rig]:
         argv += ["--fd", str(sock.fileno())]
         with running(argv, lambda: True, pass_fds=(sock.fileno(),)):
             endpoint = f"https://127.0.0.1:{sock.getsockname()[1]}"
-            yield Rig("daemon-tls", endpoint, client_context(directory))
+            yield Rig("daemon-tls", endpoint, client_context(directory), certificates=directory)
 
 
 @contextlib.contextmanager
-def _etcd(directory: Path) -> Iterator[Rig]:
-    binary = shutil.which("etcd")
-    if binary is None:
-        pytest.skip("etcd is not installed (Debian package etcd-server)")
-    client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
-    argv = [binary, "--name", "one", "--data-dir", str(directory / "etcd")]
-    argv += ["--listen-client-urls", client, "--advertise-client-urls", client]
-    argv += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
-    argv += ["--initial-cluster", f"one={peer}", "--log-level", "error"]
+def _etcd_tls(directory: Path) -> Iterator[Rig]:
+    etcd = one_member(directory)
+    context = daemon_context(directory / "host")
+    try:
+        etcd.start()
+        asyncio.run(_serving(etcd.member.client_url, context))
+        yield Rig("etcd-tls", etcd.member.client_url, context, certificates=directory / "store")
+    finally:
+        etcd.end(signal.SIGTERM)
 
-    def healthy() -> bool:
-        try:
-            with urlopen(f"{client}/health", timeout=1) as answer:  # noqa: S310
-                return b'"true"' in answer.read()
-        except OSError:
-            return False
 
-    with (
-        (directory / "etcd.log").open("wb") as log,
-        running(argv, healthy, stdout=log, stderr=log),
-    ):
-        yield Rig("etcd", client)
+async def _serving(url: str, context: ssl.SSLContext) -> None:
+    client = StoreClient([url], ssl_context=context, timeout=1.0)
+    until = time.monotonic() + 20
+    try:
+        while True:
+            try:
+                await client.status()
+                return
+            except StoreUnavailable:
+                assert time.monotonic() < until, f"{url} does not serve"
+                await asyncio.sleep(0.02)  # it tells nobody but systemd
+    finally:
+        await client.aclose()
 
 
 @contextlib.contextmanager
@@ -187,7 +187,12 @@ def _memory(directory: Path) -> Iterator[Rig]:
     yield Rig("memory")
 
 
-_RIGS = {"memory": _memory, "daemon-unix": _daemon_unix, "daemon-tls": _daemon_tls, "etcd": _etcd}
+_RIGS = {
+    "memory": _memory,
+    "daemon-unix": _daemon_unix,
+    "daemon-tls": _daemon_tls,
+    "etcd-tls": _etcd_tls,
+}
 
 
 @pytest.fixture(scope="module", params=list(_RIGS))
@@ -220,6 +225,16 @@ async def proxy(rig: Rig) -> AsyncIterator[Proxy]:
     if not rig.endpoint:
         pytest.skip("the in-memory twin has no network to break")
     proxy = await Proxy(rig.endpoint).start()
+    yield proxy
+    await proxy.close()
+
+
+@pytest.fixture
+async def faulty(rig: Rig) -> AsyncIterator[FaultyProxy]:
+    if not rig.endpoint:
+        pytest.skip("the in-memory twin has no network to break")
+    proxy = FaultyProxy(rig.endpoint, tls=rig.tls, certificates=rig.certificates)
+    await proxy.start()
     yield proxy
     await proxy.close()
 

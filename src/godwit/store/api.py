@@ -229,6 +229,25 @@ class StoreStatus:
     db_size: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class MemberView:
+    """One endpoint's answer. ``status`` is None when there was none, and ``problem`` says why.
+
+    ``voters`` is how many voting members the cluster has as this one knows it, 0 when it was not
+    told.
+    """
+
+    endpoint: str
+    status: StoreStatus | None = None
+    voters: int = 0
+    problem: str = ""
+
+    @property
+    def leaderless(self) -> bool:
+        """It answered, and follows no leader. Silence is not an answer."""
+        return self.status is not None and self.status.leader == 0
+
+
 class Watch(Protocol):
     """Changes under a prefix in order, each revision once, over any number of reconnects.
 
@@ -308,6 +327,13 @@ class Store(Protocol):
 
     async def status(self, *, timeout: float | None = None) -> StoreStatus:
         """The state of the member that answers."""
+
+    async def members(self, *, timeout: float | None = None) -> tuple[MemberView, ...]:
+        """What every member says of itself, asked at once and each for itself.
+
+        Needs no majority and raises nothing of the store's: who does not answer within ``timeout``
+        seconds has a view that says so. :mod:`godwit.store.members` counts.
+        """
 
     async def compact(self, revision: int, *, timeout: float | None = None) -> None:
         """Forget the history before ``revision``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Sequence
 from math import ceil
@@ -11,6 +12,7 @@ from godwit.store.api import (
     Compare,
     KeyValue,
     Lease,
+    MemberView,
     Op,
     RangeResult,
     StoreStatus,
@@ -18,20 +20,27 @@ from godwit.store.api import (
     Watch,
 )
 from godwit.store.codec import Json
-from godwit.store.http import VerifyPeer
-from godwit.store.transport import Transport
-from godwit.store.watch import ClientWatch, High
+from godwit.store.high import High, Mark
+from godwit.store.http import Endpoint, MakeSocket, VerifyPeer
+from godwit.store.transport import HAS_LEADER, Transport
+from godwit.store.watch import ClientWatch
 
 _DEFAULT_TIMEOUT_S = 5.0
+_STATUS = "/v3/maintenance/status"
+_MEMBERS = "/v3/cluster/member/list"
 
 
 class StoreClient:
     """Implements :class:`godwit.store.api.Store`. One event loop only.
 
-    ``endpoints`` are ``unix:/path`` or ``https://host:port``; ``timeout`` is the default deadline
-    of a call in seconds. ``verify_peer`` gets the TLS object of each new connection and raises when
-    the peer is not the store; without it the context's own check decides. Connections are made
-    when first needed and kept.
+    ``endpoints`` are ``unix:/path`` or ``https://host:port``, one for each member, the one to ask
+    first in front; ``timeout`` is the default deadline of a call in seconds. ``verify_peer`` gets
+    the TLS object of each new connection and raises when the peer is not the store; without it the
+    context's own check decides. ``make_socket`` makes the sockets to members in another way.
+    Connections are made when first needed and kept.
+
+    What needs the cluster's consent is refused at once by an etcd member without a leader, and goes
+    to another member; see ``transport`` for what each kind of failure costs.
     """
 
     def __init__(
@@ -41,6 +50,7 @@ class StoreClient:
         ssl_context: ssl.SSLContext | None = None,
         server_hostname: str = "",
         verify_peer: VerifyPeer | None = None,
+        make_socket: MakeSocket | None = None,
         timeout: float = _DEFAULT_TIMEOUT_S,
     ) -> None:
         self._transport = Transport(
@@ -48,6 +58,7 @@ class StoreClient:
             ssl_context=ssl_context,
             server_hostname=server_hostname,
             verify_peer=verify_peer,
+            make_socket=make_socket,
         )
         self._timeout = timeout
         self._high = High()
@@ -141,16 +152,36 @@ class StoreClient:
         return watch
 
     async def status(self, *, timeout: float | None = None) -> StoreStatus:
-        answer = await self._call("/v3/maintenance/status", {}, timeout)
-        return StoreStatus(
-            revision=codec.header(answer),
-            member_id=codec.header(answer, "member_id"),
-            cluster_id=codec.header(answer, "cluster_id"),
-            leader=codec.number(answer, "leader"),
-            raft_term=codec.number(answer, "raftTerm"),
-            version=str(answer.get("version", "")),
-            db_size=codec.number(answer, "dbSize"),
-        )
+        # Asked without HAS_LEADER: a member may say that it has none.
+        return codec.decode_status(await self._call(_STATUS, {}, timeout, leader=False))
+
+    async def members(self, *, timeout: float | None = None) -> tuple[MemberView, ...]:
+        limit = self._timeout if timeout is None else timeout
+        asked = [self._view(endpoint, limit) for endpoint in self._transport.endpoints]
+        return tuple(await asyncio.gather(*asked))
+
+    async def _view(self, endpoint: Endpoint, timeout: float) -> MemberView:
+        floor = self._high.mark()
+        until = asyncio.get_running_loop().time() + timeout
+        try:
+            answer = await self._transport.call_at(
+                endpoint,
+                _STATUS,
+                b"{}",
+                timeout=timeout,
+                judge=lambda found: self._high.check(found, floor, ordered=False),
+            )
+            status = codec.decode_status(answer)
+        except errors.StoreError as error:
+            return MemberView(endpoint.url, problem=error.message)
+        left = until - asyncio.get_running_loop().time()
+        try:
+            # Version 3.5 would ask the leader otherwise.
+            body = codec.dump({"linearizable": False})
+            listed = await self._transport.call_at(endpoint, _MEMBERS, body, timeout=left)
+        except errors.StoreError:
+            return MemberView(endpoint.url, status)  # the embedded store has no such list
+        return MemberView(endpoint.url, status, codec.count_voters(listed))
 
     async def compact(self, revision: int, *, timeout: float | None = None) -> None:
         await self._call("/v3/kv/compaction", {"revision": str(revision)}, timeout, write=True)
@@ -163,19 +194,34 @@ class StoreClient:
     # -- inside
 
     async def _call(
-        self, path: str, body: Json, timeout: float | None, *, write: bool = False
+        self,
+        path: str,
+        body: Json,
+        timeout: float | None,
+        *,
+        write: bool = False,
+        leader: bool = True,
+        ordered: bool = False,
     ) -> Json:
-        limit = self._timeout if timeout is None else timeout
-        return await self._transport.call(path, codec.dump(body), write=write, timeout=limit)
+        """Ask; ``ordered``: the answer must be as new as everything answered before it began."""
+        floor = self._high.mark()
+        return await self._transport.call(
+            path,
+            codec.dump(body),
+            write=write,
+            timeout=self._timeout if timeout is None else timeout,
+            judge=lambda answer: self._judge(answer, floor, ordered=ordered),
+            extra=HAS_LEADER if leader else "",
+        )
+
+    def _judge(self, answer: Json, floor: Mark, *, ordered: bool) -> None:
+        self._high.check(answer.get("result", answer), floor, ordered=ordered)
 
     async def _ordered(self, path: str, body: Json, timeout: float | None, *, write: bool) -> Json:
-        """A call whose answer must be at least as new as everything answered before it began."""
-        floor = self._high.mark()
-        answer = await self._call(path, body, timeout, write=write)
-        self._high.check(answer, floor)
-        return answer
+        return await self._call(path, body, timeout, write=write, ordered=True)
 
     async def _range(self, body: Json, linearizable: bool, timeout: float | None) -> Json:
         if linearizable:
             return await self._ordered("/v3/kv/range", body, timeout, write=False)
-        return await self._call("/v3/kv/range", body | {"serializable": True}, timeout)
+        body |= {"serializable": True}
+        return await self._call("/v3/kv/range", body, timeout, leader=False)

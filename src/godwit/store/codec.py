@@ -18,6 +18,7 @@ from godwit.store.api import (
     Op,
     OpKind,
     OpResult,
+    StoreStatus,
     TxnResult,
     WatchBatch,
     WatchEvent,
@@ -181,3 +182,21 @@ def decode_events(body: Json) -> list[WatchBatch]:
         event = _decode_event(one)
         groups.setdefault(event.kv.mod_revision, []).append(event)
     return [WatchBatch(revision, tuple(events)) for revision, events in sorted(groups.items())]
+
+
+def decode_status(body: Json) -> StoreStatus:
+    """A StatusResponse."""
+    return StoreStatus(
+        revision=header(body),
+        member_id=header(body, "member_id"),
+        cluster_id=header(body, "cluster_id"),
+        leader=number(body, "leader"),
+        raft_term=number(body, "raftTerm"),
+        version=str(body.get("version", "")),
+        db_size=number(body, "dbSize"),
+    )
+
+
+def count_voters(body: Json) -> int:
+    """How many members of a MemberListResponse vote; learners do not."""
+    return sum(not member.get("isLearner", False) for member in body.get("members", ()))

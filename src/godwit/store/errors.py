@@ -11,6 +11,7 @@
     ├── StoreDenied             this identity may not: a person must look
     ├── StoreFull               no room for the write; nothing was done
     ├── StoreRolledBack         the store went back in time: stop and let a person look
+    │   └── StoreMemberRolledBack   … one member did: what it says is not used
     └── StoreRefused            the request itself is wrong; the same request fails again
         ├── LeaseNotFound
         └── LeaseExists
@@ -91,6 +92,13 @@ class StoreRolledBack(StoreError):
 
     code = "store-rolled-back"
     default_hint = "The store was restored from a copy; raise all epochs before going on."
+
+
+class StoreMemberRolledBack(StoreRolledBack):
+    """A member's own raft term went backwards: its disk was put back, it may have voted twice."""
+
+    code = "store-member-rolled-back"
+    default_hint = "Remove this member from the store and add it anew with an empty disk."
 
 
 class StoreRefused(StoreError):

@@ -13,12 +13,19 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
+from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from godwit.store.errors import StoreDenied, StoreRefused
 
 # Judges the peer after the handshake; raises when it is not the store.
 VerifyPeer = Callable[[ssl.SSLObject], object]
+# Makes the socket, not yet connected, for a member's host: a lab's lies in another namespace.
+MakeSocket = Callable[[str], socket.socket]
+
+# A question that a member answers out of its own head: etcd's /health writes to the raft log.
+HARMLESS: Final = "/version"
 
 _LIMIT = 1 << 20
 _MAX_BODY = 64 << 20
@@ -70,9 +77,9 @@ class Connection:
         poll.register(self._sock, select.POLLIN)
         return not poll.poll(0)
 
-    async def exchange(self, path: str, body: bytes | None) -> Answer:
+    async def exchange(self, path: str, body: bytes | None, *, extra: str = "") -> Answer:
         """One request (POST, or GET without a body) and its whole answer."""
-        answer, length = await self.begin(path, body)
+        answer, length = await self.begin(path, body, extra=extra)
         if length is None:
             answer.body = await self._chunks()
         elif length:
@@ -186,6 +193,8 @@ class Endpoint:
     tls: ssl.SSLContext | None = None
     server_hostname: str = ""
     verify_peer: VerifyPeer | None = None
+    make_socket: MakeSocket | None = None
+    heard_at: float = -inf  # the loop's time when something last came from the member's process
     idle: list[Connection] = field(default_factory=list)
 
     async def acquire(self, *, fresh: bool = False) -> Connection:
@@ -203,16 +212,13 @@ class Endpoint:
         if self.unix_path:
             reader, writer = await asyncio.open_unix_connection(self.unix_path, limit=_LIMIT)
         else:
-            name = (self.server_hostname or self.host) if self.tls else None
-            reader, writer = await asyncio.open_connection(
-                self.host, self.port, ssl=self.tls, server_hostname=name, limit=_LIMIT
-            )
+            reader, writer = await self._open()
             _tune(writer.get_extra_info("socket"))
         connection = Connection(reader, writer, self.host)
         if self.tls is not None:
             try:
                 self._judge(writer)
-                await connection.exchange("/health", None)
+                await connection.exchange(HARMLESS, None)
             except ConnectionResetError as error:
                 connection.close()
                 raise EOFError("hung up after the handshake") from error
@@ -220,6 +226,31 @@ class Endpoint:
                 connection.close()
                 raise
         return connection
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        name = (self.server_hostname or self.host) if self.tls else None
+        if self.make_socket is None:
+            return await asyncio.open_connection(
+                self.host, self.port, ssl=self.tls, server_hostname=name, limit=_LIMIT
+            )
+        sock = self.make_socket(self.host)
+        try:
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, (self.host, self.port))
+            return await asyncio.open_connection(
+                sock=sock, ssl=self.tls, server_hostname=name, limit=_LIMIT
+            )
+        except BaseException:
+            sock.close()
+            raise
+
+    def heard(self) -> None:
+        """Note that something has just come from the member."""
+        self.heard_at = asyncio.get_running_loop().time()
+
+    def silent_s(self) -> float:
+        """Seconds since anything came from the member."""
+        return asyncio.get_running_loop().time() - self.heard_at
 
     def _judge(self, writer: asyncio.StreamWriter) -> None:
         if self.verify_peer is None:
@@ -249,6 +280,7 @@ def parse_endpoint(
     tls: ssl.SSLContext | None = None,
     server_hostname: str = "",
     verify_peer: VerifyPeer | None = None,
+    make_socket: MakeSocket | None = None,
 ) -> Endpoint:
     """``unix:/path``, ``https://host:port`` or, on loopback in tests, ``http://host:port``."""
     if url.startswith("unix:"):
@@ -262,7 +294,7 @@ def parse_endpoint(
             f"{url!r} is not a store address", hint="Use https://host:port or unix:/path."
         )
     if parts.scheme == "http":
-        return Endpoint(url, parts.hostname, parts.port)
+        return Endpoint(url, parts.hostname, parts.port, make_socket=make_socket)
     if tls is None:
         raise StoreRefused(f"{url} needs a TLS context", hint="Pass ssl_context.")
     return Endpoint(
@@ -272,4 +304,5 @@ def parse_endpoint(
         tls=tls,
         server_hostname=server_hostname,
         verify_peer=verify_peer,
+        make_socket=make_socket,
     )

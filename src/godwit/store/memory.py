@@ -21,6 +21,7 @@ from godwit.store.api import (
     Compare,
     KeyValue,
     Lease,
+    MemberView,
     Op,
     OpKind,
     OpResult,
@@ -57,6 +58,7 @@ class Faults:
     """What the next operations meet. Counters run down as operations use them up."""
 
     unavailable: bool = False
+    leaderless: bool = False  # it answers, and says that it follows no leader
     refuse_next: int = 0
     lose_request_next: int = 0
     lose_answer_next: int = 0
@@ -197,15 +199,22 @@ class MemoryStore:
         return watch
 
     async def status(self, *, timeout: float | None = None) -> StoreStatus:
-        self._begin()
+        if not self.faults.leaderless:
+            self._begin()
         return StoreStatus(
             revision=self._engine.revision,
             member_id=1,
             cluster_id=1,
-            leader=1,
+            leader=0 if self.faults.leaderless else 1,
             raft_term=1,
             version="memory",
         )
+
+    async def members(self, *, timeout: float | None = None) -> tuple[MemberView, ...]:
+        try:
+            return (MemberView("memory", await self.status(timeout=timeout), 1),)
+        except errors.StoreError as error:
+            return (MemberView("memory", problem=error.message),)
 
     async def compact(self, revision: int, *, timeout: float | None = None) -> None:
         self._begin(write=True)
@@ -230,6 +239,8 @@ class MemoryStore:
         if faults.unavailable or faults.refuse_next:
             faults.refuse_next = max(0, faults.refuse_next - 1)
             raise errors.StoreUnavailable("the store does not answer (injected)")
+        if faults.leaderless:
+            raise errors.StoreNoLeader("the store has no leader (injected)")
         if write and faults.lose_request_next:
             faults.lose_request_next -= 1
             raise errors.StoreOutcomeUnknown("the answer was lost (injected)")

@@ -3,6 +3,17 @@
 For each attempt it is known whether the request was *sent*. Before that every failure means
 "nothing was done" and the next member is tried. After it a read may be tried elsewhere, but a
 write may not: its outcome is unknown.
+
+::
+
+    member refuses the connection       -> the next one, at once
+    member is cut off or frozen         -> the next one, after its share of the time
+    member answers "no leader"          -> the next one, at once; nothing was done
+    member's term went backwards        -> a read: the next one; a write: StoreRolledBack
+    a write was sent, no answer         -> StoreOutcomeUnknown; later calls go elsewhere first
+
+A frozen process keeps its connections, so with several members a write goes out on a connection
+only if its member was heard of within the last second; else a harmless question goes first.
 """
 
 from __future__ import annotations
@@ -10,13 +21,27 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from godwit.store import errors
-from godwit.store.http import Answer, Connection, Endpoint, VerifyPeer, parse_endpoint
+from godwit.store.http import (
+    HARMLESS,
+    Answer,
+    Connection,
+    Endpoint,
+    MakeSocket,
+    VerifyPeer,
+    parse_endpoint,
+)
 
 Json = dict[str, Any]
+# Looks at an answer before it counts; raises StoreRolledBack when it must not be used.
+Judge = Callable[[Json], None]
+
+# etcd refuses a request with this at once while its member follows no leader.
+HAS_LEADER: Final = "Grpc-Metadata-Hasleader: true\r\n"
+_ASK_FIRST_S: Final = 1.0
 
 
 class Transport:
@@ -29,6 +54,7 @@ class Transport:
         ssl_context: ssl.SSLContext | None = None,
         server_hostname: str = "",
         verify_peer: VerifyPeer | None = None,
+        make_socket: MakeSocket | None = None,
     ) -> None:
         if not endpoints:
             raise errors.StoreRefused("the store has no address", hint="Give an endpoint.")
@@ -38,11 +64,17 @@ class Transport:
                 tls=ssl_context,
                 server_hostname=server_hostname,
                 verify_peer=verify_peer,
+                make_socket=make_socket,
             )
             for url in endpoints
         ]
         self._current = 0
         self._closed = False
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Every member, in the order given."""
+        return tuple(self._endpoints)
 
     @property
     def current(self) -> Endpoint:
@@ -54,30 +86,67 @@ class Transport:
         if failed is self.current:
             self._current = (self._current + 1) % len(self._endpoints)
 
-    async def call(self, path: str, body: bytes | None, *, write: bool, timeout: float) -> Json:
+    async def call(
+        self,
+        path: str,
+        body: bytes | None,
+        *,
+        write: bool,
+        timeout: float,
+        judge: Judge | None = None,
+        extra: str = "",
+    ) -> Json:
         """The JSON answer of the first member that gives one. Raises StoreError.
 
         ``timeout`` seconds cover everything. Each member gets an equal share of what is left to
-        answer in, but a write once sent keeps all of it.
+        answer in, but a write once sent keeps all of it. ``extra``: more header lines.
         """
-        if self._closed:
-            raise errors.StoreUnavailable("the store client is closed")
         now = asyncio.get_running_loop().time
         deadline = now() + timeout
         first, total = self._current, len(self._endpoints)
-        last: errors.StoreUnavailable | None = None
+        last: errors.StoreError | None = None
         for tried in range(total):
             endpoint = self._endpoints[(first + tried) % total]
             share = now() + (deadline - now()) / (total - tried)
             try:
-                return await self._attempt(
-                    endpoint, path, body, write=write, share=share, deadline=deadline
+                answer = await self._attempt(
+                    endpoint, path, body, write=write, share=share, deadline=deadline, extra=extra
                 )
+                if judge is not None:
+                    judge(answer)
+                return answer
             except errors.StoreUnavailable as error:
+                # "No leader" says more than that the last one tried was away.
+                last = last if isinstance(last, errors.StoreNoLeader) else error
+            except errors.StoreMemberRolledBack as error:
+                if write:
+                    raise
                 last = error
+            except errors.StoreOutcomeUnknown:
                 self.move_on(endpoint)
+                raise
+            self.move_on(endpoint)
         assert last is not None  # noqa: S101 - there is at least one endpoint
         raise last
+
+    async def call_at(
+        self,
+        endpoint: Endpoint,
+        path: str,
+        body: bytes | None,
+        *,
+        timeout: float,
+        judge: Judge | None = None,
+        extra: str = "",
+    ) -> Json:
+        """What one member answers to a read within ``timeout`` seconds. Raises StoreError."""
+        until = asyncio.get_running_loop().time() + timeout
+        answer = await self._attempt(
+            endpoint, path, body, write=False, share=until, deadline=until, extra=extra
+        )
+        if judge is not None:
+            judge(answer)
+        return answer
 
     async def _attempt(
         self,
@@ -88,14 +157,19 @@ class Transport:
         write: bool,
         share: float,
         deadline: float,
+        extra: str,
     ) -> Json:
+        if self._closed:
+            raise errors.StoreUnavailable("the store client is closed")
         fresh = False
         while True:
             connection = await connect(endpoint, fresh=fresh, deadline=share)
             reused = connection.reused
+            if write and reused and self._doubtful(endpoint):
+                await _ask_first(endpoint, connection, deadline=share)
             try:
                 async with asyncio.timeout_at(deadline if write else share):
-                    answer = await connection.exchange(path, body)
+                    answer = await connection.exchange(path, body, extra=extra)
             except TimeoutError as error:
                 connection.close()
                 raise _unanswered(endpoint, write=write, timed_out=True) from error
@@ -111,8 +185,14 @@ class Transport:
             except BaseException:
                 connection.close()
                 raise
+            endpoint.heard()
             endpoint.release(connection)
             return _decode(endpoint, answer, write=write)
+
+    def _doubtful(self, endpoint: Endpoint) -> bool:
+        """Whether it is worth a question before a write is sent: there is another member to take,
+        and this one has been silent."""
+        return len(self._endpoints) > 1 and endpoint.silent_s() > _ASK_FIRST_S
 
     def close(self) -> None:
         """Drop every idle connection and refuse further calls."""
@@ -148,6 +228,30 @@ async def connect(endpoint: Endpoint, *, fresh: bool, deadline: float) -> Connec
         raise errors.StoreUnavailable(f"{endpoint.url} does not answer: {reason}") from error
 
 
+async def alive(endpoint: Endpoint, *, deadline: float) -> None:
+    """Return when the member's process answers a harmless question. Raises StoreError."""
+    connection = await connect(endpoint, fresh=False, deadline=deadline)
+    await _ask_first(endpoint, connection, deadline=deadline)
+    endpoint.release(connection)
+
+
+async def _ask_first(endpoint: Endpoint, connection: Connection, *, deadline: float) -> None:
+    """Hear from the member on this connection, or close it: StoreUnavailable, nothing was done."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            await connection.exchange(HARMLESS, None)
+    except TimeoutError as error:
+        connection.close()
+        raise errors.StoreTimeout(f"{endpoint.url} did not answer in time") from error
+    except (OSError, EOFError, asyncio.LimitOverrunError) as error:
+        connection.close()
+        raise errors.StoreUnavailable(f"{endpoint.url} broke the connection") from error
+    except BaseException:
+        connection.close()
+        raise
+    endpoint.heard()
+
+
 def _unanswered(endpoint: Endpoint, *, write: bool, timed_out: bool) -> errors.StoreError:
     why = "did not answer in time" if timed_out else "broke the connection"
     if write:
@@ -172,11 +276,14 @@ def _decode(endpoint: Endpoint, answer: Answer, *, write: bool) -> Json:
     except ValueError:
         body = None
     if isinstance(body, dict):
-        if answer.status == 200:
+        if answer.status == 200 and "error" not in body:
             return body
-        if "code" in body:
-            message = str(body.get("message") or body.get("error") or "refused")
-            raise errors.from_status(int(body["code"]), message, write=write)
+        # A stream that fails after its head was sent says so in its body.
+        said = body["error"] if isinstance(body.get("error"), dict) else body
+        code = said.get("code", said.get("grpc_code"))
+        if code is not None:
+            message = str(said.get("message") or said.get("error") or "refused")
+            raise errors.from_status(int(code), message, write=write)
     raise errors.StoreRefused(
         f"{endpoint.url} answered {answer.status} to a store request",
         hint="Is this the address of a Godwit store or of etcd 3.4 or newer?",

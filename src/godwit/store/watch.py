@@ -1,11 +1,15 @@
-"""A watch that survives reconnects, and the mark that notices a store that went back in time.
+"""A watch that survives lost connections and lost members.
 
 ::
 
-    connect -> created -> events … -> connection lost -> connect from last revision + 1 -> …
+    connect -> created -> events … -> connection lost -> catch up, connect from there on -> …
+                                   -> member leaderless or silent -> the same, elsewhere
                                    -> canceled, compacted -> raise Compacted
 
-What was handed out decides where to resume, so nothing is lost and nothing comes twice.
+What was handed out decides where to resume, so nothing is lost and nothing comes twice. A member
+that is behind the others is first asked a linearizable question, which it answers when it has
+caught up. A frozen process keeps its connections: one that has been silent is asked whether it
+lives, where there is another to go to.
 """
 
 from __future__ import annotations
@@ -15,53 +19,22 @@ import json
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from godwit.store import codec, errors
 from godwit.store.api import WatchBatch
 from godwit.store.codec import Json
-from godwit.store.http import ChunkedLines, Connection, HttpError
-from godwit.store.transport import Transport, connect
+from godwit.store.high import High, Mark
+from godwit.store.http import ChunkedLines, Connection, Endpoint, HttpError
+from godwit.store.transport import HAS_LEADER, Transport, alive, connect
 
 _BACKOFF_FIRST_S = 0.02
 _BACKOFF_MAX_S = 1.0
-
-
-class Mark(NamedTuple):
-    """A point in a store's history."""
-
-    term: int
-    revision: int
-
-
-@dataclass(slots=True)
-class High:
-    """The newest term and revision a store has shown. Later requests must not see older ones."""
-
-    cluster: int = 0
-    term: int = 0
-    revision: int = 0
-
-    def mark(self) -> Mark:
-        """Where the store stands as far as we know, taken before a request is sent."""
-        return Mark(self.term, self.revision)
-
-    def check(self, body: Json, floor: Mark) -> None:
-        """Note an answer's header; raises StoreRolledBack when it is older than ``floor``."""
-        cluster = codec.header(body, "cluster_id")
-        term, revision = codec.header(body, "raft_term"), codec.header(body)
-        if self.cluster and cluster != self.cluster:
-            raise errors.StoreRolledBack("this is another store than the one first connected to")
-        if term < floor.term or revision < floor.revision:
-            raise errors.StoreRolledBack(
-                f"the store went back from term {floor.term} revision {floor.revision}"
-                f" to term {term} revision {revision}"
-            )
-        self.cluster = cluster
-        self.term = max(self.term, term)
-        self.revision = max(self.revision, revision)
+_SILENT_S = 1.5  # after which a member is asked whether it lives
+_ANSWER_S = 1.5  # which it has to say so
+# A key that is cheap to read; nothing is kept there.
+_PROBE = codec.dump(codec.span("/", prefix=False))
 
 
 class ClientWatch:
@@ -83,6 +56,7 @@ class ClientWatch:
         self._timeout = timeout
         self._high = high
         self._on_close = on_close
+        self._endpoint: Endpoint = transport.current
         self._connection: Connection | None = None
         self._lines = ChunkedLines()
         self._ready: deque[WatchBatch] = deque()
@@ -106,7 +80,14 @@ class ClientWatch:
                 if self._closed.is_set():
                     break
                 self._drop()
-                self._transport.move_on(self._transport.current)
+                self._transport.move_on(self._endpoint)
+                await self._back_off()
+            except errors.StoreMemberRolledBack:
+                if len(self._transport.endpoints) == 1:
+                    await self.aclose()
+                    raise
+                self._drop()
+                self._transport.move_on(self._endpoint)
                 await self._back_off()
             except errors.StoreError:
                 await self.aclose()
@@ -114,8 +95,12 @@ class ClientWatch:
         raise StopAsyncIteration
 
     async def _connect(self) -> None:
-        endpoint = self._transport.current
-        deadline = asyncio.get_running_loop().time() + self._timeout
+        endpoint = self._endpoint = self._transport.current
+        deadline = asyncio.get_running_loop().time() + self._timeout / len(
+            self._transport.endpoints
+        )
+        if self._announced or (self._next is None and len(self._transport.endpoints) > 1):
+            await self._catch_up(endpoint, deadline)
         create: Json = self._span | {"progress_notify": True, "prev_kv": True}
         if self._next is not None:
             create["start_revision"] = str(self._next)
@@ -125,25 +110,53 @@ class ClientWatch:
                 answer, length = await connection.begin(
                     "/v3/watch",
                     codec.dump({"create_request": create}),
-                    # etcd then ends the watch when its member loses the cluster.
-                    extra="Grpc-Metadata-Hasleader: true\r\n",
+                    extra=HAS_LEADER,  # etcd then ends the watch when its member loses the cluster
                 )
             if answer.status != 200 or length is not None:
                 raise HttpError(f"{endpoint.url} answered {answer.status} to a watch")
         except BaseException:
             connection.close()
             raise
+        endpoint.heard()
         self._lines = ChunkedLines()
         self._connection = connection
 
+    async def _catch_up(self, endpoint: Endpoint, deadline: float) -> None:
+        """Return when the member has everything that this client has seen."""
+        floor = self._high.mark()
+        await self._transport.call_at(
+            endpoint,
+            "/v3/kv/range",
+            _PROBE,
+            timeout=deadline - asyncio.get_running_loop().time(),
+            judge=lambda answer: self._high.check(answer, floor, ordered=True),
+            extra=HAS_LEADER,
+        )
+
     async def _read(self, connection: Connection) -> None:
-        data = await connection.read_some()
+        data = await self._next_data(connection)
         if not data or self._connection is not connection:
             raise HttpError("the watch was cut off")
         for line in self._lines.feed(data):
             self._take(json.loads(line))
         if self._lines.ended and not self._ready:
             raise HttpError("the watch was ended")
+
+    async def _next_data(self, connection: Connection) -> bytes:
+        """What comes next; HttpError when the member has been silent and does not live."""
+        if len(self._transport.endpoints) == 1:
+            return await connection.read_some()  # there is nobody else to go to
+        while True:
+            try:
+                async with asyncio.timeout(_SILENT_S):
+                    data = await connection.read_some()
+            except TimeoutError:
+                if self._endpoint.silent_s() >= _SILENT_S:
+                    now = asyncio.get_running_loop().time()
+                    await alive(self._endpoint, deadline=now + _ANSWER_S)
+            else:
+                self._endpoint.heard()
+                return data
 
     def _take(self, message: Json) -> None:
         if "error" in message:
@@ -166,7 +179,7 @@ class ClientWatch:
     def _created(self, result: Json, revision: int) -> None:
         # Everything handed out so far is known to exist; a store without it went back in time.
         known = 0 if self._next is None or not self._announced else self._next - 1
-        self._high.check(result, Mark(0, known))
+        self._high.check(result, Mark(known, {}), ordered=True)
         if self._next is None:
             self._next = revision + 1
         if not self._announced:

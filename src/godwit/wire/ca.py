@@ -28,6 +28,8 @@ from godwit.wire.identity import (
     CERT_FILE,
     KEY_FILE,
     MIGRATION,
+    STORE,
+    STORE_MEMBER_DNS,
     PeerIdentity,
     migration_dns,
 )
@@ -111,11 +113,15 @@ def issue(
     ips: Sequence[str] = (),
     days: float = ISSUED_DAYS,
 ) -> Issued:
-    """A new key and a certificate for `godwit://role/name`, good as server and as client."""
+    """A new key and a certificate for `godwit://role/name`, good as server and as client.
+
+    One for the store also has the name by which its members know one another.
+    """
     peer = PeerIdentity(role=role, name=name)
     key = ec.generate_private_key(ec.SECP256R1())
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(peer.uri)]
-    names += [x509.DNSName(value) for value in dns]
+    members = (STORE_MEMBER_DNS,) if role == STORE else ()
+    names += [x509.DNSName(value) for value in (*dns, *members)]
     names += [x509.IPAddress(ipaddress.ip_address(value)) for value in ips]
     both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
     authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key())

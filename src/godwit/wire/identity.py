@@ -20,6 +20,9 @@ from godwit.wire.errors import IdentityUnusable
 CERT_FILE, KEY_FILE, CA_FILE = "cert.pem", "key.pem", "ca.pem"
 HOST, MANAGER, STORE, MIGRATION = "host", "manager", "store", "migration"
 
+# What etcd asks of a certificate before its holder may speak as a member: it knows DNS names alone.
+STORE_MEMBER_DNS = "member.store.godwit"
+
 _URI = re.compile(r"godwit://([a-z][a-z0-9-]{0,62})/([a-z0-9][a-z0-9-]{0,62})")
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME; the ssl module has no name for it
 
