@@ -2,16 +2,33 @@
 
 Every error leaves here as one of ``godwit.model.errors``: a refusal of the manager comes out as
 the manager raised it. The connection is opened by the first call.
+
+With several managers the one to speak to is chosen by asking each how it is: one that leads before
+one that serves. When it goes away, another is chosen; a read is then repeated there, and so is a
+request that was certainly not carried out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+)
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from godwit.model.errors import InvalidRequest, OutcomeUnknown, Unauthenticated, Unavailable
+from godwit.model.errors import (
+    GodwitError,
+    InvalidRequest,
+    OutcomeUnknown,
+    Unauthenticated,
+    Unavailable,
+)
 from godwit.wire.errors import PeerRefused
 from godwit.wire.http import PeerClient
 from godwit.wire.sse import SseEvent, SseParser
@@ -24,53 +41,88 @@ if TYPE_CHECKING:
 DEADLINE_S = 30.0
 _IDLE_S = 45.0  # servers send comments more often than that
 
+_NEXT_S = 2.0  # how long one manager of several may be silent before another is looked for
+
 Query = Mapping[str, str | int | float | bool | None]
+_T = TypeVar("_T")
 
 
 class Link:
-    """Calls to one manager on connections that stay open. One event loop only."""
+    """Calls to one cluster on connections that stay open. One event loop only."""
 
     def __init__(self, target: Target, *, name: str) -> None:
         self.target = target
         self._name = name
-        self._peer: PeerClient | None = None
+        self._peers: list[PeerClient] = []
+        self._chosen: PeerClient | None = None
 
-    def _open(self) -> PeerClient:
-        if self._peer is None:
-            target = self.target
-            tls = None
-            if target.url.startswith("https://"):
-                from godwit.wire.tls import ClientTls
+    def _open(self) -> list[PeerClient]:
+        if not self._peers:
+            token = self.target.token()
+            self._peers = [self._peer(url, token) for url in self.target.urls]
+        return self._peers
 
-                tls = ClientTls.for_api(target.ca_file)
-            self._peer = PeerClient(
-                target.url,
-                tls=tls,
-                token=target.token(),
-                headers={"x-godwit-client": self._name, "accept": "application/json"},
-                deadline_s=DEADLINE_S,
-            )
-        return self._peer
+    def _peer(self, url: str, token: str | None) -> PeerClient:
+        tls = None
+        if url.startswith("https://"):
+            from godwit.wire.tls import ClientTls
+
+            tls = ClientTls.for_api(self.target.ca_file)
+        return PeerClient(
+            url,
+            tls=tls,
+            token=token,
+            headers={"x-godwit-client": self._name, "accept": "application/json"},
+            deadline_s=DEADLINE_S,
+        )
+
+    async def _manager(self) -> PeerClient:
+        """The manager to speak to."""
+        if self._chosen is None:
+            peers = self._open()
+            if len(peers) == 1:
+                return peers[0]
+            ranks = await asyncio.gather(*(_rank(peer) for peer in peers))
+            self._chosen = peers[max(range(len(peers)), key=lambda index: ranks[index])]
+        return self._chosen
+
+    async def _ask(self, work: Callable[[PeerClient], Awaitable[_T]], *, safe: bool) -> _T:
+        """Do it with the manager chosen; once more with another one where that does no harm."""
+        for _ in range(len(self._open())):
+            peer = await self._manager()
+            try:
+                return await work(peer)
+            except (Unavailable, OutcomeUnknown, PeerRefused) as error:
+                harmless = isinstance(_meant(error), Unavailable) or (
+                    safe and isinstance(error, OutcomeUnknown)
+                )
+                if not harmless or self._chosen is None:
+                    raise
+                self._chosen = None
+                last = error
+        raise last
 
     async def close(self) -> None:
         """Close the connections; a later call opens new ones."""
-        if self._peer is not None:
-            peer, self._peer = self._peer, None
+        peers, self._peers, self._chosen = self._peers, [], None
+        for peer in peers:
             idle = list(peer._idle)
             await peer.close()
             # A polite TLS close takes the server's answer, and our loop may end right after this:
             # drop them, and give the loop the two rounds that dropping takes.
             for connection in idle:
                 connection.abort()
-            for _ in range(2):
-                await asyncio.sleep(0)
+        for _ in range(2 if peers else 0):
+            await asyncio.sleep(0)
 
     async def get(
         self, path: str, *, query: Query | None = None, deadline_s: float | None = None
     ) -> Any:
         """The JSON found there."""
         with self._plain_errors():
-            return await self._open().get(path, query=query, deadline_s=deadline_s)
+            return await self._ask(
+                lambda peer: peer.get(path, query=query, deadline_s=deadline_s), safe=True
+            )
 
     async def rows(self, path: str, *, query: Query | None = None) -> list[dict[str, Any]]:
         """The JSON objects of a list."""
@@ -82,7 +134,9 @@ class Link:
     ) -> Any:
         """Send a request that changes something, once; the JSON answered."""
         with self._plain_errors():
-            answer = await self._open().request(method, path, json=body, query=query)
+            answer = await self._ask(
+                lambda peer: peer.request(method, path, json=body, query=query), safe=False
+            )
             return answer.json()
 
     async def upload(self, path: str, content: bytes, *, headers: dict[str, str]) -> Any:
@@ -90,8 +144,11 @@ class Link:
         # A floor of 1 MB/s: a slower link would rather fail than hold a command for ever.
         deadline_s = DEADLINE_S + len(content) / 1e6
         with self._plain_errors():
-            answer = await self._open().request(
-                "POST", path, content=content, headers=headers, deadline_s=deadline_s
+            answer = await self._ask(
+                lambda peer: peer.request(
+                    "POST", path, content=content, headers=headers, deadline_s=deadline_s
+                ),
+                safe=False,
             )
             return answer.json()
 
@@ -99,13 +156,27 @@ class Link:
         self, *, query: Query | None = None, since: str | None = None, give_up_s: float = 60.0
     ) -> AsyncGenerator[SseEvent, None]:
         """Follow the event stream for ever, across breaks; close it with ``aclosing``."""
+        several = len(self._open()) > 1
+        now = asyncio.get_running_loop().time
+        heard_at = now()
         with self._plain_errors():
-            stream = self._open().events(
-                "/v1/events", query=query, last_event_id=since, give_up_s=give_up_s
-            )
-            async with contextlib.aclosing(stream):
-                async for event in stream:
-                    yield event
+            while True:
+                peer = await self._manager()
+                stream = peer.events(
+                    "/v1/events",
+                    query=query,
+                    last_event_id=since,
+                    give_up_s=_NEXT_S if several else give_up_s,
+                )
+                try:
+                    async with contextlib.aclosing(stream):
+                        async for event in stream:
+                            since, heard_at = event.id or since, now()
+                            yield event
+                except (Unavailable, OutcomeUnknown):
+                    if not several or now() - heard_at > give_up_s:
+                        raise
+                    self._chosen = None
 
     async def news(self, *, query: Query | None = None) -> AsyncGenerator[SseEvent | None, None]:
         """Follow the event stream for ever; None says that it has just (again) been connected,
@@ -122,6 +193,7 @@ class Link:
                             yield None
                         for event in parser.feed(chunk):
                             yield event
+            self._chosen = None
             # Nothing tells us when the server is back: try, ever less often.
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 2.0)
@@ -130,7 +202,8 @@ class Link:
         self, stack: contextlib.AsyncExitStack, *, query: Query | None, since: str | None = None
     ) -> AsyncGenerator[bytes, None]:
         headers = {"accept": "text/event-stream"} | ({"last-event-id": since} if since else {})
-        opened = self._open().stream("GET", "/v1/events", query=query, headers=headers)
+        peer = await self._manager()
+        opened = peer.stream("GET", "/v1/events", query=query, headers=headers)
         answer = await stack.enter_async_context(opened)
         return await stack.enter_async_context(contextlib.aclosing(answer.chunks(idle_s=_IDLE_S)))
 
@@ -160,7 +233,8 @@ class Link:
         """An open WebSocket with this client's token."""
         async with contextlib.AsyncExitStack() as stack:
             with self._plain_errors():
-                socket = await stack.enter_async_context(self._open().websocket(path))
+                peer = await self._manager()
+                socket = await stack.enter_async_context(peer.websocket(path))
             yield socket
 
     @contextlib.contextmanager
@@ -177,3 +251,19 @@ class Link:
                 f"{self.target.url} does not speak as a cluster does: {error}",
                 hint="check the address, and that it is the manager's",
             ) from error
+
+
+async def _rank(peer: PeerClient) -> int:
+    """How good a manager is to speak to: 0 is silent, 1 knows too little, 2 serves, 3 leads."""
+    try:
+        health = await peer.get("/v1/health", deadline_s=_NEXT_S)
+    except (GodwitError, PeerRefused, ValueError):
+        return 0
+    if health.get("status") != "ok":
+        return 1
+    return 3 if health.get("leads") else 2
+
+
+def _meant(error: Exception) -> Exception:
+    """What a manager refused with, or the error itself."""
+    return error.error if isinstance(error, PeerRefused) else error

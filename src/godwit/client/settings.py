@@ -20,11 +20,17 @@ from godwit.model.errors import InvalidRequest, NotFound
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """An address of a cluster's API and the files that open it."""
+    """The addresses of a cluster's API, one for each manager, and the files that open them."""
 
     url: str
+    others: tuple[str, ...] = ()
     token_file: Path | None = None
     ca_file: Path | None = None
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Every address; any manager does."""
+        return (self.url, *self.others)
 
     def token(self) -> str | None:
         """The bearer token, read anew; InvalidRequest when its file cannot be used."""
@@ -60,7 +66,10 @@ def resolve(
     ca_file: Path | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Target:
-    """The cluster that is meant. Errors: InvalidRequest, NotFound (no such context)."""
+    """The cluster that is meant; ``url`` may be several, with commas between.
+
+    Errors: InvalidRequest, NotFound (no such context).
+    """
     if context is None and url is None:
         context = environ.get("GODWIT_CONTEXT") or None
     if url is None and context is None:
@@ -70,21 +79,23 @@ def resolve(
         chosen = _context(context, contexts_file(environ))
     elif token_file is None and not environ.get("GODWIT_TOKEN_FILE"):
         chosen = _context_of(url, contexts_file(environ))
-    if chosen is not None and (url is None or _same(url, chosen.url)):
+    urls = _split(url)
+    if chosen is not None and (not urls or set(urls) <= set(chosen.urls)):
         token_file, ca_file = token_file or chosen.token_file, ca_file or chosen.ca_file
-        url = chosen.url
+        urls = urls or chosen.urls
     else:
         token_file = token_file or _path(environ.get("GODWIT_TOKEN_FILE"))
         ca_file = ca_file or _path(environ.get("GODWIT_CA_FILE"))
-    if url is None or not url.startswith(("https://", "http://", "unix://")):
-        raise InvalidRequest(
-            f"{url!r} is not the address of a cluster", hint="write it like https://host1:8443"
-        )
-    return Target(url=url.rstrip("/"), token_file=token_file, ca_file=ca_file)
+    for one in urls or ("",):
+        if not one.startswith(("https://", "http://", "unix://")):
+            raise InvalidRequest(
+                f"{one!r} is not the address of a cluster", hint="write it like https://host1:8443"
+            )
+    return Target(url=urls[0], others=urls[1:], token_file=token_file, ca_file=ca_file)
 
 
-def _same(one: str, other: str) -> bool:
-    return one.rstrip("/") == other.rstrip("/")
+def _split(text: str | None) -> tuple[str, ...]:
+    return tuple(one.strip().rstrip("/") for one in (text or "").split(",") if one.strip())
 
 
 def _path(text: str | None) -> Path | None:
@@ -107,12 +118,14 @@ def _context(name: str | None, file: Path) -> Target:
 
 def _context_of(url: str, file: Path) -> Target | None:
     found = (_target(entry) for entry in _load(file).get("contexts", {}).values())
-    return next((target for target in found if _same(target.url, url)), None)
+    return next((target for target in found if set(_split(url)) <= set(target.urls)), None)
 
 
 def _target(entry: Mapping[str, Any]) -> Target:
+    urls = _split(str(entry.get("url", ""))) or ("",)
     return Target(
-        url=str(entry.get("url", "")),
+        url=urls[0],
+        others=urls[1:],
         token_file=_path(entry.get("token_file")),
         ca_file=_path(entry.get("ca_file")),
     )
@@ -135,7 +148,11 @@ def save_context(name: str, target: Target, *, file: Path | None = None) -> Path
     """Write (or replace) a context and make it the current one; the file is 0600."""
     file = file or contexts_file()
     data = _load(file)
-    entry = {"url": target.url, "token_file": target.token_file, "ca_file": target.ca_file}
+    entry = {
+        "url": ",".join(target.urls),
+        "token_file": target.token_file,
+        "ca_file": target.ca_file,
+    }
     texts = {key: str(value) for key, value in entry.items() if value is not None}
     contexts = {**data.get("contexts", {}), name: texts}
     _write(file, name, contexts)

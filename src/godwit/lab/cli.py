@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from godwit.cli.session import Command, Group, note, say, say_json, session
-from godwit.lab.layout import DEFAULT_NAME, StorageKind
+from godwit.lab.layout import DEFAULT_NAME, StorageKind, StoreKind
 from godwit.model.errors import InvalidRequest
 
 
@@ -38,7 +38,8 @@ lab = Group("lab", help="A whole cluster on this machine, to try and to test.")
 def _up(
     name: str,
     hosts: int,
-    store: str,
+    store: StoreKind,
+    managers: int,
     storage: StorageKind | None,
     migration_rate: str,
     retain: bool,
@@ -57,6 +58,7 @@ def _up(
         hosts,
         rate=_rate(migration_rate),
         store=store,
+        managers=managers,
         retain=retain,
         storage=storage,
         volumes=volume,
@@ -131,7 +133,15 @@ lab.add_command(
                 type=click.Choice(["sqlite", "etcd"]),
                 default="sqlite",
                 show_default=True,
-                help="What keeps the records.",
+                help="What keeps the records: the embedded store, or etcd on the first hosts.",
+            ),
+            click.Option(
+                ["--managers"],
+                type=int,
+                default=0,
+                show_default=True,
+                metavar="N",
+                help="A manager on each of the first N hosts; 0: one, beside the hosts.",
             ),
             click.Option(
                 ["--storage"],
@@ -217,8 +227,11 @@ def status_text(view: dict[str, Any]) -> str:
     limit = view["migration_rate"] or "unlimited"
     lines = [
         f"lab {view['name']}, store {view['store']}, migration network {limit}",
-        f"API  {view['manager_url']}   token {view['token_file']}",
+        f"API  {' '.join(view['manager_urls'])}   token {view['token_file']}",
     ]
+    if view["store_members"]:
+        states = ", ".join(f"{row['node']} {row['state']}" for row in view["store_members"])
+        lines += [f"etcd {states}", f"     {view['quorum']}"]
     for net in view["networks"]:
         lines.append(f"network {net['name']}  {net['subnet']}, client {net['client_address']}")
     for node in (view["control"], *filter(None, (view.get("storage_node"),)), *view["hosts"]):

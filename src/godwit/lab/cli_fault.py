@@ -180,7 +180,8 @@ _add(
     "kill",
     _kill,
     [_WHERE, _PROCESS, _HOLD],
-    "SIGKILL agent, guard, qemu:VM, broker:VM or lent:VM on a host, manager or store on control.",
+    "SIGKILL agent, guard, etcd, manager, qemu:VM, broker:VM or lent:VM on a host, manager, store "
+    "or etcd on control.",
 )
 _add(
     "freeze",

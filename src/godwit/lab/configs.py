@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from godwit.lab.layout import AGENT_PORT, CONTROL_NUMBER, LAN, MGMT, MIG, STORE_PORT, Layout
+from godwit.lab.layout import AGENT_PORT, CONTROL, LAN, MGMT, MIG, STORE_PORT, Layout
 
 ETC: Final = Path("/etc/godwit")
 TLS: Final = ETC / "tls"
 STORE_TLS: Final = ETC / "store-tls"
+MANAGER_TLS: Final = ETC / "manager-tls"
 MIGRATION_TLS: Final = ETC / "migration-tls"  # QEMU's user must reach it; `tls` is root's alone
 STATE: Final = Path("/var/lib/godwit")
 LOGS: Final = Path("/var/log/godwit")
@@ -77,7 +78,7 @@ def agent_config(
             "volumes": "/clusterstorage",
             "images": str(STATE / "images"),
         },
-        "store": {"endpoints": [layout.store_url]},
+        "store": {"endpoints": list(layout.store_urls(host))},
         "tls": {"dir": str(TLS), "migration_dir": str(MIGRATION_TLS)},
         "agent": {"address": layout.address(host, MGMT), "port": AGENT_PORT},
         "migration": migration,
@@ -88,22 +89,22 @@ def agent_config(
     }
 
 
-def store_config() -> dict[str, Any]:
+def store_config(layout: Layout) -> dict[str, Any]:
     """The store daemon; the unix socket is for whoever is root on the control node."""
-    listen = [f"tcp:{MGMT.address(CONTROL_NUMBER)}:{STORE_PORT}", f"unix:{STORE_SOCKET}"]
+    listen = [f"tcp:{layout.mgmt_address(CONTROL)}:{STORE_PORT}", f"unix:{STORE_SOCKET}"]
     return {
         "store": {"data": str(STATE / "store"), "listen": listen},
         "tls": {"dir": str(STORE_TLS)},
     }
 
 
-def manager_config(layout: Layout) -> dict[str, Any]:
-    """The manager; it serves the socket it inherits."""
+def manager_config(layout: Layout, node: str) -> dict[str, Any]:
+    """A node's manager; it serves the socket it inherits."""
     return {
-        "store": {"endpoints": [layout.store_url]},
-        "tls": {"dir": str(TLS)},
+        "store": {"endpoints": list(layout.store_urls(node))},
+        "tls": {"dir": str(MANAGER_TLS)},
         "api": {"tokens_file": str(ETC / "tokens")},
-        "paths": {"state": str(STATE)},
+        "paths": {"state": str(STATE / "manager")},
         "lab": {"enabled": True},
     }
 
@@ -121,24 +122,22 @@ def daemon(
 
 
 def host_units(python: str) -> tuple[Unit, ...]:
-    """What runs on a host; the guard first, for the agent looks for it."""
+    """What runs on every host; the guard first, for the agent looks for it."""
     return (
         daemon("guard", "godwit.guard.main", python=python, config="host.toml"),
         daemon("agent", "godwit.agent.main", python=python, config="host.toml"),
     )
 
 
-def control_units(python: str) -> tuple[Unit, ...]:
-    """What runs on the control node."""
-    return (
-        daemon("store", "godwit.store.daemon.main", python=python, config="store.toml"),
-        daemon(
-            "manager",
-            "godwit.manager.main",
-            python=python,
-            config="manager.toml",
-            sockets=(API,),
-        ),
+def store_unit(python: str) -> Unit:
+    """The embedded store."""
+    return daemon("store", "godwit.store.daemon.main", python=python, config="store.toml")
+
+
+def manager_unit(python: str) -> Unit:
+    """A manager."""
+    return daemon(
+        "manager", "godwit.manager.main", python=python, config="manager.toml", sockets=(API,)
     )
 
 

@@ -14,7 +14,7 @@ from godwit.host.cgroup import wait_until
 from godwit.host.process import Process, freeze, is_stopped, kill, thaw
 from godwit.lab import network, nodes
 from godwit.lab.handle import Lab
-from godwit.lab.layout import CONTROL, NETS, STOR, net_named
+from godwit.lab.layout import NETS, STOR, net_named
 from godwit.lab.network import Cut
 from godwit.lab.record import exclusive
 from godwit.model.errors import Conflict, NotFound, OperationFailed, Refused
@@ -150,7 +150,7 @@ def power_off(lab: Lab, node: str) -> Lab:
 def power_on(lab: Lab, node: str, *, wait: bool = True) -> Lab:
     """Start a node that is off; with ``wait`` until its daemons are ready.
 
-    Its disk is as it was, its /run is empty. The API of the control node has its old address.
+    Its disk is as it was, its /run is empty. The API of its manager has its old address.
     """
     with exclusive(lab.record.name), contextlib.ExitStack() as opened:
         lab = lab.reload()
@@ -158,8 +158,8 @@ def power_on(lab: Lab, node: str, *, wait: bool = True) -> Lab:
             raise Conflict(f"{node} is on", hint=f"godwit lab fault power-off {node}")
         nodes.end(lab.layout, node, None)  # what a dead supervisor may have left
         api = None
-        if node == CONTROL:
-            api = opened.enter_context(_same_address(lab.record.port))
+        if node in lab.record.ports:
+            api = opened.enter_context(_same_address(lab.record.ports[node]))
         network.carriers(lab.layout, node, up=True)
         binary = str(lab.record.qemu.get("binary", ""))
         first = nodes.start(lab.layout, node, api=api, qemu_binary=binary)

@@ -6,6 +6,7 @@ node was powered off and on by somebody else.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from godwit.host.files import load_json
 from godwit.host.namespaces import enter, enter_attached
 from godwit.host.process import Process, identify, spawn
 from godwit.host.run import run, with_netns
-from godwit.lab import control, record, serving
-from godwit.lab.configs import RUN, STORE_SOCKET
+from godwit.lab import control, daemons, keeping, record
+from godwit.lab.configs import RUN
 from godwit.lab.layout import (
     CLIENT,
     CLIENT_NUMBER,
@@ -30,10 +31,16 @@ from godwit.lab.layout import (
     state_root,
 )
 from godwit.lab.record import LabRecord
-from godwit.model.errors import InvalidRequest, NotFound, OperationFailed, Unavailable
+from godwit.model.errors import (
+    GodwitError,
+    InvalidRequest,
+    NotFound,
+    OperationFailed,
+    Unavailable,
+)
+from godwit.store.api import MemberView
+from godwit.store.client import StoreClient
 
-UNITS = {CONTROL: ("manager", "store")}
-HOST_UNITS = ("agent", "guard")
 _OF_VMS = {
     "qemu:": ("vms", "runtime.json"),
     "broker:": ("vms", "broker.json"),
@@ -93,16 +100,14 @@ class Lab:
 
     def units(self, node: str) -> tuple[str, ...]:
         """The daemons of a node."""
-        if node == STORAGE:
-            return serving.NAMES[self.layout.storage]
-        return UNITS.get(node, HOST_UNITS)
+        return daemons.names(self.layout, node)
 
     def process(self, where: str, what: str) -> Process:
         """A process of a node as the real machine counts it.
 
-        ``what`` is a unit (agent, guard, manager, store), ``qemu:VM``, ``broker:VM`` (its storage
-        broker) or ``lent:VM`` (what exports its disks to another host). NotFound when it is not
-        there, or not running at this moment.
+        ``what`` is a unit (agent, guard, manager, store, etcd), ``qemu:VM``, ``broker:VM`` (its
+        storage broker) or ``lent:VM`` (what exports its disks to another host). NotFound when it
+        is not there, or not running at this moment.
         """
         init = self.init(where)
         kind, colon, vm = what.partition(":")
@@ -169,10 +174,10 @@ class Lab:
             deadline_s=deadline_s,
         )
 
-    @property
-    def store_url(self) -> str:
-        """The store's unix socket, for ``StoreClient`` of a root on the real machine."""
-        return f"unix:{self.root_of(CONTROL)}{STORE_SOCKET}"
+    def store_client(self, *, timeout: float = 5.0) -> StoreClient:
+        """The store, for a root on the real machine; no cut network keeps it away."""
+        root = "" if self.layout.store_members else str(self.root_of(CONTROL))
+        return keeping.client(self.layout, control_root=root, timeout=timeout)
 
     # For people
 
@@ -185,9 +190,12 @@ class Lab:
         except OperationFailed:
             wires = {}
         nodes = {node: self._node_view(node, wires.get(node, {})) for node in self.layout.nodes}
+        members = self._members()
         return {
             "name": self.record.name,
             "store": self.record.store,
+            "store_members": members,
+            "quorum": keeping.quorum(self.layout, members),
             "complete": self.record.complete,
             "migration_rate": self.record.rate,
             "hosts": [nodes[host] for host in self.layout.host_names],
@@ -199,6 +207,7 @@ class Lab:
                 }
             ],
             "manager_url": self.record.url,
+            "manager_urls": list(self.record.urls),
             "control": nodes[CONTROL],
             "storage": self.layout.storage,
             "storage_node": nodes.get(STORAGE),
@@ -206,6 +215,23 @@ class Lab:
             "token_file": str(self.layout.token),
             "ca_file": str(self.layout.state / "ca.pem"),
         }
+
+    def _members(self) -> list[dict[str, Any]]:
+        if not self.layout.store_members:
+            return []
+
+        async def look() -> Sequence[MemberView]:
+            store = self.store_client()
+            try:
+                return await keeping.look(store)
+            finally:
+                await store.aclose()
+
+        try:
+            views: Sequence[MemberView] = asyncio.run(look())
+        except (GodwitError, OSError):  # half of it is taken away already
+            views = ()
+        return keeping.members_view(self.layout, views)
 
     def _node_view(self, node: str, wires: dict[str, str]) -> dict[str, Any]:
         first = self.record.node(node)

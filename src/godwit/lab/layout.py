@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from godwit.model.errors import InvalidRequest
+from godwit.store.etcd import EtcdMember
 
 DEFAULT_NAME: Final = "lab"
 MAX_HOSTS: Final = 32
@@ -35,11 +36,14 @@ SWITCH: Final = "switch"
 STORAGE: Final = "storage"
 VM_NETWORK: Final = "lan"
 STORE_PORT: Final = 7379
+STORE_PEER_PORT: Final = 7380
+STORE_HOSTS: Final = 3  # so many hosts have a member of etcd; more would only write more
 AGENT_PORT: Final = 7101
 OPERATOR: Final = "operator"  # the identity below pki/ that the lab itself uses
 QEMU_USER: Final = "godwit-qemu"
 
 StorageKind = Literal["dir", "nfs", "iscsi"]
+StoreKind = Literal["sqlite", "etcd"]
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
@@ -102,6 +106,9 @@ class Layout:
     ``storage``: the volume ``shared`` is a directory of this machine (``dir``) or is served over
     the storage network (``nfs``) by a node of its own; ``iscsi`` serves a volume ``luns`` beside
     the directory.
+
+    ``store``: the embedded one on the control node, or etcd on hosts. ``managers``: on so many
+    hosts, 0 for one on the control node.
     """
 
     name: str
@@ -110,6 +117,8 @@ class Layout:
     state_root: Path = Path("/var/lib/godwit-lab")
     run_root: Path = RUN_ROOT
     storage: StorageKind = "dir"
+    store: StoreKind = "sqlite"
+    managers: int = 0
 
     # Names
 
@@ -123,6 +132,20 @@ class Layout:
         """What has a supervisor: the control node, what serves storage, and the hosts."""
         served = () if self.storage == "dir" else (STORAGE,)
         return (CONTROL, *served, *self.host_names)
+
+    @property
+    def manager_nodes(self) -> tuple[str, ...]:
+        """Where a manager runs."""
+        return self.host_names[: self.managers] if self.managers else (CONTROL,)
+
+    @property
+    def store_members(self) -> tuple[EtcdMember, ...]:
+        """The members of etcd; none with the embedded store. Two hosts get a witness beside."""
+        if self.store != "etcd":
+            return ()
+        nodes = [*self.host_names[:STORE_HOSTS], *((CONTROL,) if self.hosts == 2 else ())]
+        ports = (STORE_PORT, STORE_PEER_PORT)
+        return tuple(EtcdMember(node, self.mgmt_address(node), *ports) for node in nodes)
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -230,10 +253,19 @@ class Layout:
         """What serves the storage, as hosts reach it."""
         return STOR.address(STORAGE_NUMBER)
 
-    @property
-    def store_url(self) -> str:
-        """The store, as hosts reach it."""
-        return f"https://{MGMT.address(CONTROL_NUMBER)}:{STORE_PORT}"
+    def mgmt_address(self, node: str) -> str:
+        """The address of a host, or of the control node, on the management network."""
+        return MGMT.address(CONTROL_NUMBER) if node == CONTROL else self.address(node, MGMT)
+
+    def store_urls(self, node: str) -> tuple[str, ...]:
+        """The store as a node reaches it: its own member first, else each node another one."""
+        members = self.store_members
+        if not members:
+            return (f"https://{self.mgmt_address(CONTROL)}:{STORE_PORT}",)
+        names = [member.name for member in members]
+        number = 0 if node == CONTROL else host_number(node)
+        first = names.index(node) if node in names else number % len(members)
+        return tuple(member.client_url for member in (*members[first:], *members[:first]))
 
     def agent_url(self, host: str) -> str:
         """A host's agent, as others reach it."""
@@ -265,6 +297,15 @@ def checked_name(name: str) -> str:
             hint=f"lower-case letters, digits and -, at most {MAX_NAME}",
         )
     return name
+
+
+def checked_managers(count: int, hosts: int) -> int:
+    """The number of managers itself; InvalidRequest when there are not as many hosts."""
+    if not 0 <= count <= hosts:
+        raise InvalidRequest(
+            f"{count} managers on {hosts} hosts", hint="at most one on each host; 0: on control"
+        )
+    return count
 
 
 def checked_hosts(count: int) -> int:

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from godwit.lab.configs import Unit
-from godwit.lab.layout import Layout, StorageKind, checked_hosts, checked_name, state_root
+from godwit.lab.layout import (
+    Layout,
+    StorageKind,
+    StoreKind,
+    checked_hosts,
+    checked_managers,
+    checked_name,
+    state_root,
+)
 from godwit.model.base import check_name
 from godwit.model.errors import InvalidRequest
 
@@ -19,7 +27,6 @@ class Options:
     cluster, and no context is written."""
 
     layout: Layout
-    store: str = "sqlite"
     volume_bytes: int = 0  # 0: ``shared`` is a plain directory
     retain: bool = False
     qemu: dict[str, str | bool] = field(default_factory=dict)
@@ -36,7 +43,8 @@ def with_defaults(
     hosts: int,
     *,
     rate: str,
-    store: str = "sqlite",
+    store: StoreKind = "sqlite",
+    managers: int = 0,
     retain: bool = False,
     storage: StorageKind | None = None,
     volumes: Iterable[str] = (),
@@ -51,7 +59,15 @@ def with_defaults(
     """
     if storage is None:
         storage = "dir" if volume_bytes else "nfs"
-    layout = Layout(checked_name(name), checked_hosts(hosts), rate, state_root(), storage=storage)
+    layout = Layout(
+        checked_name(name),
+        checked_hosts(hosts),
+        rate,
+        state_root(),
+        storage=storage,
+        store=store,
+        managers=checked_managers(managers, hosts),
+    )
     if volume_bytes and storage != "dir":
         raise InvalidRequest("only a directory has a size of its own", hint="leave --storage out")
     more, own = (
@@ -62,7 +78,6 @@ def with_defaults(
         raise InvalidRequest("a volume is named twice, or shared", hint="every lab has that one")
     return replace(
         Options(layout),
-        store=store,
         retain=retain,
         qemu={} if image_locks else {"image_locks": False},
         volumes=more,

@@ -8,40 +8,56 @@ import secrets
 import shutil
 from pathlib import Path
 
-from godwit.lab.configs import ETC, MIGRATION_TLS, STORE_TLS, TLS
-from godwit.lab.layout import CONTROL, CONTROL_NUMBER, MGMT, MIG, OPERATOR, QEMU_USER, Layout
+from godwit.lab.configs import ETC, MANAGER_TLS, MIGRATION_TLS, STORE_TLS, TLS
+from godwit.lab.layout import CONTROL, MGMT, MIG, OPERATOR, QEMU_USER, Layout
 from godwit.qemu.tls import ensure_dh_params
 from godwit.wire.ca import ClusterCa, issue, write_identity, write_qemu_credentials
 from godwit.wire.identity import HOST, MANAGER, STORE
 
 
 def make(layout: Layout) -> None:
-    """The CA, the lab's own identity, the API's token, and every node's identities."""
+    """The CA, the lab's own identity, the API's token, and every node's identities.
+
+    QEMU's certificates come from a CA of their own: whoever takes over a QEMU cannot even shake
+    hands with a daemon, not with etcd either, which asks for no role.
+    """
     layout.pki.mkdir(parents=True, exist_ok=True, mode=0o700)
     ca = ClusterCa.create(cluster=layout.name)
     ca.save(layout.pki)
+    streams = ClusterCa.create(cluster=f"{layout.name} migration")
     write_identity(layout.pki / OPERATOR, issue(ca, role=MANAGER, name=f"lab-{layout.name}"))
-    address = MGMT.address(CONTROL_NUMBER)
-    etc = layout.node_dir(CONTROL) / "etc"
-    store = issue(ca, role=STORE, name="store", dns=["localhost"], ips=[address])
-    write_identity(inside(etc, STORE_TLS), store)
-    manager = issue(ca, role=MANAGER, name="manager", dns=["localhost"], ips=["127.0.0.1", address])
-    write_identity(inside(etc, TLS), manager)
+    for node in (CONTROL, *layout.host_names):
+        _daemons(layout, node, ca)
     gid = grp.getgrnam(QEMU_USER).gr_gid
     for host in layout.host_names:
         etc = layout.node_dir(host) / "etc"
         addresses = [layout.address(host, MGMT), layout.address(host, MIG)]
         write_identity(inside(etc, TLS), issue(ca, role=HOST, name=host, ips=addresses))
         credentials = inside(etc, MIGRATION_TLS)
-        write_qemu_credentials(credentials, ca, host=host, gid=gid)
+        write_qemu_credentials(credentials, streams, host=host, gid=gid)
         ensure_dh_params(credentials)
     _write_token(layout)
+
+
+def _daemons(layout: Layout, node: str, ca: ClusterCa) -> None:
+    """Who keeps the records and who manages, where this node has them."""
+    etc, address = layout.node_dir(node) / "etc", layout.mgmt_address(node)
+    members = [member.name for member in layout.store_members] or [CONTROL]
+    if node in members:
+        name = node if layout.store_members else "store"
+        issued = issue(ca, role=STORE, name=name, dns=["localhost"], ips=[address, "127.0.0.1"])
+        write_identity(inside(etc, STORE_TLS), issued)
+    if node in layout.manager_nodes:
+        name = "manager" if node == CONTROL else node
+        issued = issue(ca, role=MANAGER, name=name, dns=["localhost"], ips=["127.0.0.1", address])
+        write_identity(inside(etc, MANAGER_TLS), issued)
 
 
 def _write_token(layout: Layout) -> None:
     token = secrets.token_urlsafe(32)
     write_secret(layout.token, f"{token}\n")
-    write_secret(layout.node_dir(CONTROL) / "etc" / "tokens", f"lab:{token}\n")
+    for node in layout.manager_nodes:
+        write_secret(layout.node_dir(node) / "etc" / "tokens", f"lab:{token}\n")
     # For people who call the API with other tools; the key of the CA stays where it is.
     shutil.copyfile(layout.pki / "ca.pem", layout.state / "ca.pem")
 

@@ -17,7 +17,7 @@ from godwit.host.cgroup import detect
 from godwit.host.errors import HostError
 from godwit.host.facts import memory_facts
 from godwit.host.shaping import shape
-from godwit.lab import groups, record, serving
+from godwit.lab import groups, keeping, record, serving
 from godwit.lab.layout import MAX_HOSTS, QEMU_USER, Layout, StorageKind
 from godwit.model.errors import Conflict, GodwitError, Refused
 from godwit.model.units import format_size
@@ -25,6 +25,8 @@ from godwit.model.units import format_size
 # Measured: agent, guard and supervisor of a host; store, manager and supervisor of the control
 # node. The rest is for one small guest.
 HOST_BYTES = 160 << 20
+MEMBER_BYTES = 64 << 20
+MANAGER_BYTES = 110 << 20
 CONTROL_BYTES = 256 << 20
 SPARE_BYTES = 512 << 20
 
@@ -41,13 +43,13 @@ class Need:
     look: Callable[[], None]
 
 
-def needs(layout: Layout, *, store: str, qemu_binary: str) -> tuple[Need, ...]:
+def needs(layout: Layout, *, qemu_binary: str) -> tuple[Need, ...]:
     """What a lab of this layout needs, the cheap and telling ones first."""
     return (
-        Need("this version's stores", lambda: _store(store)),
         Need("root", _root),
         Need("programs, QEMU and its user", lambda: _programs(qemu_binary)),
         Need("the daemons' libraries", _libraries),
+        Need("what keeps the records", lambda: _store(layout)),
         Need("what serves the storage", lambda: _serving(layout.storage)),
         Need("the lab's name is free", lambda: _free(layout)),
         Need("memory", lambda: _memory(layout)),
@@ -56,11 +58,11 @@ def needs(layout: Layout, *, store: str, qemu_binary: str) -> tuple[Need, ...]:
     )
 
 
-def _store(store: str) -> None:
-    if store != "sqlite":
+def _store(layout: Layout) -> None:
+    if layout.store_members and shutil.which(keeping.ETCD) is None:
         raise Refused(
-            f"a lab with store {store} is not possible yet: only the embedded store is there",
-            hint="use --store sqlite",
+            "etcd of the package etcd-server is not installed",
+            hint="scripts/setup --servers, or apt-get install --no-install-recommends etcd-server",
         )
 
 
@@ -124,6 +126,8 @@ def _free(layout: Layout) -> None:
 
 def _memory(layout: Layout) -> None:
     wanted = CONTROL_BYTES + layout.hosts * HOST_BYTES + SPARE_BYTES
+    wanted += len(layout.store_members) * MEMBER_BYTES
+    wanted += max(0, layout.managers - 1) * MANAGER_BYTES
     there = memory_facts().available
     if there < wanted:
         raise Refused(

@@ -16,13 +16,14 @@ from typing import Any
 
 from godwit.host.files import load_json, save_json
 from godwit.host.process import Process, is_alive
-from godwit.lab.layout import Layout, StorageKind, state_root
+from godwit.lab.layout import Layout, StorageKind, StoreKind, state_root
 from godwit.model.errors import Conflict, NotFound, OperationFailed
 
 
 @dataclass(frozen=True, slots=True)
 class LabRecord:
-    """A lab as made: ``nodes`` are the first processes, ``port`` is the API's on 127.0.0.1.
+    """A lab as made: ``nodes`` are the first processes, ``ports`` are the API's on 127.0.0.1, by
+    the node whose manager serves it.
 
     ``complete`` once everything was up. ``contexts_file`` is where its context was written.
     ``made_etc``: this lab made the machine's /etc/godwit, a mount point.
@@ -31,9 +32,10 @@ class LabRecord:
     name: str
     hosts: int
     rate: str
-    store: str
+    store: StoreKind
     run_root: str
-    port: int = 0
+    ports: dict[str, int] = field(default_factory=dict)
+    managers: int = 0
     complete: bool = False
     contexts_file: str = ""
     made_etc: bool = False
@@ -45,7 +47,14 @@ class LabRecord:
     def layout(self, root: Path) -> Layout:
         """Where its things lie."""
         return Layout(
-            self.name, self.hosts, self.rate, root, Path(self.run_root), storage=self.storage
+            self.name,
+            self.hosts,
+            self.rate,
+            root,
+            Path(self.run_root),
+            storage=self.storage,
+            store=self.store,
+            managers=self.managers,
         )
 
     def but(self, **changes: Any) -> LabRecord:
@@ -59,9 +68,14 @@ class LabRecord:
         return process if process is not None and is_alive(process) else None
 
     @property
+    def urls(self) -> tuple[str, ...]:
+        """The API of every manager, on the real machine."""
+        return tuple(f"https://127.0.0.1:{port}" for port in self.ports.values())
+
+    @property
     def url(self) -> str:
-        """The manager's API, on the real machine."""
-        return f"https://127.0.0.1:{self.port}"
+        """The API of the first manager."""
+        return self.urls[0] if self.ports else "https://127.0.0.1:0"
 
     def save(self, root: Path) -> None:
         """Write it durably."""

@@ -20,12 +20,23 @@ from typing import Any
 
 from godwit.host.errors import HostError
 from godwit.host.run import run
-from godwit.lab import configs, control, network, nodes, pki, preflight, serving, volume_dirs
+from godwit.lab import (
+    configs,
+    control,
+    daemons,
+    keeping,
+    network,
+    nodes,
+    pki,
+    preflight,
+    serving,
+    volume_dirs,
+)
 from godwit.lab.configs import Unit
 from godwit.lab.down import remove
 from godwit.lab.image import DemoImage, cache_root, ensure_demo_image, find_demo_image
 from godwit.lab.initramfs import ImageError
-from godwit.lab.layout import CONTROL, LAN, NETS, STORAGE, Layout
+from godwit.lab.layout import LAN, NETS, STORAGE, Layout
 from godwit.lab.options import Options
 from godwit.lab.publish import publish_image
 from godwit.lab.record import LabRecord, exclusive
@@ -46,7 +57,7 @@ class Context:
     say: Say
     record: LabRecord
     image: DemoImage | None = None
-    api: socket.socket | None = None
+    api: dict[str, socket.socket] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -61,12 +72,8 @@ class Context:
 
     def units(self, node: str) -> tuple[Unit, ...]:
         """The daemons of a node."""
-        if node in self.options.units:
-            return self.options.units[node]
-        if node == STORAGE:
-            return serving.units(self.layout.storage, sys.executable)
-        make = configs.control_units if node == CONTROL else configs.host_units
-        return make(sys.executable)
+        given = self.options.units.get(node)
+        return daemons.units(self.layout, node, sys.executable) if given is None else given
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +92,8 @@ def up(options: Options, *, say: Say = lambda _: None) -> LabRecord:
         name=layout.name,
         hosts=layout.hosts,
         rate=layout.rate,
-        store=options.store,
+        store=layout.store,
+        managers=layout.managers,
         storage=layout.storage,
         run_root=str(layout.run_root),
         qemu=options.qemu,
@@ -96,7 +104,8 @@ def up(options: Options, *, say: Say = lambda _: None) -> LabRecord:
         for action in BEFORE:
             _perform(action, context)
         try:
-            context.api = opened.enter_context(nodes.listener())
+            for node in layout.manager_nodes:
+                context.api[node] = opened.enter_context(nodes.listener())
             for action in MAKING:
                 _perform(action, context)
         except BaseException:
@@ -117,7 +126,7 @@ def actions(options: Options) -> tuple[Action, ...]:
 def check(options: Options) -> None:
     """The pre-flight alone; changes nothing that lasts."""
     qemu = str(options.qemu.get("binary", "qemu-system-x86_64"))
-    for need in preflight.needs(options.layout, store=options.store, qemu_binary=qemu):
+    for need in preflight.needs(options.layout, qemu_binary=qemu):
         need.look()
 
 
@@ -173,7 +182,8 @@ def _prepare(context: Context) -> str:
     etc = configs.ETC
     made_etc = not etc.exists()
     # First of all what is to be made is noted, so that it can be found.
-    context.keep(made_etc=made_etc, port=_port(context.api))
+    ports = {node: int(sock.getsockname()[1]) for node, sock in context.api.items()}
+    context.keep(made_etc=made_etc, ports=ports)
     etc.mkdir(exist_ok=True)
     layout.run.mkdir(parents=True, mode=0o700)
     for node in layout.nodes:
@@ -186,10 +196,6 @@ def _prepare(context: Context) -> str:
     if context.image is not None:
         publish_image(context.image, layout.images)
     return ""
-
-
-def _port(listener: socket.socket | None) -> int:
-    return int(listener.getsockname()[1]) if listener else 0
 
 
 def _make(context: Context) -> str:
@@ -212,18 +218,7 @@ def _identities(context: Context) -> None:
     for node in layout.nodes:
         etc = layout.node_dir(node) / "etc"
         (etc / "units.json").write_text(configs.units_file(context.units(node)))
-        if node == STORAGE:
-            files = {}
-            serving.write_files(layout)
-        elif node == CONTROL:
-            files = {
-                "store.toml": configs.store_config(),
-                "manager.toml": configs.manager_config(layout),
-            }
-        else:
-            files = {"host.toml": configs.agent_config(layout, node, qemu=context.options.qemu)}
-        for name, tables in files.items():
-            (etc / name).write_text(configs.toml(tables))
+        daemons.write_files(layout, node, qemu=context.options.qemu)
 
 
 def _compile() -> None:
@@ -236,7 +231,7 @@ def _start(context: Context) -> str:
     started: dict[str, tuple[int, int]] = {}
 
     def start(node: str) -> None:
-        api = context.api if node == CONTROL else None
+        api = context.api.get(node)
         binary = str(context.options.qemu.get("binary", ""))
         first = nodes.start(layout, node, api=api, qemu_binary=binary)
         started[node] = (first.pid, first.start_time)
@@ -246,6 +241,16 @@ def _start(context: Context) -> str:
     finally:
         context.keep(nodes=started)
     return f"{', '.join(layout.nodes)}: namespaces and supervisors"
+
+
+def _store(context: Context) -> str:
+    """The members of etcd find one another before anybody waits for those who ask them."""
+    layout = context.layout
+    if not layout.store_members or context.options.units:
+        return ""
+    leader = keeping.wait_led(keeping.client(layout, control_root=""))
+    name = next(m.name for m in layout.store_members if m.client_url == leader)
+    return f"etcd on {', '.join(m.name for m in layout.store_members)}; {name} leads"
 
 
 def _daemons(context: Context) -> str:
@@ -289,7 +294,7 @@ async def _joined(context: Context) -> str:
 
     layout = context.layout
     async with AsyncClient(
-        context.record.url,
+        ",".join(context.record.urls),
         token_file=layout.token,
         ca_file=layout.state / "ca.pem",
         name="lab/0.1",
@@ -320,11 +325,9 @@ async def _define(context: Context, client: Any) -> None:
     from godwit.lab.handle import Lab
     from godwit.model import keys
     from godwit.model.requests import CreateNetwork
-    from godwit.store.client import StoreClient
     from godwit.store.records import encode
 
-    lab = Lab(context.record, context.layout)
-    store = StoreClient([lab.store_url])
+    store = Lab(context.record, context.layout).store_client()
     try:
         for volume in serving.volumes(context.layout):
             await store.put(keys.volume(volume.name), encode(volume))
@@ -362,6 +365,7 @@ def _finish(context: Context) -> str:
 
         target = Target(
             url=context.record.url,
+            others=context.record.urls[1:],
             token_file=context.layout.token,
             ca_file=context.layout.state / "ca.pem",
         )
@@ -390,6 +394,7 @@ MAKING = (
     Action("making directories", _prepare),
     Action("making networks and certificates", _make),
     Action("starting the nodes", _start),
+    Action("waiting for the store", _store),
     Action("waiting for the daemons", _daemons),
     Action("waiting for the hosts to join", _join),
     Action("writing the context", _finish),

@@ -1,8 +1,8 @@
 """The cluster's records in memory, fed by one list and one watch, for lists in microseconds.
 
-The watch is a hint: every ``resync_s`` the store's revision is compared and, if the cache lags,
-everything is listed again. One watch over all keys keeps the store's order, so whoever has seen
-a revision here has seen every earlier one: that is what read-your-writes rests on.
+The watch is a hint: every ``resync_s``, however much it told meanwhile, everything is listed again
+and what differs is taken as news. One watch over all keys keeps the store's order, so whoever has
+seen a revision here has seen every earlier one: that is what read-your-writes rests on.
 """
 
 from __future__ import annotations
@@ -129,25 +129,25 @@ class Cache:
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     async def _follow(self, watch: Watch) -> None:
+        now = asyncio.get_running_loop().time
+        due = now() + self._resync_s
         while True:
+            if now() >= due:
+                if await self._list():
+                    _LOG.info("listed again: the watch had not told everything yet")
+                due = now() + self._resync_s
             try:
-                async with asyncio.timeout(self._resync_s):
+                async with asyncio.timeout_at(due):
                     batch = await anext(watch)
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                if await self._lags():
-                    _LOG.warning("the watch was silent about changes; listing again")
-                    return
                 continue
             if batch.revision > self._revision:
                 self._apply(batch.revision, [_step(event) for event in batch.events])
 
-    async def _lags(self) -> bool:
-        """True when the store is ahead although the watch was silent. One cheap read."""
-        return (await self._store.range(keys.LEADER, limit=1)).revision > self._revision
-
-    async def _list(self) -> None:
+    async def _list(self) -> int:
+        """Take the store's word for everything; how many records differed from what we knew."""
         listing = await self._store.range(keys.ROOT)
         fresh = {kv.key: kv for kv in listing.kvs}
         gone = [key for key in self._values if key not in fresh]
@@ -167,6 +167,7 @@ class Cache:
         self.problem = ""
         self._publish(changes)
         self.ready.set()
+        return len(changes)
 
     def _apply(self, revision: int, steps: list[tuple[str, KeyValue | None]]) -> None:
         found = [self._take(revision, key, kv) for key, kv in sorted(steps, key=lambda s: s[0])]

@@ -3,7 +3,13 @@
 Each replica keeps a key under a lease; one of them also holds the leader key. The leader adopts
 the tasks of dead replicas, notes what happens to hosts in the event log, gives volumes whose
 coordinator is lost another one, and prunes history.
-Losing the lead costs nothing: every write of these duties is harmless when done twice.
+Losing the lead costs nothing: every write of these duties is harmless when done twice. What must
+not be done by two adds :meth:`Leadership.proof` to its transaction: the store then carries it out
+only while the leader's key hangs on our lease.
+
+A leader that was killed is replaced when its lease is over: 3.5 to 5 s after, for it renews every
+1.5 s, and up to half a second more until etcd looks. When the store's own leader went with it, the
+new one first gives every lease its whole time again.
 """
 
 from __future__ import annotations
@@ -20,13 +26,13 @@ from godwit.manager.work.tasks import Tasks
 from godwit.manager.world import World
 from godwit.model import keys
 from godwit.model.host import HostState
-from godwit.store.api import Compare, absent, delete, put, value_is
+from godwit.store.api import Compare, absent, delete, lease_is, put, value_is
 from godwit.store.errors import LeaseNotFound, StoreError
 from godwit.store.records import CasFailed
 
 _LOG = logging.getLogger("godwit.manager")
-LEASE_S = 10
-BEAT_S = 3.0
+LEASE_S = 5
+BEAT_S = 1.5
 PRUNE_S = 600.0
 KEPT_EVENTS, KEPT_TASKS, KEPT_MIGRATIONS = 10_000, 1_000, 1_000
 _DELETES_AT_ONCE = 100
@@ -39,10 +45,20 @@ class Leadership:
         self._world = world
         self._tasks = tasks
         self._lease = 0
-        self.leads = False
+        self._until = 0.0  # from then on our lease may be over, whatever we believe
+        self._won = False
         self._hosts: dict[str, HostState] | None = None
         self._pruned_at = float("-inf")
         self._wake = asyncio.Event()
+
+    @property
+    def leads(self) -> bool:
+        """Whether the duties are ours: won, and renewed less than a lease ago."""
+        return self._won and self._world.clock.monotonic() < self._until
+
+    def proof(self) -> Compare:
+        """For a transaction that only the leader may do: fails once another one may lead."""
+        return lease_is(keys.LEADER, self._lease)
 
     def take(self, changes: tuple[Change, ...]) -> None:
         """The cache's listener: hosts and members that come and go are dealt with at once."""
@@ -58,7 +74,7 @@ class Leadership:
                 if self.leads:
                     await self._duties()
             except (StoreError, CasFailed) as error:
-                self.leads = False
+                self._won = False
                 _LOG.info("the lead is open: %s", error)
             self._wake.clear()
             try:
@@ -69,7 +85,7 @@ class Leadership:
 
     async def resign(self) -> None:
         """Give the lease back, so that another replica need not wait for its end."""
-        self.leads = False
+        self._won = False
         if self._lease:
             try:
                 await self._world.records.store.lease_revoke(self._lease, timeout=1.0)
@@ -77,18 +93,21 @@ class Leadership:
                 _LOG.info("the lease runs out by itself: %s", error)
 
     async def _beat(self) -> None:
-        store = self._world.records.store
+        store, now = self._world.records.store, self._world.clock.monotonic
+        sent = now()
         try:
             if self._lease:
-                await store.lease_keepalive(self._lease)
+                await store.lease_keepalive(self._lease, timeout=2 * BEAT_S)
         except LeaseNotFound:
-            self._lease, self.leads = 0, False
+            self._lease, self._won = 0, False
         if not self._lease:
-            self._lease = (await store.lease_grant(LEASE_S)).id
+            sent = now()
+            self._lease = (await store.lease_grant(LEASE_S, timeout=2 * BEAT_S)).id
             member = MEMBERS + self._world.worker.replace("/", ".")
             await store.put(member, b"{}", lease=self._lease)
-        if not self.leads:
-            self.leads = await self._stand()
+        self._until = sent + LEASE_S
+        if not self._won:
+            self._won = await self._stand()
 
     async def _stand(self) -> bool:
         """Take the lead if nobody holds it, or if an earlier life of ours does."""

@@ -112,7 +112,11 @@ async def serve(config: ManagerConfig) -> int:
         loop.add_signal_handler(number, stop.set)
     identity = Identity.load(config.tls_dir)
     tls = ClientTls.for_daemon(identity, Expect(STORE))
-    store = StoreClient(config.store_endpoints, ssl_context=tls.context)
+    store = StoreClient(
+        config.store_endpoints,
+        ssl_context=tls.context,
+        verify_peer=lambda peer: tls.verify(peer, where="the store"),
+    )
     world = World(
         records=Records(store),
         cache=Cache(store),

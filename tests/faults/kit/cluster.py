@@ -23,7 +23,7 @@ from godwit.client.sync import Client
 from godwit.lab import fault, leaks
 from godwit.lab.down import down
 from godwit.lab.handle import Lab
-from godwit.lab.layout import CLIENT, Layout, StorageKind, checked_name, state_root
+from godwit.lab.layout import CLIENT, Layout, StorageKind, StoreKind, checked_name, state_root
 from godwit.lab.options import Options
 from godwit.lab.preflight import known_labs
 from godwit.lab.up import up
@@ -32,7 +32,6 @@ from godwit.model.errors import GodwitError
 from godwit.model.event import Event
 from godwit.model.migration import Migration
 from godwit.model.ownership import Owner
-from godwit.store.client import StoreClient
 from godwit.store.errors import StoreError
 from godwit.store.records import Records
 
@@ -80,6 +79,8 @@ class Cluster:
         volume_bytes: int = 0,
         own_volumes: tuple[str, ...] = ("local",),
         image_locks: bool = True,
+        store: StoreKind = "sqlite",
+        managers: int = 0,
     ) -> Cluster:
         """Raise it. Its name gets this process's number, so that two runs do not meet; what a
         run that is dead left under such a name is taken away first."""
@@ -91,7 +92,9 @@ class Cluster:
         down(name)
         before = leaks.take(name)
         home = Path(tempfile.mkdtemp(prefix=f"godwit-{name}-"))
-        layout = Layout(name, hosts, rate, state_root(), storage=storage)
+        layout = Layout(
+            name, hosts, rate, state_root(), storage=storage, store=store, managers=managers
+        )
         options = replace(
             Options(layout),
             qemu=(qemu or {}) | ({} if image_locks else {"image_locks": False}),
@@ -133,7 +136,7 @@ class Cluster:
 
     def _new_client(self) -> Client:
         return Client(
-            self._lab.record.url,
+            ",".join(self._lab.record.urls),
             token_file=self._lab.layout.token,
             ca_file=self._lab.layout.state / "ca.pem",
             name="faults/0.1",
@@ -168,7 +171,7 @@ class Cluster:
                 time.sleep(0.1)
 
     async def _with_store(self, work: Callable[[Records], Awaitable[T]]) -> T:
-        store = StoreClient([self._lab.store_url], timeout=2.0)
+        store = self._lab.store_client(timeout=2.0)
         try:
             return await work(Records(store))
         finally:

@@ -20,7 +20,6 @@ from godwit.lab.layout import Layout
 from godwit.lab.options import Options
 from godwit.lab.up import up
 from godwit.model.errors import InvalidRequest
-from godwit.store.client import StoreClient
 from godwit.store.records import Records
 
 from .conftest import environment
@@ -64,7 +63,7 @@ def test_hosts_are_up_and_see_the_network_and_the_volume(lab: Lab, client: Clien
 
 def test_the_store_is_reached_from_outside(lab: Lab) -> None:
     async def look() -> set[str]:
-        store = StoreClient([lab.store_url])
+        store = lab.store_client()
         try:
             return set(await Records(store).networks())
         finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from godwit.host.config import AgentConfig
-from godwit.lab import configs, network
+from godwit.lab import configs, daemons, keeping, network
 from godwit.lab.layout import (
     CLIENT,
     CONTROL,
@@ -20,6 +20,7 @@ from godwit.lab.layout import (
     NETS,
     Layout,
     checked_hosts,
+    checked_managers,
     checked_name,
     host_number,
     net_named,
@@ -27,6 +28,7 @@ from godwit.lab.layout import (
 )
 from godwit.manager.config import ManagerConfig
 from godwit.model.errors import InvalidRequest
+from godwit.store.api import MemberView, StoreStatus
 from godwit.store.daemon.main import settings_from
 
 BIG = Layout("a-lab-of-twenty-chars", MAX_HOSTS)
@@ -119,13 +121,13 @@ def test_the_daemons_understand_their_files(tmp_path: Path) -> None:
     assert AgentConfig.parse(tomllib.loads(configs.toml(free))).migration.rate_bits == 0
 
     path = tmp_path / "manager.toml"
-    path.write_text(configs.toml(configs.manager_config(layout)))
+    path.write_text(configs.toml(configs.manager_config(layout, "control")))
     manager = ManagerConfig.load(path)
     assert manager.lab
     assert manager.store_endpoints == agent.store.endpoints
 
     path = tmp_path / "store.toml"
-    path.write_text(configs.toml(configs.store_config()))
+    path.write_text(configs.toml(configs.store_config(layout)))
     store = settings_from(["--config", str(path)])
     assert store.listen == ("tcp:10.92.0.1:7379", "unix:/run/godwit/store.sock")
     assert store.tls is not None
@@ -138,12 +140,80 @@ def test_a_host_is_told_no_other_hosts_things() -> None:
 
 
 def test_units_say_what_to_run() -> None:
-    units = configs.control_units("/py") + configs.host_units("/py")
+    layout = Layout("x", 2)
+    units = daemons.units(layout, "control", "/py") + daemons.units(layout, "host1", "/py")
     assert [unit.name for unit in units] == ["store", "manager", "guard", "agent"]
     read = json.loads(configs.units_file(units))["units"]
     assert read[1]["sockets"] == ["api"]
     assert all(unit["watchdog_s"] == 2.0 for unit in read)
     assert read[3]["argv"][:4] == ["/py", "-I", "-m", "godwit.agent.main"]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "members"),
+    [
+        (1, ["host1"]),
+        (2, ["host1", "host2", "control"]),
+        (3, ["host1", "host2", "host3"]),
+        (16, ["host1", "host2", "host3"]),
+    ],
+)
+def test_etcd_runs_on_the_first_hosts(hosts: int, members: list[str]) -> None:
+    layout = Layout("x", hosts, store="etcd")
+    assert [member.name for member in layout.store_members] == members
+    for node in layout.nodes:
+        names = daemons.names(layout, node)
+        assert ("etcd" in names) is (node in members)
+        assert "store" not in names
+        urls = layout.store_urls(node)
+        assert sorted(urls) == sorted(member.client_url for member in layout.store_members)
+        if node in members:
+            assert urls[0] == f"https://{layout.mgmt_address(node)}:7379"
+        if node != "control":
+            assert layout.mgmt_address("host1") in configs.toml(configs.agent_config(layout, node))
+    words = daemons.units(layout, members[-1], "/py")[0].argv
+    assert f"--listen-client-urls https://{layout.mgmt_address(members[-1])}:7379" in " ".join(
+        words
+    )
+
+
+def test_managers_run_on_the_first_hosts_or_beside_them() -> None:
+    assert Layout("x", 3).manager_nodes == ("control",)
+    layout = Layout("x", 3, store="etcd", managers=2)
+    found = {node: daemons.names(layout, node) for node in layout.nodes}
+    assert found == {
+        "control": (),
+        "host1": ("etcd", "guard", "agent", "manager"),
+        "host2": ("etcd", "guard", "agent", "manager"),
+        "host3": ("etcd", "guard", "agent"),
+    }
+    assert checked_managers(3, 3) == 3
+    for wrong in (-1, 4):
+        with pytest.raises(InvalidRequest):
+            checked_managers(wrong, 3)
+
+
+@pytest.mark.parametrize(
+    ("leaders", "states", "words"),
+    [
+        ((1, 1, 1), ["leads", "follows", "follows"], "any one of them may be gone, 2 may not"),
+        ((1, 1, None), ["leads", "follows", "away"], "away now: host3"),
+        ((0, None, None), ["no leader", "away", "away"], "there is no leader now"),
+    ],
+)
+def test_the_status_says_what_the_members_mean(
+    leaders: tuple[int | None, ...], states: list[str], words: str
+) -> None:
+    layout = Layout("x", 3, store="etcd")
+    views = [
+        MemberView(m.client_url, None if led is None else StoreStatus(9, n, 1, led, 4), 3)
+        for n, (m, led) in enumerate(zip(layout.store_members, leaders, strict=True), 1)
+    ]
+    rows = keeping.members_view(layout, views)
+    assert [row["state"] for row in rows] == states
+    assert words in keeping.quorum(layout, rows)
+    pair = Layout("x", 2, store="etcd")
+    assert "control (witness)" in keeping.quorum(pair, keeping.members_view(pair, ()))
 
 
 def test_the_switch_plugs_every_cable_into_its_network() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from godwit.host.process import identify
-from godwit.lab import down, leaks, preflight, record
+from godwit.lab import down, keeping, leaks, preflight, record
 from godwit.lab.cli import next_commands, status_text
 from godwit.lab.handle import outer
 from godwit.lab.layout import Layout
@@ -19,7 +19,14 @@ from godwit.lab.up import actions, check
 from godwit.model.errors import Conflict, NotFound, OperationFailed, Refused
 
 RECORD = LabRecord(
-    name="x", hosts=2, rate="1gbit", store="sqlite", run_root="/run/gw", nodes={"host1": (7, 8)}
+    name="x",
+    hosts=2,
+    rate="1gbit",
+    store="etcd",
+    run_root="/run/gw",
+    nodes={"host1": (7, 8)},
+    managers=1,
+    ports={"host1": 7},
 )
 
 
@@ -65,18 +72,19 @@ def test_one_command_at_a_time() -> None:
         pass
 
 
-def test_etcd_is_refused_with_a_reason(tmp_path: Path) -> None:
-    options = Options(Layout("x", 2, state_root=tmp_path), store="etcd")
-    with pytest.raises(Refused, match="etcd is not possible yet"):
+def test_a_missing_etcd_is_named_with_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "ETCD", "no-such-etcd")
+    options = Options(Layout("x", 2, state_root=tmp_path, store="etcd"))
+    with pytest.raises(Refused, match="package etcd-server is not installed"):
         check(options)
 
 
 def test_memory_is_looked_at_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = [
         need
-        for need in preflight.needs(
-            Layout("x", 32, state_root=tmp_path), store="sqlite", qemu_binary="true"
-        )
+        for need in preflight.needs(Layout("x", 32, state_root=tmp_path), qemu_binary="true")
         if need.what == "memory"
     ]
     monkeypatch.setattr(preflight, "HOST_BYTES", 1 << 40)
@@ -85,9 +93,7 @@ def test_memory_is_looked_at_before(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_missing_program_is_named(tmp_path: Path) -> None:
-    need = preflight.needs(
-        Layout("x", 1, state_root=tmp_path), store="sqlite", qemu_binary="no-such-qemu"
-    )[2]
+    need = preflight.needs(Layout("x", 1, state_root=tmp_path), qemu_binary="no-such-qemu")[1]
     with pytest.raises(Refused, match="no-such-qemu is not installed"):
         need.look()
 
@@ -109,7 +115,8 @@ def test_the_status_names_what_is_cut() -> None:
         "name": "x",
         "store": "sqlite",
         "migration_rate": "",
-        "manager_url": "https://127.0.0.1:1",
+        "store_members": [],
+        "manager_urls": ["https://127.0.0.1:1"],
         "token_file": "/t",
         "networks": [{"name": "lan", "subnet": "10.91.0.0/22", "client_address": "10.91.0.1"}],
         "control": {"name": "control", **node},

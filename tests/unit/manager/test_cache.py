@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from godwit.model import keys
 from godwit.model.errors import Unavailable
 from godwit.model.event import Event
 from godwit.model.network import Network
-from godwit.store.api import WatchBatch
+from godwit.store.api import WatchBatch, put
 from godwit.store.errors import Compacted
 from godwit.store.memory import MemoryStore
 from godwit.store.records import encode
@@ -26,6 +27,7 @@ class Hard(MemoryStore):
     """A store whose watch says nothing, or breaks with ``broken``."""
 
     silent = False
+    forgets: frozenset[str] = frozenset()  # names of keys whose changes the watch leaves out
     broken: Exception | None = None
 
     def watch(self, prefix: str, *, start_revision: int | None = None) -> Any:
@@ -45,7 +47,9 @@ class Hard(MemoryStore):
                     raise error
                 if outer.silent:
                     await asyncio.Event().wait()
-                return await anext(inner)
+                batch = await anext(inner)
+                left = tuple(e for e in batch.events if e.kv.key not in outer.forgets)
+                return replace(batch, events=left)
 
         return Bad()
 
@@ -83,6 +87,17 @@ async def test_a_silent_watch_is_found_out_by_looking() -> None:
         await store.delete(keys.network("gone"))
         assert await cache.until(has("a"), timeout=5)
     assert seen == [(keys.network("a"), False), (keys.network("gone"), True)]
+
+
+async def test_an_event_that_a_busy_watch_left_out_is_found() -> None:
+    store = Hard()
+    store.forgets = frozenset({keys.network("lost")})
+    async with following(store, resync_s=0.05) as cache:
+        await store.put(keys.network("lost"), network("lost"))
+        for number in range(20):  # it is never silent for as long as that
+            await store.put(keys.network("busy"), network("busy"))
+            await asyncio.sleep(0.01 if number < 19 else 0)
+        assert await cache.until(has("lost", "busy"), timeout=5)
 
 
 async def test_without_resync_a_silent_watch_would_be_missed() -> None:
@@ -149,6 +164,29 @@ async def test_the_leader_notes_what_happens_to_hosts(api: Any) -> None:
     members = (await api.store.range(MEMBERS)).kvs
     assert [kv.key for kv in members] == [f"{MEMBERS}m1.1"]
     assert all(kv.lease for kv in members)
+
+
+async def test_what_only_the_leader_may_do_is_refused_once_another_leads(api: Any) -> None:
+    leadership = api.manager.leadership
+    async with asyncio.timeout(5):
+        while not leadership.leads:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.02)
+    proof = leadership.proof()
+    assert (await api.store.txn([proof], [put("/x", b"1")])).succeeded
+    other = await api.store.lease_grant(60)
+    await api.store.put(keys.LEADER, b"m2/1", lease=other.id)
+    assert not (await api.store.txn([proof], [put("/x", b"2")])).succeeded
+
+
+async def test_a_leader_that_the_store_does_not_hear_stops_leading(api: Any) -> None:
+    leadership = api.manager.leadership
+    async with asyncio.timeout(5):
+        while not leadership.leads:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.02)
+        api.store.faults.unavailable = True
+        while leadership.leads:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.02)
+    api.store.faults.unavailable = False
 
 
 async def test_a_manager_that_ends_gives_the_lead_away_at_once(cluster: Any) -> None:

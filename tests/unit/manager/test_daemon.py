@@ -66,8 +66,8 @@ class Processes:
         self.running.append(process)
         return process
 
-    def start_store(self) -> None:
-        pki = self.root / "s1"
+    def start_store(self, identity: str = "s1") -> None:
+        pki = self.root / identity
         self.spawn(
             "store",
             "godwit.store.daemon.main",
@@ -168,6 +168,15 @@ async def test_a_killed_manager_comes_back_to_its_tasks(processes: Processes) ->
     finally:
         await server.stop(grace_s=0)
         await store.aclose()
+
+
+async def test_who_answers_as_the_store_must_be_the_store(processes: Processes) -> None:
+    """A host's certificate is of the same CA; its holder gets no records."""
+    processes.start_store("host1")
+    processes.start_manager()
+    async with asyncio.timeout(10):
+        while "is host/host1, not store/" not in processes.log():  # noqa: ASYNC110 - it only logs
+            await asyncio.sleep(0.05)
 
 
 async def test_idle_it_costs_next_to_nothing(processes: Processes) -> None:
