@@ -29,6 +29,7 @@ from tests.faults.kit import (
     clones,
     debian,
     diskmoves,
+    etcd_members,
     everyday,
     formats,
     full,
@@ -53,7 +54,7 @@ from tests.faults.kit.report import Section, tell
 from tests.system.qemu.old_qemu import NoOldQemu, old_qemu
 
 from godwit.host.facts import memory_facts
-from godwit.lab.layout import StorageKind
+from godwit.lab.layout import StorageKind, StoreKind
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROOFS = REPOSITORY / "docs" / "proof"
@@ -65,6 +66,7 @@ BROKER_REPEATS = 5
 CLONE_MOVES = 3
 CHECKPOINT_ROUNDS = 3
 REDIRECTS = 3
+POWER_LOSSES = 7
 FEW_CELLS = (*handover.sample(1), *handover.sample(2))
 DIRECT_CELLS = tuple(c for n in (1, 2, 3) for c in handover.sample(n, brokers=False))
 LENT_CELLS = (*lent.lender_cells(), *FEW_CELLS, *handover.sample(3), *handover.sample(4))
@@ -72,9 +74,22 @@ LENT_CELLS = (*lent.lender_cells(), *FEW_CELLS, *handover.sample(3), *handover.s
 
 @contextmanager
 def _lab(
-    section: Section, *, storage: StorageKind = "dir", image_locks: bool = True
+    section: Section,
+    *,
+    storage: StorageKind = "dir",
+    image_locks: bool = True,
+    hosts: int = 2,
+    store: StoreKind = "sqlite",
+    managers: int = 0,
 ) -> Iterator[Cluster]:
-    cluster = Cluster.up("prove", storage=storage, image_locks=image_locks)
+    cluster = Cluster.up(
+        "prove",
+        hosts=hosts,
+        storage=storage,
+        image_locks=image_locks,
+        store=store,
+        managers=managers,
+    )
     try:
         yield cluster
     finally:
@@ -213,6 +228,36 @@ def _redirect() -> Section:
     return section
 
 
+def _etcd() -> Section:
+    """Members of a real three-member store go: under 20 VMs, and with their hosts' power."""
+    section = Section("etcd")
+    parts: dict[str, Section] = {}
+    with _lab(section, hosts=3, store="etcd", managers=3) as cluster:
+        parts["20 VMs"] = etcd_members.run(cluster)
+        for number in range(1, POWER_LOSSES + 1):
+            parts[f"power {number}"] = etcd_members.run(cluster, vms=0, parts=("power",))
+    with _lab(section, hosts=2, store="etcd") as cluster:
+        parts["2 hosts and a witness"] = etcd_members.run(cluster, vms=0, parts=("member", "power"))
+    return _joined(section, parts)
+
+
+def _store_rates() -> Section:
+    """The embedded store and etcd side by side, by their own script."""
+    section = Section("store-rates")
+    script = REPOSITORY / "benchmarks" / "store_ops.py"
+    done = subprocess.run(
+        [sys.executable, script, "--json"], capture_output=True, text=True, timeout=BENCH_S
+    )
+    section.judge("the benchmark of stores ends", done.returncode == 0, done.stderr[-500:])
+    if done.returncode == 0:
+        section.figures = json.loads(done.stdout)
+        rates = {name: found["per_second"] for name, found in section.figures["stores"].items()}
+        section.judge(
+            "every store answered", all(min(r.values()) > 0 for r in rates.values()), rates
+        )
+    return section
+
+
 Work = Callable[[], Section]
 _A: dict[str, Work] = {
     "matrix": lambda: _on_lab(matrix.run),
@@ -243,7 +288,11 @@ _B: dict[str, Work] = {
     "shared-nothing": lambda: _on_lab(along.run),
     "redirect": _redirect,
 }
-ISSUES = {"A": _A, "B": _B}
+_C: dict[str, Work] = {
+    "etcd": _etcd,
+    "store-rates": _store_rates,
+}
+ISSUES = {"A": _A, "B": _B, "C": _C}
 
 
 def _git(*words: str) -> str:

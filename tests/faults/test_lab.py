@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from godwit.lab.layout import StorageKind
+from godwit.lab.layout import StorageKind, StoreKind
 
 from .kit import (
     along,
@@ -18,6 +18,7 @@ from .kit import (
     checkpoints,
     clones,
     diskmoves,
+    etcd_members,
     everyday,
     formats,
     full,
@@ -106,10 +107,23 @@ def test_a_lun_moves_under_a_writer() -> None:
 
 @contextmanager
 def own_lab(
-    name: str, *, storage: StorageKind = "dir", image_locks: bool = True
+    name: str,
+    *,
+    storage: StorageKind = "dir",
+    image_locks: bool = True,
+    hosts: int = 2,
+    store: StoreKind = "sqlite",
+    managers: int = 0,
 ) -> Iterator[Cluster]:
     """A lab of one's own; it must leave nothing behind."""
-    lab = Cluster.up(f"faults-{name}", storage=storage, image_locks=image_locks)
+    lab = Cluster.up(
+        f"faults-{name}",
+        hosts=hosts,
+        storage=storage,
+        image_locks=image_locks,
+        store=store,
+        managers=managers,
+    )
     try:
         yield lab
     finally:
@@ -183,6 +197,18 @@ def _a_wrong_bit_is_seen(cluster: Cluster) -> None:
 
 def test_a_guest_that_outruns_the_link_is_refused_and_unharmed() -> None:
     passed(outrun.run(only=("default",)))
+
+
+@pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd-server is not installed")
+def test_members_of_the_store_go_and_come_back_under_a_vm() -> None:
+    """Also managers on hosts, and the power of the host whose member leads."""
+    with own_lab("etcd", hosts=3, store="etcd", managers=2) as lab:
+        vm = etcd_members.run(
+            lab, vms=1, writing=1, moving=0, quorum_s=4.0, parts=("quorum", "manager")
+        )
+        power = etcd_members.run(lab, vms=0, parts=("power",))
+    passed(vm)
+    passed(power)
 
 
 @pytest.fixture(scope="module")

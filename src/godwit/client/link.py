@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 DEADLINE_S = 30.0
 _IDLE_S = 45.0  # servers send comments more often than that
 
-_NEXT_S = 2.0  # how long one manager of several may be silent before another is looked for
+# With several managers: how long one may take to say how it is, and to answer a read, before
+# another is looked for; and how long one is taken to be well without asking.
+_NEXT_S, _READ_S, _WELL_S = 2.0, 4.0, 1.0
 
 Query = Mapping[str, str | int | float | bool | None]
 _T = TypeVar("_T")
@@ -55,6 +57,7 @@ class Link:
         self._name = name
         self._peers: list[PeerClient] = []
         self._chosen: PeerClient | None = None
+        self._heard_at = 0.0  # the loop's time when the chosen one last answered
 
     def _open(self) -> list[PeerClient]:
         if not self._peers:
@@ -77,13 +80,19 @@ class Link:
         )
 
     async def _manager(self) -> PeerClient:
-        """The manager to speak to."""
+        """The manager to speak to. A dead one's socket may live on: it is asked after a while."""
+        now = asyncio.get_running_loop().time
+        if self._chosen is not None and now() - self._heard_at > _WELL_S:
+            if not await _rank(self._chosen):
+                self._chosen = None
+            self._heard_at = now()
         if self._chosen is None:
             peers = self._open()
             if len(peers) == 1:
                 return peers[0]
             ranks = await asyncio.gather(*(_rank(peer) for peer in peers))
             self._chosen = peers[max(range(len(peers)), key=lambda index: ranks[index])]
+            self._heard_at = now()
         return self._chosen
 
     async def _ask(self, work: Callable[[PeerClient], Awaitable[_T]], *, safe: bool) -> _T:
@@ -91,7 +100,9 @@ class Link:
         for _ in range(len(self._open())):
             peer = await self._manager()
             try:
-                return await work(peer)
+                found = await work(peer)
+                self._heard_at = asyncio.get_running_loop().time()
+                return found
             except (Unavailable, OutcomeUnknown, PeerRefused) as error:
                 harmless = isinstance(_meant(error), Unavailable) or (
                     safe and isinstance(error, OutcomeUnknown)
@@ -119,6 +130,8 @@ class Link:
         self, path: str, *, query: Query | None = None, deadline_s: float | None = None
     ) -> Any:
         """The JSON found there."""
+        if deadline_s is None and len(self._open()) > 1:
+            deadline_s = _READ_S
         with self._plain_errors():
             return await self._ask(
                 lambda peer: peer.get(path, query=query, deadline_s=deadline_s), safe=True

@@ -209,7 +209,7 @@ def _make(context: Context) -> str:
     _together([wires, lambda: _identities(context), _compile])
     shown = ", ".join(net.name for net in NETS)
     limit = f" (migration at {layout.rate} both ways)" if layout.rate else ""
-    return f"networks {shown}{limit}; certificates of {2 + layout.hosts} daemons"
+    return f"networks {shown}{limit}; certificates"
 
 
 def _identities(context: Context) -> None:

@@ -64,7 +64,7 @@ class Cluster:
         self._lab = lab
         self._addresses: dict[str, int] = {}
         self._tasks: dict[str, str] = {}
-        self.client = self._new_client()
+        self.client = self.new_client()
 
     @classmethod
     def up(
@@ -134,7 +134,8 @@ class Cluster:
         """The first host that is not this one."""
         return next(name for name in self.hosts if name != host)
 
-    def _new_client(self) -> Client:
+    def new_client(self) -> Client:
+        """One more client; whoever asks closes it."""
         return Client(
             ",".join(self._lab.record.urls),
             token_file=self._lab.layout.token,
@@ -347,6 +348,14 @@ class Cluster:
             fault.release(self._lab, host)
         except GodwitError as error:
             sys.stderr.write(f"  release on {host}: {error.message}\n")
+
+    def power_off(self, node: str) -> None:
+        """Everything on that node ends at once."""
+        self._lab = fault.power_off(self._lab, node)
+
+    def power_on(self, node: str) -> None:
+        """Start it again and wait for its daemons."""
+        self._lab = fault.power_on(self._lab, node)
 
     def heal(self) -> None:
         """Undo what faults leave: cuts, holds; wait until every daemon is ready again."""
