@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.system
 
 SHARE_S = 5.0 / 3  # of a call's 5 s, what one member of three gets to answer in
+FOUND_OUT_S = 1.0 + 1.5 + 1.0  # silence, a question, and a slow machine
 ELECTED_S = 8.0  # until a write is possible again after the leader is gone
 
 
@@ -140,9 +141,15 @@ async def test_a_member_that_is_away_is_left_for_another(trio: Trio, base: str) 
     trio.members[killed].start()
     await trio.serving()
 
-    store = trio.client(frozen)
+    store, hasty = trio.client(frozen), trio.client(frozen)
     await store.put(base + "k", b"3")
+    await hasty.put(base + "other", b"1")
     trio.members[frozen].freeze()
+    began = time.monotonic()
+    with pytest.raises(errors.StoreOutcomeUnknown):
+        await hasty.put(base + "other", b"2")  # it was heard of just now, so this one is sent
+    assert time.monotonic() - began < FOUND_OUT_S
+    await hasty.put(base + "other", b"3")
     await asyncio.sleep(1.1)  # silent for longer than a write trusts
     began = time.monotonic()
     await store.put(base + "k", b"4")  # known, although its connection stands

@@ -10,7 +10,8 @@ write may not: its outcome is unknown.
     member is cut off or frozen         -> the next one, after its share of the time
     member answers "no leader"          -> the next one, at once; nothing was done
     member's term went backwards        -> a read: the next one; a write: StoreRolledBack
-    a write was sent, no answer         -> StoreOutcomeUnknown; later calls go elsewhere first
+    a write was sent, no answer         -> StoreOutcomeUnknown, when the member is found to be away
+                                           or the time is over; later calls go elsewhere first
 
 A frozen process keeps its connections, so with several members a write goes out on a connection
 only if its member was heard of within the last second; else a harmless question goes first.
@@ -42,6 +43,7 @@ Judge = Callable[[Json], None]
 # etcd refuses a request with this at once while its member follows no leader.
 HAS_LEADER: Final = "Grpc-Metadata-Hasleader: true\r\n"
 _ASK_FIRST_S: Final = 1.0
+ANSWER_S: Final = 1.5  # which a member has to say that it lives
 
 
 class Transport:
@@ -169,7 +171,7 @@ class Transport:
                 await _ask_first(endpoint, connection, deadline=share)
             try:
                 async with asyncio.timeout_at(deadline if write else share):
-                    answer = await connection.exchange(path, body, extra=extra)
+                    answer = await self._answer(endpoint, connection, path, body, write, extra)
             except TimeoutError as error:
                 connection.close()
                 raise _unanswered(endpoint, write=write, timed_out=True) from error
@@ -188,6 +190,36 @@ class Transport:
             endpoint.heard()
             endpoint.release(connection)
             return _decode(endpoint, answer, write=write)
+
+    async def _answer(
+        self,
+        endpoint: Endpoint,
+        connection: Connection,
+        path: str,
+        body: bytes | None,
+        write: bool,
+        extra: str,
+    ) -> Answer:
+        """The member's answer. Who waits for that to a write asks meanwhile whether it lives.
+
+        Raises TimeoutError when it does not: the outcome is unknown then, and waiting longer would
+        not make it known.
+        """
+        exchange = connection.exchange(path, body, extra=extra)
+        if not write or len(self._endpoints) == 1:
+            return await exchange
+        waiting = asyncio.ensure_future(exchange)
+        now = asyncio.get_running_loop().time
+        try:
+            while not (await asyncio.wait({waiting}, timeout=_ASK_FIRST_S))[0]:
+                try:
+                    await alive(endpoint, deadline=now() + ANSWER_S)
+                except errors.StoreError as error:
+                    if not waiting.done():
+                        raise TimeoutError from error
+            return await waiting
+        finally:
+            waiting.cancel()
 
     def _doubtful(self, endpoint: Endpoint) -> bool:
         """Whether it is worth a question before a write is sent: there is another member to take,

@@ -27,12 +27,11 @@ from godwit.store.api import WatchBatch
 from godwit.store.codec import Json
 from godwit.store.high import High, Mark
 from godwit.store.http import ChunkedLines, Connection, Endpoint, HttpError
-from godwit.store.transport import HAS_LEADER, Transport, alive, connect
+from godwit.store.transport import ANSWER_S, HAS_LEADER, Transport, alive, connect
 
 _BACKOFF_FIRST_S = 0.02
 _BACKOFF_MAX_S = 1.0
 _SILENT_S = 1.5  # after which a member is asked whether it lives
-_ANSWER_S = 1.5  # which it has to say so
 # A key that is cheap to read; nothing is kept there.
 _PROBE = codec.dump(codec.span("/", prefix=False))
 
@@ -153,7 +152,7 @@ class ClientWatch:
             except TimeoutError:
                 if self._endpoint.silent_s() >= _SILENT_S:
                     now = asyncio.get_running_loop().time()
-                    await alive(self._endpoint, deadline=now + _ANSWER_S)
+                    await alive(self._endpoint, deadline=now + ANSWER_S)
             else:
                 self._endpoint.heard()
                 return data
