@@ -22,11 +22,10 @@ from godwit.store.api import (
 from godwit.store.codec import Json
 from godwit.store.high import High, Mark
 from godwit.store.http import Endpoint, MakeSocket, VerifyPeer
-from godwit.store.transport import HAS_LEADER, Transport
+from godwit.store.transport import HAS_LEADER, STATUS, Transport
 from godwit.store.watch import ClientWatch
 
 _DEFAULT_TIMEOUT_S = 5.0
-_STATUS = "/v3/maintenance/status"
 _MEMBERS = "/v3/cluster/member/list"
 
 
@@ -153,7 +152,7 @@ class StoreClient:
 
     async def status(self, *, timeout: float | None = None) -> StoreStatus:
         # Asked without HAS_LEADER: a member may say that it has none.
-        return codec.decode_status(await self._call(_STATUS, {}, timeout, leader=False))
+        return codec.decode_status(await self._call(STATUS, {}, timeout, leader=False))
 
     async def members(self, *, timeout: float | None = None) -> tuple[MemberView, ...]:
         limit = self._timeout if timeout is None else timeout
@@ -166,7 +165,7 @@ class StoreClient:
         try:
             answer = await self._transport.call_at(
                 endpoint,
-                _STATUS,
+                STATUS,
                 b"{}",
                 timeout=timeout,
                 judge=lambda found: self._high.check(found, floor, ordered=False),

@@ -195,6 +195,7 @@ class Endpoint:
     verify_peer: VerifyPeer | None = None
     make_socket: MakeSocket | None = None
     heard_at: float = -inf  # the loop's time when something last came from the member's process
+    term: int = 0  # the newest raft term it has shown
     idle: list[Connection] = field(default_factory=list)
 
     async def acquire(self, *, fresh: bool = False) -> Connection:

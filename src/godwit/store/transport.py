@@ -11,7 +11,8 @@ write may not: its outcome is unknown.
     member answers "no leader"          -> the next one, at once; nothing was done
     member's term went backwards        -> a read: the next one; a write: StoreRolledBack
     a write was sent, no answer         -> StoreOutcomeUnknown, when the member is found to be away
-                                           or the time is over; later calls go elsewhere first
+                                           or to have lost its leader, or the time is over; later
+                                           calls go elsewhere first
 
 A frozen process keeps its connections, so with several members a write goes out on a connection
 only if its member was heard of within the last second; else a harmless question goes first.
@@ -23,9 +24,10 @@ import asyncio
 import json
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
-from godwit.store import errors
+from godwit.store import codec, errors
+from godwit.store.codec import Json
 from godwit.store.http import (
     HARMLESS,
     Answer,
@@ -36,12 +38,12 @@ from godwit.store.http import (
     parse_endpoint,
 )
 
-Json = dict[str, Any]
 # Looks at an answer before it counts; raises StoreRolledBack when it must not be used.
 Judge = Callable[[Json], None]
 
 # etcd refuses a request with this at once while its member follows no leader.
 HAS_LEADER: Final = "Grpc-Metadata-Hasleader: true\r\n"
+STATUS: Final = "/v3/maintenance/status"
 _ASK_FIRST_S: Final = 1.0
 ANSWER_S: Final = 1.5  # which a member has to say that it lives
 
@@ -189,7 +191,9 @@ class Transport:
                 raise
             endpoint.heard()
             endpoint.release(connection)
-            return _decode(endpoint, answer, write=write)
+            body_found = _decode(endpoint, answer, write=write)
+            endpoint.term = max(endpoint.term, codec.header(body_found, "raft_term"))
+            return body_found
 
     async def _answer(
         self,
@@ -200,11 +204,12 @@ class Transport:
         write: bool,
         extra: str,
     ) -> Answer:
-        """The member's answer. Who waits for that to a write asks meanwhile whether it lives.
+        """The member's answer. Who waits for that to a write asks meanwhile how the member is.
 
-        Raises TimeoutError when it does not: the outcome is unknown then, and waiting longer would
-        not make it known.
+        Raises TimeoutError when it does not live, or has lost the leader to whom it handed the
+        write: the outcome is unknown then, and waiting longer would not make it known.
         """
+        term = max(one.term for one in self._endpoints)
         exchange = connection.exchange(path, body, extra=extra)
         if not write or len(self._endpoints) == 1:
             return await exchange
@@ -212,14 +217,22 @@ class Transport:
         now = asyncio.get_running_loop().time
         try:
             while not (await asyncio.wait({waiting}, timeout=_ASK_FIRST_S))[0]:
-                try:
-                    await alive(endpoint, deadline=now() + ANSWER_S)
-                except errors.StoreError as error:
-                    if not waiting.done():
-                        raise TimeoutError from error
+                lost = await self._has_lost(endpoint, term, deadline=now() + ANSWER_S)
+                if lost and not waiting.done():
+                    raise TimeoutError
             return await waiting
         finally:
             waiting.cancel()
+
+    async def _has_lost(self, endpoint: Endpoint, term: int, *, deadline: float) -> bool:
+        """Whether what a member of a term was given is not to be answered any more."""
+        try:
+            body = await self._attempt(
+                endpoint, STATUS, b"{}", write=False, share=deadline, deadline=deadline, extra=""
+            )
+        except errors.StoreError:
+            return True
+        return not codec.number(body, "leader") or codec.number(body, "raftTerm") > term > 0
 
     def _doubtful(self, endpoint: Endpoint) -> bool:
         """Whether it is worth a question before a write is sent: there is another member to take,
