@@ -8,6 +8,7 @@ network is known by its record alone. Everything that depends on the kind is ask
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -25,6 +26,7 @@ from godwit.storage.files import DirectoryFiles, VolumeFiles
 from godwit.storage.places import Access, Node, initiator_name, served_node
 from godwit.storage.served import NoFiles, ServedFiles
 from godwit.store.errors import StoreError
+from godwit.store.looking import looks
 from godwit.store.records import decode
 from godwit.wire.identity import CA_FILE
 
@@ -56,13 +58,9 @@ class Catalog:
         store = self._desk.records.store
         while True:
             try:
-                looked = False
-                async with store.watch(keys.VOLUMES) as watch:
-                    async for batch in watch:
-                        # The first one says that the watch stands: before it things may be missed.
-                        if batch.events or not looked:
-                            await self.sync()
-                            looked = True
+                async with contextlib.aclosing(looks(store, keys.VOLUMES)) as times:
+                    async for _ in times:
+                        await self.sync()
             except StoreError as error:
                 _log.warning("volumes: %s", error)
                 await self._desk.clock.sleep(_RETRY_S)

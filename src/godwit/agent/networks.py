@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 from godwit.agent.desk import Desk
@@ -11,6 +12,7 @@ from godwit.host.errors import HostError
 from godwit.model import keys
 from godwit.model.network import Network
 from godwit.store.errors import StoreError
+from godwit.store.looking import looks
 
 _log = logging.getLogger("agent")
 
@@ -38,13 +40,10 @@ class Networks:
         while True:
             try:
                 await self.sync()
-                looked = False
-                async with self._desk.records.store.watch(keys.NETWORKS) as watch:
-                    async for batch in watch:
-                        # The first one says that the watch stands: what came before it is not told.
-                        if batch.events or not looked:
-                            await self.sync()
-                            looked = True
+                times = looks(self._desk.records.store, keys.NETWORKS)
+                async with contextlib.aclosing(times):
+                    async for _ in times:
+                        await self.sync()
             except StoreError as error:
                 _log.warning("networks: %s", error)
                 await self._desk.clock.sleep(1.0)
