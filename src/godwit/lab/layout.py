@@ -195,6 +195,10 @@ class Layout:
         """A node's own directories: ``root`` (empty, built on), ``etc`` and ``state``."""
         return self.state / "nodes" / node
 
+    def boot_id(self, node: str) -> Path:
+        """What a node reads as its kernel's boot id; another one after each power-on."""
+        return self.node_dir(node) / "boot-id"
+
     def logs(self, node: str) -> Path:
         """A node's logs, one file per unit."""
         return self.state / "logs" / node

@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import sys
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from godwit.model.errors import OperationFailed
 
 # Beside what every host sees: for QEMU, which runs as a user of its own.
 _DEVICES = {"kvm": "0666", "userfaultfd": "0666", "vhost-net": "0666"}
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _END_S = 10.0
 
 
@@ -38,6 +40,7 @@ def plan(
     shown: list[Step] = [
         {"op": "directory", "dst": str(RUN)},
         {"op": "bind", "src": str(folder / "etc"), "dst": str(ETC), "ro": True},
+        {"op": "bind", "src": str(layout.boot_id(node)), "dst": _BOOT_ID, "ro": True},
     ]
     if node == STORAGE:
         writable |= serving.places(layout)
@@ -89,6 +92,8 @@ def start(
     """
     path = layout.control_socket(node)
     path.unlink(missing_ok=True)
+    # Nodes share a kernel, and yet each power-on is a boot of its own to everybody who asks.
+    layout.boot_id(node).write_text(f"{uuid.uuid4()}\n")
     with bind_unix(path) as control:
         fds = {API: api.fileno()} if api is not None else {}
         wanted = plan(layout, node, control_fd=control.fileno(), fds=fds, qemu_binary=qemu_binary)
