@@ -152,6 +152,9 @@ class StoreClient:
             db_size=codec.number(answer, "dbSize"),
         )
 
+    async def without_leader(self) -> bool | None:
+        return False  # one daemon is its own leader; a cluster's members are asked one by one
+
     async def compact(self, revision: int, *, timeout: float | None = None) -> None:
         await self._call("/v3/kv/compaction", {"revision": str(revision)}, timeout, write=True)
 

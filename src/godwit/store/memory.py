@@ -57,6 +57,7 @@ class Faults:
     """What the next operations meet. Counters run down as operations use them up."""
 
     unavailable: bool = False
+    no_leader: bool = False
     refuse_next: int = 0
     lose_request_next: int = 0
     lose_answer_next: int = 0
@@ -207,6 +208,9 @@ class MemoryStore:
             version="memory",
         )
 
+    async def without_leader(self) -> bool | None:
+        return None if self.faults.unavailable else self.faults.no_leader
+
     async def compact(self, revision: int, *, timeout: float | None = None) -> None:
         self._begin(write=True)
         try:
@@ -230,6 +234,8 @@ class MemoryStore:
         if faults.unavailable or faults.refuse_next:
             faults.refuse_next = max(0, faults.refuse_next - 1)
             raise errors.StoreUnavailable("the store does not answer (injected)")
+        if faults.no_leader:
+            raise errors.StoreNoLeader("there is no leader (injected)")
         if write and faults.lose_request_next:
             faults.lose_request_next -= 1
             raise errors.StoreOutcomeUnknown("the answer was lost (injected)")
