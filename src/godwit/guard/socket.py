@@ -1,11 +1,12 @@
 """The guard's unix socket: one agent, JSON lines, one answer per request, in order.
 
-hello | beat             it lives
-register                 a QEMU: vm, pid, start_time, monitor, epoch; ha, deadline and cgroup say
-                         whether and how the deadline is kept for it
-forget                   it is gone
-arm | disarm             it is being moved, or no more
-every answer             {renewed_at, ttl, counts_from, frozen: {vm: why}} or {error}
+hello | beat    it lives
+register        a QEMU: vm, pid, start_time, monitor, epoch; ha, deadline and cgroup say whether
+                and how the deadline is kept for it
+forget          it is gone
+look            the agent froze it while the guard was silent
+arm | disarm    it is being moved, or no more
+every answer    {renewed_at, ttl, counts_from, frozen: {vm: why}} or {error}
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ CONTROL: Final = "control"
 CLIENT: Final = "client"
 SWITCH: Final = "switch"
 STORAGE: Final = "storage"
+WATCHDOG: Final = "watchdog"
 VM_NETWORK: Final = "lan"
 STORE_PORT: Final = 7379
 AGENT_PORT: Final = 7101
@@ -202,6 +203,20 @@ class Layout:
     def logs(self, node: str) -> Path:
         """A node's logs, one file per unit."""
         return self.state / "logs" / node
+
+    @property
+    def watchdog_group(self) -> str:
+        """The control group of what is every host's watchdog."""
+        return f"{GROUPS}/{self.name}/{WATCHDOG}"
+
+    @property
+    def watchdog_log(self) -> Path:
+        """What it has to say."""
+        return self.state / "logs" / f"{WATCHDOG}.log"
+
+    def watchdog(self, node: str) -> Path:
+        """The socket that a host sees as /dev/watchdog."""
+        return self.run / f"{node}.watchdog"
 
     def control_socket(self, node: str) -> Path:
         """Where a node's supervisor is talked to from the real machine."""

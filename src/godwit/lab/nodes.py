@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -11,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from godwit.host.namespaces import HostPlan, Step, launch, observe_layout, python_paths, root_steps
-from godwit.host.process import Process, kill, open_pidfd
-from godwit.host.sockets import bind_unix
+from godwit.host.process import Process, kill, open_pidfd, spawn
+from godwit.host.sockets import bind_packets, bind_unix
 from godwit.lab import groups, serving
 from godwit.lab.configs import API, ETC, LOGS, RUN, STATE
 from godwit.lab.layout import CONTROL, STORAGE, Layout
@@ -54,6 +55,9 @@ def plan(
             writable[f"/clusterstorage/{path.name}"] = str(path)
         images = str(STATE / "images")
         shown.append({"op": "bind", "src": str(layout.images), "dst": images, "ro": True})
+        if layout.watchdog(node).is_socket():
+            device = str(layout.watchdog(node))
+            shown.append({"op": "bind", "src": device, "dst": "/dev/watchdog"})
     steps = root_steps(
         observe_layout(cgroup=group, devices=tuple(_DEVICES)),
         read_only=(*python_paths(), *_prefix_of(qemu_binary)),
@@ -102,6 +106,33 @@ def start(
             stdout=layout.logs(node) / "supervisor.log",
             stderr=layout.logs(node) / "supervisor.log",
             pass_fds=(control.fileno(), *fds.values()),
+        )
+
+
+def start_watchdog(layout: Layout) -> None:
+    """Start what every host of a lab sees as its watchdog; OperationFailed when that fails."""
+    entries = groups.create(layout.watchdog_group)
+    layout.watchdog_log.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as opened:
+        words, descriptors = [], []
+        for host in layout.host_names:
+            listener = opened.enter_context(bind_packets(layout.watchdog(host)))
+            words += ["--fd", f"{host}={listener.fileno()}"]
+            descriptors.append(listener.fileno())
+        process = spawn(
+            [
+                *(sys.executable, "-I", "-m", "godwit.lab.watchdog"),
+                *("--name", layout.name, "--root", str(layout.state_root), *words),
+                *(word for entry in entries for word in ("--enter", entry)),
+            ],
+            stderr=layout.watchdog_log,
+            pass_fds=descriptors,
+        )
+    _, status = os.waitpid(process.pid, 0)  # it goes on as another one's child
+    if status:
+        raise OperationFailed(
+            "the watchdogs do not start",
+            hint=f"look: godwit lab up --retain, {layout.watchdog_log}",
         )
 
 

@@ -234,6 +234,8 @@ def _compile() -> None:
 def _start(context: Context) -> str:
     layout = context.layout
     started: dict[str, tuple[int, int]] = {}
+    if context.options.watchdog:
+        nodes.start_watchdog(layout)
 
     def start(node: str) -> None:
         api = context.api if node == CONTROL else None

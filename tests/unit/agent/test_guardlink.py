@@ -97,7 +97,7 @@ async def both(tmp_path: Path) -> AsyncIterator[Both]:
 async def test_without_a_guard_there_is_no_lease_and_nothing_fails(both: Both) -> None:
     assert not both.link.connected
     assert both.link.lease_left() == 0.0
-    await both.link.register(both.runtime())
+    await both.link.register(both.runtime(), ha=False)
     await both.link.arm("web", "m-1", "source")
 
 
@@ -113,7 +113,7 @@ async def test_the_lease_is_the_guards_and_runs_out_when_it_is_gone(both: Both) 
 
 
 async def test_what_was_told_to_nobody_is_told_to_the_next_guard(both: Both) -> None:
-    await both.link.register(both.runtime())
+    await both.link.register(both.runtime(), ha=False)
     await both.link.arm("web", "m-1", "source")
     await both.guard.start()
     await until(lambda: "web" in both.guard.vms.vms)
@@ -125,7 +125,7 @@ async def test_what_was_told_to_nobody_is_told_to_the_next_guard(both: Both) -> 
 async def test_a_restarted_guard_is_told_everything_again(both: Both) -> None:
     await both.guard.start()
     await until(lambda: both.link.lease_left() > 0)
-    await both.link.register(both.runtime())
+    await both.link.register(both.runtime(), ha=False)
     await both.link.arm("web", "m-1", "source")
     await both.guard.stop()
     await until(lambda: not both.link.connected)
@@ -137,7 +137,7 @@ async def test_a_restarted_guard_is_told_everything_again(both: Both) -> None:
 async def test_disarmed_and_forgotten_stay_so(both: Both) -> None:
     await both.guard.start()
     await until(lambda: both.link.lease_left() > 0)
-    await both.link.register(both.runtime())
+    await both.link.register(both.runtime(), ha=False)
     await both.link.arm("web", "m-1", "source")
     await both.link.disarm("web")
     assert both.guard.vms.vms["web"].armed is None
