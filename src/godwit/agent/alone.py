@@ -8,6 +8,8 @@ reads the owner record before anything runs on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,7 +87,21 @@ class Alone:
         if stand is Stand.FROZEN:
             why = "the guard is silent and the lease was not renewed: frozen by the agent"
             _log.error("%s: %s", name, why)
+            self._note(name, why)
             self._desk.guard.froze(name, why)
+
+    def _note(self, vm: str, why: str) -> None:
+        """In the guard's own log: one place says when a VM stood still."""
+        line = {
+            "time": self._desk.clock.realtime(),
+            "vm": vm,
+            "act": "freeze",
+            "sentence": why,
+            "result": Stand.FROZEN.value,
+        }
+        log = self._desk.config.paths.state / "guard.log"
+        with contextlib.suppress(OSError), log.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
 
     async def tell(self) -> None:
         """Say which VMs stand still, and that they go on, for ever."""

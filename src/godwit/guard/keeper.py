@@ -110,7 +110,7 @@ class Keeper:
         """What is true of this guard now: each freezer was tried, and what stands behind it."""
         for attempt in range(TRIES):
             if attempt:
-                await asyncio.sleep(PAUSE_S)  # nothing announces a group's new member
+                await self._clock.sleep(PAUSE_S)  # nothing announces a group's new member
             await self._try_freezers()
             armed = not any(kept.unfit for kept in self.kept.values())
             if armed:
@@ -300,6 +300,7 @@ class Keeper:
         if decision.step is Step.FREEZE and before is Stand.RUNNING:
             kept.copy = replace(kept.copy, stand=Stand.FREEZING)
             kept.said = decision.sentence
+        asked = self._clock.realtime()
         try:
             await self._work(kept, work)
         except TimeoutError:
@@ -309,7 +310,9 @@ class Keeper:
         if decision.step is Step.THAW and not fault:
             kept.copy = replace(kept.copy, word=None)
         if kept.copy.stand is not before or fault:
-            self._say(entry, decision, kept.copy.stand, fault)
+            # What ran is never shown shorter than it ran: a freeze once it held, a thaw before.
+            at = asked if decision.step is Step.THAW else self._clock.realtime()
+            self._say(entry, decision, fault or kept.copy.stand.value, at)
             self._feed()
         if kept.copy.stand is Stand.FREEZING:
             # Nothing announces it; and each step that hangs holds a thread.
@@ -351,12 +354,11 @@ class Keeper:
         await self._clock.sleep(seconds)
         return True
 
-    def _say(self, entry: GuardedVm, decision: Decision, stand: Stand, fault: str) -> None:
-        result = fault or stand.value
+    def _say(self, entry: GuardedVm, decision: Decision, result: str, at: float) -> None:
         _log.warning("%s: %s (%s)", entry.vm, decision.sentence, result)
         line = {
             "at": self._clock.monotonic(),
-            "time": self._clock.realtime(),
+            "time": at,
             "vm": entry.vm,
             "act": decision.step.value,
             "sentence": decision.sentence,

@@ -150,3 +150,36 @@ async def test_the_agents_beats_keep_it_alive_in_the_guards_eyes(both: Both) -> 
     await until(lambda: both.link.lease_left() > 0)
     await asyncio.sleep(3 * BEAT_S)
     assert both.guard.line.gone_for() == 0.0
+
+
+async def test_the_guard_learns_whom_it_has_to_stop(both: Both) -> None:
+    await both.guard.start()
+    await until(lambda: both.link.lease_left() > 0)
+    await both.link.register(both.runtime(), ha=True)
+    entry = both.guard.vms.vms["web"]
+    assert (entry.ha, entry.deadline, entry.cgroup) == (True, True, "")
+    await both.link.change("web", ha=False)
+    assert both.guard.vms.vms["web"] is entry
+    assert not entry.ha
+    await both.link.register(both.runtime(), ha=True, deadline=False)
+    assert (entry.ha, entry.deadline) == (True, False)
+
+
+async def test_nobody_waits_for_a_guard_that_is_not_there(both: Both) -> None:
+    started = asyncio.get_running_loop().time()
+    await both.link.until_it_moves("web", timeout=60)
+    assert asyncio.get_running_loop().time() - started < 4
+    await both.link.until_it_moves("web", timeout=60)
+    assert asyncio.get_running_loop().time() - started < 4
+
+
+async def test_a_frozen_vm_is_waited_for(both: Both) -> None:
+    answer = {"renewed_at": 1.0, "ttl": 12, "counts_from": 1.0, "frozen": {"web": "why"}}
+    both.link._note(answer)
+    waiting = asyncio.create_task(both.link.until_it_moves("web", timeout=60), name="wait")
+    await both.link.until_it_moves("other", timeout=60)
+    await asyncio.sleep(BEAT_S)
+    assert not waiting.done()
+    both.link._note({**answer, "frozen": {}})
+    await until(waiting.done)
+    await waiting
