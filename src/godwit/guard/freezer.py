@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from godwit.guard.deadline import Stand
-from godwit.host.cgroup import Cgroup, open_cgroup
+from godwit.host.cgroup import Cgroup, open_cgroup, wait_until
 from godwit.host.errors import CgroupError
 from godwit.host.process import Process, identify, is_alive, kill
 
 T = TypeVar("T")
 
+MOMENT_S = 0.2
+"""Seconds that a freeze or a death is waited for before one looks again."""
 BROKER = "-broker"
 """What the name of a VM's group ends in for its storage broker's."""
 
@@ -55,19 +57,21 @@ class Freezer:
         return Stand.FROZEN if self.name and open_cgroup(self.name).frozen() else Stand.RUNNING
 
     def freeze(self) -> Stand:
-        """Ask for a freeze, again if need be, and look. Errors as ``stand``."""
+        """Ask for a freeze, and wait a moment for it. Errors as ``stand``."""
         if not is_alive(self.process):
             return Stand.GONE
-        group = open_cgroup(self.name)
-        group.request_freeze()
-        broker = self._broker()
-        if broker is not None:
-            # What QEMU gave it already may still be on its way to a disk.
-            broker.request_freeze()
+        # What QEMU gave its broker already may still be on its way to a disk.
+        groups = [g for g in (open_cgroup(self.name), self._broker()) if g is not None]
+
+        def still() -> bool:
+            for group in groups:
+                group.request_freeze()  # again: a thread that forked makes the kernel wait for ever
+            return all(group.frozen() for group in groups)
+
+        frozen = wait_until(still, MOMENT_S)
         if not is_alive(self.process):
             return Stand.GONE
-        still = group.frozen() and (broker is None or broker.frozen())
-        return Stand.FROZEN if still else Stand.FREEZING
+        return Stand.FROZEN if frozen else Stand.FREEZING
 
     def thaw(self) -> Stand:
         """Let it run on. Errors as ``stand``."""
@@ -89,7 +93,8 @@ class Freezer:
             if group is not None:
                 with contextlib.suppress(CgroupError, OSError):
                     group.thaw()  # version 1: a frozen process dies only when it moves again
-        return Stand.FREEZING if is_alive(self.process) else Stand.GONE
+        gone = wait_until(lambda: not is_alive(self.process), MOMENT_S)
+        return Stand.GONE if gone else Stand.FREEZING
 
     def _broker(self) -> Cgroup | None:
         group = open_cgroup(self.name + BROKER)

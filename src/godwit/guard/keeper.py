@@ -263,7 +263,7 @@ class Keeper:
         kept.look = True  # an earlier guard may have frozen it
         while kept.copy.stand is not Stand.GONE:
             if kept.look and kept.copy.stand is Stand.RUNNING:
-                await self._look(kept, freezer)
+                await self._look(entry, kept, freezer)
             bell, now = self._bell, self._clock.monotonic()
             kept.copy = replace(kept.copy, serves_pages=entry.status.startswith("postcopy"))
             counts_from = self._counts_from()
@@ -279,12 +279,13 @@ class Keeper:
             else:
                 await self._do(entry, kept, freezer, decision)
 
-    async def _look(self, kept: Kept, freezer: Freezer) -> None:
+    async def _look(self, entry: GuardedVm, kept: Kept, freezer: Freezer) -> None:
         kept.look = False
         with contextlib.suppress(TimeoutError, HostError, OSError):
             await self._work(kept, freezer.stand)
         if kept.copy.stand is Stand.FROZEN:
             kept.said, kept.unfit = "it was found frozen", ""
+            self._say(entry, "look", kept.said, Stand.FROZEN.value, self._clock.realtime())
 
     async def _do(self, entry: GuardedVm, kept: Kept, freezer: Freezer, decision: Decision) -> None:
         if decision.step is Step.ASK:
@@ -312,7 +313,8 @@ class Keeper:
         if kept.copy.stand is not before or fault:
             # What ran is never shown shorter than it ran: a freeze once it held, a thaw before.
             at = asked if decision.step is Step.THAW else self._clock.realtime()
-            self._say(entry, decision, fault or kept.copy.stand.value, at)
+            result = fault or kept.copy.stand.value
+            self._say(entry, decision.step.value, decision.sentence, result, at)
             self._feed()
         if kept.copy.stand is Stand.FREEZING:
             # Nothing announces it; and each step that hangs holds a thread.
@@ -354,14 +356,14 @@ class Keeper:
         await self._clock.sleep(seconds)
         return True
 
-    def _say(self, entry: GuardedVm, decision: Decision, result: str, at: float) -> None:
-        _log.warning("%s: %s (%s)", entry.vm, decision.sentence, result)
+    def _say(self, entry: GuardedVm, act: str, sentence: str, result: str, at: float) -> None:
+        _log.warning("%s: %s (%s)", entry.vm, sentence, result)
         line = {
             "at": self._clock.monotonic(),
             "time": at,
             "vm": entry.vm,
-            "act": decision.step.value,
-            "sentence": decision.sentence,
+            "act": act,
+            "sentence": sentence,
             "result": result,
         }
         with contextlib.suppress(OSError), self._log.open("a") as stream:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -44,13 +45,16 @@ class Wire:
         self.whole.set()
         self.server: asyncio.Server | None = None
         self.tasks: set[asyncio.Task[None]] = set()
+        self.ends: list[asyncio.StreamWriter] = []
 
     async def open(self) -> None:
         self.server = await asyncio.start_unix_server(self._join, path=str(self.path))
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.ends.append(writer)
         await self.whole.wait()
         there, back = await asyncio.open_unix_connection(str(self.store))
+        self.ends.append(back)
         for source, target in ((reader, back), (there, writer)):
             task = asyncio.create_task(self._pump(source, target), name="pump")
             self.tasks.add(task)
@@ -70,6 +74,11 @@ class Wire:
         for task in [*self.tasks]:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        for end in self.ends:
+            end.close()
+        for end in self.ends:
+            with contextlib.suppress(OSError):
+                await end.wait_closed()
 
 
 class Host:
@@ -210,6 +219,7 @@ async def test_cut_off_and_back(
     said = (await host.ask("beat"))["frozen"]
     assert set(said) == set(NAMES[:2])
 
+    host.line[1].close()
     host.process.kill()
     host.process.wait()
     stood = {name: host.dots(name) for name in NAMES}
@@ -231,9 +241,10 @@ async def test_cut_off_and_back(
     print(f"frozen {late:.2f} s after the last renewal, thawed {thawed - back:.2f} s after the cut")
 
     log = host.root / "state" / "guard.log"
+    await host.until(lambda: {"thaw", "gone"} <= set(re.findall(r'"(thaw|gone)"', log.read_text())))
     state = host.machines["web"].runtime.state
     first, second = running_spans(state, until=time.time(), guard=log)
-    assert second.start - first.end > 2
+    assert second.start - first.end > RESET_S - FREEZE_S - 0.5
     (only,) = running_spans(host.machines["moved"].runtime.state, until=time.time(), guard=log)
     assert only.end < second.start
     assert len(running_spans(host.machines["plain"].runtime.state, until=0, guard=log)) <= 1
