@@ -48,6 +48,7 @@ CAN_SET_TIMEOUT, CAN_MAGIC_CLOSE = 0x80, 0x100  # WDIOF_SETTIMEOUT, WDIOF_MAGICC
 WRITE: Final = 0
 """The packet that stands for a write(2) to the device."""
 _MAGIC: Final = b"V"
+SYSFS: Final = Path("/sys/class/watchdog")  # Documentation/ABI/testing/sysfs-class-watchdog
 _ANSWER_S: Final = 1.0
 SHORTEST_S: Final = 5
 """No shorter time is set: not all watchdogs know it, and a renewal gives a longer one."""
@@ -123,7 +124,19 @@ def open_device(path: Path) -> Device:
     """The watchdog at a path; it runs from here on. OSError when there is none, or it is taken."""
     if stat.S_ISSOCK(path.stat().st_mode):
         return LabDevice(path)
+    if _never_stops(path):
+        raise OSError(errno.EPERM, "it could never be stopped again (nowayout)")
     return KernelDevice(path)
+
+
+def _never_stops(path: Path) -> bool:
+    """What sysfs says of it; a kernel without that says nothing, and magic close is believed."""
+    name = path.resolve().name
+    try:
+        said = (SYSFS / (name if name != "watchdog" else "watchdog0") / "nowayout").read_text()
+    except OSError:
+        return False
+    return said.strip() == "1"
 
 
 class Watchdog:

@@ -17,6 +17,7 @@ from godwit.guard.watchdog import (
     GETTIMEOUT,
     KEEPALIVE,
     SETTIMEOUT,
+    KernelDevice,
     LabDevice,
     Watchdog,
     open_device,
@@ -224,6 +225,27 @@ def test_one_that_breaks_is_no_proof_any_more(device: FakeDevice) -> None:
     clock.now = 103
     assert not dog.keep(113)
     assert not dog.usable
+
+
+def test_one_that_never_stops_is_not_even_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening would start it, for good."""
+    monkeypatch.setattr("godwit.guard.watchdog.SYSFS", tmp_path)
+    device, said = tmp_path / "watchdog", tmp_path / "watchdog0/nowayout"
+    device.touch()
+    said.parent.mkdir()
+    said.write_text("1\n")
+    with pytest.raises(PermissionError, match="nowayout"):
+        open_device(device)
+    said.write_text("0\n")
+    opened = open_device(device)
+    assert isinstance(opened, KernelDevice)
+    with pytest.raises(OSError, match="ioctl"):
+        opened.ask(GETSUPPORT, bytes(40))  # a plain file is none
+    opened.write(b"V")
+    opened.close()
+    assert device.read_bytes() == b"V"
 
 
 def test_no_device_is_no_fault(tmp_path: Path) -> None:
