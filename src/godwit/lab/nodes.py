@@ -119,21 +119,32 @@ def start_watchdog(layout: Layout) -> None:
             listener = opened.enter_context(bind_packets(layout.watchdog(host)))
             words += ["--fd", f"{host}={listener.fileno()}"]
             descriptors.append(listener.fileno())
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        opened.callback(os.close, read_end)
         process = spawn(
             [
-                *(sys.executable, "-I", "-m", "godwit.lab.watchdog"),
+                # So that it is nobody's child when this command ends.
+                *("setsid", "--fork", sys.executable, "-I", "-m", "godwit.lab.watchdog"),
                 *("--name", layout.name, "--root", str(layout.state_root), *words),
                 *(word for entry in entries for word in ("--enter", entry)),
+                *("--ready-fd", str(write_end)),
             ],
             stderr=layout.watchdog_log,
-            pass_fds=descriptors,
+            pass_fds=(*descriptors, write_end),
         )
-    _, status = os.waitpid(process.pid, 0)  # it goes on as another one's child
-    if status:
-        raise OperationFailed(
-            "the watchdogs do not start",
-            hint=f"look: godwit lab up --retain, {layout.watchdog_log}",
-        )
+        os.close(write_end)
+        os.waitpid(process.pid, 0)
+        if not _said_ready(read_end):
+            raise OperationFailed(
+                "the watchdogs do not start",
+                hint=f"look: godwit lab up --retain, then {layout.watchdog_log}",
+            )
+
+
+def _said_ready(descriptor: int) -> bool:
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(_END_S * 1000)) and os.read(descriptor, 16) == b"ready"
 
 
 def make_directories(layout: Layout, node: str) -> None:

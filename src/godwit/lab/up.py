@@ -200,7 +200,11 @@ def _make(context: Context) -> str:
         network.make_namespaces(layout)
         network.wire(layout)
 
-    _together([wires, lambda: _identities(context), _compile])
+    def watchdog() -> None:
+        if context.options.watchdog:
+            nodes.start_watchdog(layout)  # each host is shown its end of it
+
+    _together([wires, watchdog, lambda: _identities(context), _compile])
     shown = ", ".join(net.name for net in NETS)
     limit = f" (migration at {layout.rate} both ways)" if layout.rate else ""
     return f"networks {shown}{limit}; certificates of {2 + layout.hosts} daemons"
@@ -234,8 +238,6 @@ def _compile() -> None:
 def _start(context: Context) -> str:
     layout = context.layout
     started: dict[str, tuple[int, int]] = {}
-    if context.options.watchdog:
-        nodes.start_watchdog(layout)
 
     def start(node: str) -> None:
         api = context.api if node == CONTROL else None

@@ -1,8 +1,9 @@
 """The watchdogs of a lab: one process on the real machine that is every host's /dev/watchdog.
 
     python -I -m godwit.lab.watchdog --name LAB --root DIR --fd HOST=N... --enter GROUP...
+        --ready-fd N
 
-It enters the control groups, by which ``lab down`` finds it, and goes on in the background.
+It enters the control groups, by which ``lab down`` finds it, and then says that it is ready.
 
 A host sees a socket there. Who connects has opened the device, and it runs; each packet is an ioctl
 (its number, then its argument) or, with the number 0, a write. The answer is an errno and the
@@ -183,14 +184,15 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--fd", action="append", default=[], metavar="HOST=N")
     parser.add_argument("--enter", action="append", default=[], metavar="FILE")
+    parser.add_argument("--ready-fd", type=int, required=True)
     given = parser.parse_args()
     for entry in given.enter:
         Path(entry).write_text("0")
     pairs = (word.partition("=") for word in given.fd)
     listeners = {host: socket.socket(fileno=int(number)) for host, _, number in pairs}
     kennel = Kennel(load(given.name, root=given.root).layout(given.root), listeners)
-    if os.fork():
-        os._exit(0)
+    os.write(given.ready_fd, b"ready")
+    os.close(given.ready_fd)
     kennel.run()
 
 
