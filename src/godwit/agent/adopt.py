@@ -34,6 +34,7 @@ from godwit.store.api import delete
 from godwit.store.errors import StoreError
 from godwit.store.records import CasFailed
 
+THAW_S = 15.0
 _log = logging.getLogger("agent")
 
 
@@ -60,6 +61,8 @@ async def _one(desk: Desk, departures: Departures, arrivals: Arrivals, runtime: 
         await end_unfinished(runtime)
         return
     owner = await _owner(desk, runtime.vm)
+    # One that the guard froze answers nobody; it goes on, or dies, soon after the store is back.
+    await desk.guard.until_it_moves(runtime.vm, timeout=THAW_S)
     try:
         machine = await Machine.adopt(runtime)
     except ProcessGone:
@@ -89,7 +92,7 @@ async def _go_on_receiving(desk: Desk, arrivals: Arrivals, machine: Machine) -> 
     if ask is None:
         raise OperationFailed("what this copy was prepared for cannot be read", hint="")
     await desk.brokers.adopt(ask.vm, epoch=ask.epoch + 1, owned=False)
-    await desk.guard.register(machine.runtime)
+    await desk.guard.register(machine.runtime, ha=ask.vm.ha)
     arrivals.adopt(ask, machine)
 
 

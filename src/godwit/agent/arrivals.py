@@ -203,7 +203,7 @@ class Arrivals:
                 migration=ask.migration,
             )
             _save_ask(machine.runtime, ask)
-            await desk.guard.register(machine.runtime)
+            await desk.guard.register(machine.runtime, ha=ask.vm.ha)
             return machine
 
         async def note(epoch: int, migration: str) -> None:

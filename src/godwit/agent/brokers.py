@@ -432,15 +432,15 @@ class Brokers:
                 async with asyncio.timeout(HEARTBEAT_S):
                     await broker.ended()
                     return
-            if vm in self._shut or self._brokers.get(vm) is not broker:
-                continue  # the hand-over has deadlines of its own
+            held = self._shut | self._desk.guard.frozen.keys()
+            if vm in held or self._brokers.get(vm) is not broker:
+                continue  # the hand-over, and the guard, have deadlines of their own
             asked = broker.record.process
             if await broker.answers(timeout=SILENT_S) or not broker.alive:
                 continue
             async with self._lock(vm):
                 # Somebody has replaced it meanwhile, or had it at work until now.
-                same = broker.record.process == asked
-                if not same or await broker.answers(timeout=PROMPT_TIMEOUT):
+                if broker.record.process != asked or await broker.answers(timeout=PROMPT_TIMEOUT):
                     continue
                 _log.warning("%s: its broker is silent for %g s: ending it", vm, SILENT_S)
                 try:

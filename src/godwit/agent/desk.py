@@ -177,7 +177,7 @@ class Desk:
         for work, name in ((self._follow(slot), "events"), (self._await_exit(slot), "exit")):
             task = self.background(work, f"vm {vm.name}: {name}")
             slot.tasks.add(task)
-        await self.guard.register(machine.runtime)
+        await self.guard.register(machine.runtime, ha=vm.ha)
         await self._group_vcpus(machine)
         self.brokers.wake(vm.name)
         self.volumes.suspect(vm)  # from here on it is looked at often

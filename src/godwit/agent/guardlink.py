@@ -4,8 +4,10 @@
     | hello {pid}  ----------------------> |  the open connection is the agent's life
     | register {vm, pid, start_time, ...}  |  -> opens its spare monitor
     | beat, every 0.5 s  ----------------> |
-    | <----- {renewed_at, ttl}             |  CLOCK_BOOTTIME of the last answered renewal
+    | <----- {renewed_at, ttl, ...}        |  CLOCK_BOOTTIME of the last answered renewal
+    |                     frozen {vm: why} |  what stands still because it could not renew
     | arm / disarm / forget {vm}           |
+    | look {vm}                            |  the agent froze it while the guard was silent
 
 One JSON object per line, one answer per request, in order. A guard that is away is reconnected
 to; registrations and arms are sent again. Without a guard the lease simply runs out here too.
@@ -26,6 +28,8 @@ from godwit.qemu.runtime import Runtime
 
 BEAT_S = 0.5
 _ANSWER_S = 1.0
+_FIRST_S = 2.0
+_TAKE_OVER_S = 2.0
 _log = logging.getLogger("agent")
 
 
@@ -40,6 +44,14 @@ class GuardLink:
         self._registered: dict[str, dict[str, Any]] = {}
         self._armed: dict[str, dict[str, Any]] = {}
         self._lease_until = 0.0
+        self._born = clock.monotonic()
+        self.answered_at: float | None = None
+        self.counts_from: float | None = None
+        self.frozen: dict[str, str] = {}
+        self.frozen_alone: dict[str, str] = {}
+        self.frozen_changed = asyncio.Event()
+        self._by_guard: dict[str, str] = {}
+        self._handed_over: float | None = None
 
     @property
     def connected(self) -> bool:
@@ -64,8 +76,12 @@ class GuardLink:
                 # The guard's socket appears when it is back; nothing announces that.
                 await self._clock.sleep(BEAT_S / 2)
 
-    async def register(self, runtime: Runtime) -> None:
-        """Put a QEMU under the guard's eyes."""
+    async def register(self, runtime: Runtime, *, ha: bool, deadline: bool = True) -> None:
+        """Put a QEMU under the guard's eyes.
+
+        ``ha``: it is started elsewhere when this host is lost, so the guard stops it in time;
+        ``deadline`` False: what fences it does not count on that, so it does not.
+        """
         entry = {
             "op": "register",
             "vm": runtime.vm,
@@ -73,14 +89,41 @@ class GuardLink:
             "start_time": runtime.start_time,
             "monitor": str(runtime.guard_monitor),
             "epoch": runtime.epoch,
+            "ha": ha,
+            "deadline": deadline,
+            "cgroup": runtime.cgroup,
         }
         self._registered[runtime.vm] = entry
         await self._tell(entry)
+
+    async def change(self, vm: str, *, ha: bool) -> None:
+        """A VM that runs here is highly available from now on, or no more."""
+        entry = self._registered.get(vm)
+        if entry is not None and entry["ha"] != ha:
+            self._registered[vm] = {**entry, "ha": ha}
+            await self._tell(self._registered[vm])
+
+    async def until_it_moves(self, vm: str, *, timeout: float) -> None:
+        """Return when a VM is not frozen by the guard, as far as it tells within ``timeout``."""
+        until = self._clock.monotonic() + timeout
+        while self._clock.monotonic() < (
+            self._born + _FIRST_S if self.answered_at is None else until
+        ):
+            if self.answered_at is not None and vm not in self.frozen:
+                return
+            await self._clock.sleep(BEAT_S / 2)  # it tells with its next answer
+
+    def froze(self, vm: str, why: str) -> None:
+        """The agent itself froze a VM: shown until a guard has taken it over."""
+        self.frozen_alone[vm] = why
+        self._handed_over = None
+        self._merge()
 
     async def forget(self, vm: str) -> None:
         """The QEMU is gone."""
         self._registered.pop(vm, None)
         self._armed.pop(vm, None)
+        self.frozen_alone.pop(vm, None)
         await self._tell({"op": "forget", "vm": vm})
 
     async def arm(self, vm: str, migration: str, role: str) -> None:
@@ -106,6 +149,9 @@ class GuardLink:
         await self._ask({"op": "hello", "pid": os.getpid()})
         for entry in list(self._registered.values()):
             await self._ask(entry)
+        for vm in self.frozen_alone:
+            await self._ask({"op": "look", "vm": vm})
+        self._handed_over = self._clock.monotonic()
         for vm in list(self._registered):
             # Asked one by one from the present state: a disarm may come between, or may have
             # been lost with the old connection.
@@ -116,6 +162,20 @@ class GuardLink:
         renewed, ttl = answer.get("renewed_at"), answer.get("ttl")
         if renewed is not None and ttl is not None:
             self._lease_until = float(renewed) + float(ttl)
+        now = self._clock.monotonic()
+        self.answered_at = now
+        if answer.get("counts_from") is not None:
+            self.counts_from = float(answer["counts_from"])
+        self._by_guard = dict(answer.get("frozen", {}))
+        if self._handed_over is not None and now - self._handed_over > _TAKE_OVER_S:
+            self.frozen_alone.clear()  # what still stands still is the guard's to tell
+        self._merge()
+
+    def _merge(self) -> None:
+        frozen = {**self.frozen_alone, **self._by_guard}
+        if frozen != self.frozen:
+            self.frozen = frozen
+            self.frozen_changed.set()
 
     async def _ask(self, entry: dict[str, Any]) -> dict[str, Any]:
         async with self._turn:

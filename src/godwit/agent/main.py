@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from godwit.agent.adopt import adopt_all
+from godwit.agent.alone import Alone
 from godwit.agent.app import Rooms, build
 from godwit.agent.arrivals import Arrivals
 from godwit.agent.checkpoints import Checkpoints
@@ -112,6 +113,9 @@ async def run(config: AgentConfig) -> None:
     desk.background(desk.exports.serve(), "exports")
     await adopt_all(desk, departures, arrivals)
     desk.background(desk.redirects.serve(), "redirects")
+    alone = Alone(desk)
+    desk.background(alone.serve(), "guard's guard")
+    desk.background(alone.tell(), "frozen VMs")
     desk.background(Networks(desk).serve(), "networks")
     desk.background(desk.catalog.serve(), "volumes")
     desk.background(_be_seen(desk), "presence")

@@ -217,6 +217,8 @@ class Power:
                 epoch=owner.epoch,
                 migration_id=None,
             )
+            # Before anything runs: nobody may start it elsewhere while nobody would stop it here.
+            await desk.guard.register(machine.runtime, ha=vm.ha)
             gate = desk.gate(vm, machine)
             gate.open()
             paused = bool(image and image.paused)
@@ -224,6 +226,7 @@ class Power:
                 await machine.cont()
             machine.amend(role="started")
         except BaseException as error:
+            await desk.guard.forget(vm.name)
             await machine.kill()
             await desk.brokers.end(vm.name)
             await machine.discard()

@@ -8,25 +8,31 @@ import ctypes
 import logging
 import signal
 import sys
+import threading
 from pathlib import Path
 
-from godwit.guard.lease import HostLease
+from godwit.guard.keeper import Keeper
+from godwit.guard.lease import HostLease, Promise
 from godwit.guard.socket import AgentLine
 from godwit.guard.vms import Vms
+from godwit.guard.watchdog import Watchdog
 from godwit.host.clock import RealClock
 from godwit.host.config import AgentConfig
 from godwit.host.sockets import bind_unix, notify, watchdog_interval
 from godwit.model.errors import GodwitError
 from godwit.store.client import StoreClient
+from godwit.store.records import Records
 from godwit.wire.identity import STORE, Identity
 from godwit.wire.tls import ClientTls, Expect
 
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
+_STACK_BYTES = 256 << 10  # of a thread; all of it is locked
 _log = logging.getLogger("guard")
 
 
 def lock_memory() -> None:
     """Keep the guard out of swap: it must act when the machine is short of memory."""
+    threading.stack_size(_STACK_BYTES)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE) != 0:
         _log.warning("memory is not locked: errno %d", ctypes.get_errno())
@@ -52,16 +58,42 @@ async def run(config: AgentConfig) -> None:
     config.paths.run.mkdir(parents=True, exist_ok=True)
     config.paths.state.mkdir(parents=True, exist_ok=True)
     listener = bind_unix(config.paths.guard_socket)
-    lease = HostLease(store, clock, host=config.host, boot_id=_boot_id)
+
+    async def promise() -> Promise:
+        return await keeper.promise()
+
+    lease = HostLease(
+        store,
+        clock,
+        host=config.host,
+        boot_id=_boot_id,
+        promise=promise,
+        renewed=lambda: keeper.renewed(),
+    )
     wake = asyncio.Event()
-    vms = Vms(now=clock.monotonic, log=config.paths.state / "guard.log", notify=wake.set)
-    line = AgentLine(vms, lease, clock)
+    log = config.paths.state / "guard.log"
+    vms = Vms(now=clock.monotonic, log=log, notify=wake.set)
+    keeper = Keeper(
+        vms,
+        lease,
+        Records(store),
+        clock,
+        host=config.host,
+        boot_id=_boot_id(),
+        watchdog=Watchdog(config.guard.watchdog, now=clock.monotonic),
+        file=config.paths.run / "guard.json",
+        log=log,
+    )
+    line = AgentLine(vms, lease, clock, keeper=keeper)
     line.look = wake
     lock_memory()
+    keeper.recall()
     notify("READY=1")
     async with asyncio.TaskGroup() as group:
         tasks = [
+            group.create_task(keeper.serve(), name="deadline"),
             group.create_task(lease.serve(), name="lease"),
+            group.create_task(lease.failsafe(), name="failsafe"),
             group.create_task(line.serve(listener), name="agent socket"),
             group.create_task(line.act(), name="act"),
             group.create_task(_watchdog(clock), name="watchdog"),

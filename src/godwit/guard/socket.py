@@ -1,4 +1,13 @@
-"""The guard's unix socket: one agent, JSON lines, one answer per request, in order."""
+"""The guard's unix socket: one agent, JSON lines, one answer per request, in order.
+
+hello | beat    it lives
+register        a QEMU: vm, pid, start_time, monitor, epoch; ha, deadline and cgroup say whether
+                and how the deadline is kept for it
+forget          it is gone
+look            the agent froze it while the guard was silent
+arm | disarm    it is being moved, or no more
+every answer    {renewed_at, ttl, counts_from, frozen: {vm: why}} or {error}
+"""
 
 from __future__ import annotations
 
@@ -11,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from godwit.guard.decide import AGENT_SILENCE_S
+from godwit.guard.keeper import Keeper
 from godwit.guard.lease import TTL_S, HostLease
 from godwit.guard.vms import Vms
 from godwit.host.process import Process
@@ -23,8 +33,11 @@ LOOK_S = 0.25
 class AgentLine:
     """Knows whether the agent lives, and passes its requests on."""
 
-    def __init__(self, vms: Vms, lease: HostLease, clock: Clock) -> None:
+    def __init__(
+        self, vms: Vms, lease: HostLease, clock: Clock, *, keeper: Keeper | None = None
+    ) -> None:
         self._vms = vms
+        self._keeper = keeper
         self._lease = lease
         self._clock = clock
         self._heard_at: float | None = None
@@ -92,13 +105,26 @@ class AgentLine:
                 process=Process(int(request["pid"]), int(request["start_time"])),
                 monitor=Path(request["monitor"]),
                 epoch=int(request["epoch"]),
+                ha=bool(request.get("ha", False)),
+                deadline=bool(request.get("deadline", True)),
+                cgroup=str(request.get("cgroup", "")),
             )
         elif op == "forget":
             self._vms.forget(request["vm"])
+        elif op == "look":
+            if self._keeper is not None:
+                self._keeper.look(request["vm"])
         elif op == "arm":
             self._vms.arm(vm=request["vm"], migration=request["migration"], role=request["role"])
         elif op == "disarm":
             self._vms.disarm(request["vm"])
         elif op not in ("hello", "beat"):
             return {"error": f"unknown request {op!r}"}
-        return {"renewed_at": self._lease.renewed_at, "ttl": TTL_S}
+        if self._keeper is not None and op in ("register", "forget"):
+            self._keeper.registered()
+        return {
+            "renewed_at": self._lease.renewed_at,
+            "ttl": TTL_S,
+            "counts_from": self._lease.counts_from,
+            "frozen": self._keeper.frozen() if self._keeper is not None else {},
+        }

@@ -33,6 +33,9 @@ class GuardedVm:
     status_since: float = 0.0
     armed: Watch | None = None
     migration: str = ""
+    ha: bool = False  # it is started elsewhere when this host is lost
+    deadline: bool = True  # what fences it counts on this host's own deadline
+    cgroup: str = ""
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
@@ -45,14 +48,33 @@ class Vms:
         self._changed = notify
         self.vms: dict[str, GuardedVm] = {}
 
-    def register(self, *, vm: str, process: Process, monitor: Path, epoch: int) -> None:
+    def register(
+        self,
+        *,
+        vm: str,
+        process: Process,
+        monitor: Path,
+        epoch: int,
+        ha: bool = False,
+        deadline: bool = True,
+        cgroup: str = "",
+    ) -> None:
         """Watch a QEMU; the same one registered again keeps its monitor."""
         known = self.vms.get(vm)
         if known is not None and known.process == process:
-            known.epoch = epoch
+            known.epoch, known.ha, known.deadline = epoch, ha, deadline
+            known.cgroup = cgroup
             return
         self.forget(vm)
-        entry = GuardedVm(vm=vm, process=process, monitor_path=monitor, epoch=epoch)
+        entry = GuardedVm(
+            vm=vm,
+            process=process,
+            monitor_path=monitor,
+            epoch=epoch,
+            ha=ha,
+            deadline=deadline,
+            cgroup=cgroup,
+        )
         entry.task = asyncio.create_task(self._serve(entry), name=f"guard {vm}")
         self.vms[vm] = entry
 

@@ -71,6 +71,9 @@ class Cgroup(Protocol):
     def frozen(self) -> bool:
         """Whether every thread of the group stands still."""
 
+    def freezes(self, pid: int) -> bool:
+        """Whether a freeze of the group would hold this process."""
+
     def freeze_now(self, timeout: float = 1.0) -> None:
         """Freeze and block until it holds; CgroupError after ``timeout`` (then thawed)."""
 

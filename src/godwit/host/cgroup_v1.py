@@ -116,6 +116,10 @@ class CgroupV1:
         """See ``Cgroup``."""
         return (self._freezer / "freezer.state").read_text().strip() == "FROZEN"
 
+    def freezes(self, pid: int) -> bool:
+        """See ``Cgroup``."""
+        return pid in read_numbers(self._freezer / "cgroup.procs")
+
     def _frozen_or_ask_again(self) -> bool:
         # FREEZING may last for ever when a thread forked or was traced meanwhile; asking again
         # makes the kernel look again.

@@ -133,6 +133,10 @@ class CgroupV2:
         """See ``Cgroup``."""
         return self._event("frozen")
 
+    def freezes(self, pid: int) -> bool:
+        """See ``Cgroup``."""
+        return pid in self.pids()
+
     def _give_up(self, timeout: float) -> CgroupError:
         self.thaw()
         return CgroupError(f"control group {self.name} did not freeze within {timeout:g} s")

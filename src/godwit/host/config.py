@@ -119,6 +119,13 @@ class StorageConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class GuardConfig:
+    """``watchdog``: what resets this machine when its guard fails; used if it is there."""
+
+    watchdog: Path = Path("/dev/watchdog")
+
+
+@dataclass(frozen=True, slots=True)
 class LabConfig:
     """``enabled`` arms fault injection; it is refused otherwise."""
 
@@ -145,6 +152,7 @@ class AgentConfig:
     networks: Mapping[str, NetworkConfig] = field(default_factory=dict)
     qemu: QemuConfig = field(default_factory=QemuConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     lab: LabConfig = field(default_factory=LabConfig)
     cgroup: CgroupConfig = field(default_factory=CgroupConfig)
 

@@ -20,11 +20,20 @@ def bind_unix(path: Path, mode: int = 0o600, *, backlog: int = 128) -> socket.so
     The mode holds from the first moment.  Raises HostError when the path is too long for the
     kernel, OSError(EADDRINUSE) when somebody still listens there.
     """
+    return _bind(path, mode, backlog, socket.SOCK_STREAM)
+
+
+def bind_packets(path: Path, mode: int = 0o600, *, backlog: int = 8) -> socket.socket:
+    """The same, of the kind that keeps each message whole."""
+    return _bind(path, mode, backlog, socket.SOCK_SEQPACKET)
+
+
+def _bind(path: Path, mode: int, backlog: int, kind: socket.SocketKind) -> socket.socket:
     raw = os.fsencode(path)
     if len(raw) > _LONGEST_PATH:
         raise HostError(f"socket path has {len(raw)} bytes, at most {_LONGEST_PATH} work: {path}")
-    _remove_dead(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    _remove_dead(path, kind)
+    listener = socket.socket(socket.AF_UNIX, kind)
     try:
         # The mode of the descriptor becomes the mode of the path at bind(), so that nobody can
         # connect in between.  A process-wide umask would race with other threads.
@@ -39,11 +48,11 @@ def bind_unix(path: Path, mode: int = 0o600, *, backlog: int = 128) -> socket.so
     return listener
 
 
-def _remove_dead(path: Path) -> None:
+def _remove_dead(path: Path, kind: socket.SocketKind) -> None:
     """Unlink a socket nobody listens on; leave anything else alone."""
     if not path.is_socket():
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.settimeout(1.0)
         try:
             probe.connect(os.fsencode(path))

@@ -16,7 +16,16 @@ from pathlib import Path
 from godwit.host import netns
 from godwit.host.process import Process, identify, kill
 from godwit.lab import groups, record, small_volume
-from godwit.lab.layout import CLIENT, CONTROL, RUN_ROOT, STORAGE, SWITCH, Layout, state_root
+from godwit.lab.layout import (
+    CLIENT,
+    CONTROL,
+    RUN_ROOT,
+    STORAGE,
+    SWITCH,
+    WATCHDOG,
+    Layout,
+    state_root,
+)
 from godwit.lab.record import LabRecord
 from godwit.model.errors import GodwitError
 
@@ -105,7 +114,7 @@ def _end_nodes(layout: Layout, known: LabRecord | None) -> list[str]:
     for group in present:
         groups.clear(group)
     groups.remove_parents(layout.name)
-    return [group.rpartition("/")[2] for group in present]
+    return [name for group in present if (name := group.rpartition("/")[2]) != WATCHDOG]
 
 
 def _end_visitors(spaces: list[str]) -> int:

@@ -8,6 +8,7 @@ everybody who knew about it was killed.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,11 +75,9 @@ def _children(name: str) -> tuple[str, ...]:
 def _below(name: str) -> Iterator[Path]:
     """Every directory of a group, inner ones first."""
     for tree in _trees(detect()):
-        top = tree / name
-        if top.is_dir():
-            inner = [path for path in top.rglob("*") if path.is_dir()]
-            yield from sorted(inner, key=lambda path: len(path.parts), reverse=True)
-            yield top
+        # Somebody else may be removing it at this moment; then what is gone is left out.
+        for folder, _, _ in os.walk(tree / name, topdown=False):
+            yield Path(folder)
 
 
 def members(name: str) -> tuple[Process, ...]:

@@ -277,6 +277,15 @@ def outer(init: int, inner: int) -> Process | None:
     return None
 
 
+def is_first(pid: int) -> bool:
+    """Whether a process is number 1 of a PID namespace below ours."""
+    try:
+        numbers = _inner_numbers(Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return False
+    return len(numbers) > 1 and numbers[-1] == 1
+
+
 def _inner_numbers(status: str) -> list[int]:
     for line in status.splitlines():
         if line.startswith("NSpid:"):

@@ -34,6 +34,7 @@ CONTROL: Final = "control"
 CLIENT: Final = "client"
 SWITCH: Final = "switch"
 STORAGE: Final = "storage"
+WATCHDOG: Final = "watchdog"
 VM_NETWORK: Final = "lan"
 STORE_PORT: Final = 7379
 STORE_PEER_PORT: Final = 7380
@@ -218,9 +219,27 @@ class Layout:
         """A node's own directories: ``root`` (empty, built on), ``etc`` and ``state``."""
         return self.state / "nodes" / node
 
+    def boot_id(self, node: str) -> Path:
+        """What a node reads as its kernel's boot id; another one after each power-on."""
+        return self.node_dir(node) / "boot-id"
+
     def logs(self, node: str) -> Path:
         """A node's logs, one file per unit."""
         return self.state / "logs" / node
+
+    @property
+    def watchdog_group(self) -> str:
+        """The control group of what is every host's watchdog."""
+        return f"{GROUPS}/{self.name}/{WATCHDOG}"
+
+    @property
+    def watchdog_log(self) -> Path:
+        """What it has to say."""
+        return self.state / "logs" / f"{WATCHDOG}.log"
+
+    def watchdog(self, node: str) -> Path:
+        """The socket that a host sees as /dev/watchdog."""
+        return self.run / f"{node}.watchdog"
 
     def control_socket(self, node: str) -> Path:
         """Where a node's supervisor is talked to from the real machine."""

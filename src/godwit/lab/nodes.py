@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 import sys
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 from godwit.host.namespaces import HostPlan, Step, launch, observe_layout, python_paths, root_steps
-from godwit.host.process import Process, kill, open_pidfd
-from godwit.host.sockets import bind_unix
+from godwit.host.process import Process, kill, open_pidfd, spawn
+from godwit.host.sockets import bind_packets, bind_unix
 from godwit.lab import groups, serving
 from godwit.lab.configs import API, ETC, LOGS, RUN, STATE
 from godwit.lab.layout import CONTROL, STORAGE, Layout
@@ -19,6 +21,7 @@ from godwit.model.errors import OperationFailed
 
 # Beside what every host sees: for QEMU, which runs as a user of its own.
 _DEVICES = {"kvm": "0666", "userfaultfd": "0666", "vhost-net": "0666"}
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _END_S = 10.0
 
 
@@ -38,6 +41,7 @@ def plan(
     shown: list[Step] = [
         {"op": "directory", "dst": str(RUN)},
         {"op": "bind", "src": str(folder / "etc"), "dst": str(ETC), "ro": True},
+        {"op": "bind", "src": str(layout.boot_id(node)), "dst": _BOOT_ID, "ro": True},
     ]
     if node == STORAGE:
         writable |= serving.places(layout)
@@ -51,6 +55,9 @@ def plan(
             writable[f"/clusterstorage/{path.name}"] = str(path)
         images = str(STATE / "images")
         shown.append({"op": "bind", "src": str(layout.images), "dst": images, "ro": True})
+        if layout.watchdog(node).is_socket():
+            device = str(layout.watchdog(node))
+            shown.append({"op": "bind", "src": device, "dst": "/dev/watchdog"})
     steps = root_steps(
         observe_layout(cgroup=group, devices=tuple(_DEVICES)),
         read_only=(*python_paths(), *_prefix_of(qemu_binary)),
@@ -89,6 +96,8 @@ def start(
     """
     path = layout.control_socket(node)
     path.unlink(missing_ok=True)
+    # Nodes share a kernel, and yet each power-on is a boot of its own to everybody who asks.
+    layout.boot_id(node).write_text(f"{uuid.uuid4()}\n")
     with bind_unix(path) as control:
         fds = {API: api.fileno()} if api is not None else {}
         wanted = plan(layout, node, control_fd=control.fileno(), fds=fds, qemu_binary=qemu_binary)
@@ -98,6 +107,44 @@ def start(
             stderr=layout.logs(node) / "supervisor.log",
             pass_fds=(control.fileno(), *fds.values()),
         )
+
+
+def start_watchdog(layout: Layout) -> None:
+    """Start what every host of a lab sees as its watchdog; OperationFailed when that fails."""
+    entries = groups.create(layout.watchdog_group)
+    layout.watchdog_log.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as opened:
+        words, descriptors = [], []
+        for host in layout.host_names:
+            listener = opened.enter_context(bind_packets(layout.watchdog(host)))
+            words += ["--fd", f"{host}={listener.fileno()}"]
+            descriptors.append(listener.fileno())
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        opened.callback(os.close, read_end)
+        process = spawn(
+            [
+                # So that it is nobody's child when this command ends.
+                *("setsid", "--fork", sys.executable, "-I", "-m", "godwit.lab.watchdog"),
+                *("--name", layout.name, "--root", str(layout.state_root), *words),
+                *(word for entry in entries for word in ("--enter", entry)),
+                *("--ready-fd", str(write_end)),
+            ],
+            stderr=layout.watchdog_log,
+            pass_fds=(*descriptors, write_end),
+        )
+        os.close(write_end)
+        os.waitpid(process.pid, 0)
+        if not _said_ready(read_end):
+            raise OperationFailed(
+                "the watchdogs do not start",
+                hint=f"look: godwit lab up --retain, then {layout.watchdog_log}",
+            )
+
+
+def _said_ready(descriptor: int) -> bool:
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(_END_S * 1000)) and os.read(descriptor, 16) == b"ready"
 
 
 def make_directories(layout: Layout, node: str) -> None:

@@ -36,6 +36,7 @@ class Options:
     contexts_file: Path | None = None
     volumes: tuple[str, ...] = ()  # directories that every host sees beside ``shared``
     own_volumes: tuple[str, ...] = ()  # directories of which each host has its own
+    watchdog: bool = True  # each host has one
 
 
 def with_defaults(

@@ -206,7 +206,11 @@ def _make(context: Context) -> str:
         network.make_namespaces(layout)
         network.wire(layout)
 
-    _together([wires, lambda: _identities(context), _compile])
+    def watchdog() -> None:
+        if context.options.watchdog:
+            nodes.start_watchdog(layout)  # each host is shown its end of it
+
+    _together([wires, watchdog, lambda: _identities(context), _compile])
     shown = ", ".join(net.name for net in NETS)
     limit = f" (migration at {layout.rate} both ways)" if layout.rate else ""
     return f"networks {shown}{limit}; certificates"

@@ -39,6 +39,11 @@ def host_lease(name: str) -> str:
     return f"{HOSTS}{name}/lease"
 
 
+def host_renewal(name: str) -> str:
+    """What the host's guard wrote with its last renewal (``Renewal``), under the same lease."""
+    return f"{HOSTS}{name}/renewal"
+
+
 def host_agent(name: str) -> str:
     """Present while the host's agent lives (leased too); absent means ``unmanaged``."""
     return f"{HOSTS}{name}/agent"

@@ -78,11 +78,31 @@ def read_trace(state: Path) -> list[tuple[float, bool]]:
     return [(float(m[1]), m[2] == "1") for m in matches if m]
 
 
-def running_spans(state: Path, *, until: float) -> list[Span]:
+def read_guard(log: Path, vm: str) -> list[tuple[float, str]]:
+    """What the guard's log says of a VM: (time, ``frozen`` | ``thawed`` | ``gone``).
+
+    A frozen QEMU cannot write that it stands still. A freeze is stamped once it held, a thaw before
+    it was asked for.
+    """
+    found: list[tuple[float, str]] = []
+    for text in _text(log).splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if line.get("vm") == vm and "time" in line:
+            word = "thawed" if line["act"] == "thaw" else str(line["result"])
+            if word in ("frozen", "thawed", "gone"):
+                found.append((float(line["time"]), word))
+    return found
+
+
+def running_spans(state: Path, *, until: float, guard: Path | None = None) -> list[Span]:
     """Every stretch in which vCPUs of this VM ran on this host; open ones end at ``until``.
 
-    ``state`` is the VM's state directory of that host. A stretch ends with QEMU's own word, with
-    its EXIT, or at the latest with the START of the next one.
+    ``state`` is the VM's state directory of that host, ``guard`` the log of its guard. A stretch
+    ends with QEMU's own word, with its EXIT, with the guard's word that it stands still, or at the
+    latest with the START of the next one.
     """
     lines = read_lines(state)
     marks: list[tuple[float, str, int]] = [
@@ -93,12 +113,18 @@ def running_spans(state: Path, *, until: float) -> list[Span]:
         for line in lines
         if line["event"] in ("START", "EXIT")
     ]
+    if guard is not None:
+        marks += [(at, word, 0) for at, word in read_guard(guard, state.name)]
     spans: list[Span] = []
     since: float | None = None
+    held = False  # it would run if it were not frozen
     for at, what, pid in [*sorted(marks), (until, "halt", 0)]:
-        if what == "run":
-            since = at if since is None else since
+        if what == "run" or (what == "thawed" and held):
+            since, held = (at if since is None else since), False
+        elif what == "thawed":
+            continue
         elif since is not None:
+            held = what == "frozen"
             host, owner, epoch = _owner_of(lines, since)
             if what != "EXIT" or pid == owner:
                 spans.append(Span(since, max(since, at), host, owner, epoch))

@@ -335,6 +335,12 @@ class Store(Protocol):
         seconds has a view that says so. :mod:`godwit.store.members` counts.
         """
 
+    async def without_leader(self) -> bool | None:
+        """True when a majority of the members answered, and said that there is no leader.
+
+        Then nobody can write anything, whoever asks. None when too few answered to know.
+        """
+
     async def compact(self, revision: int, *, timeout: float | None = None) -> None:
         """Forget the history before ``revision``."""
 

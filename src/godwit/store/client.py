@@ -22,10 +22,13 @@ from godwit.store.api import (
 from godwit.store.codec import Json
 from godwit.store.high import High, Mark
 from godwit.store.http import Endpoint, MakeSocket, VerifyPeer
+from godwit.store.members import leader_of, majority_without_leader
 from godwit.store.transport import HAS_LEADER, STATUS, Transport
 from godwit.store.watch import ClientWatch
 
 _DEFAULT_TIMEOUT_S = 5.0
+WITHOUT_LEADER_S = 1.0
+"""Seconds that members have to say whether they follow a leader."""
 _MEMBERS = "/v3/cluster/member/list"
 
 
@@ -181,6 +184,12 @@ class StoreClient:
         except errors.StoreError:
             return MemberView(endpoint.url, status)  # the embedded store has no such list
         return MemberView(endpoint.url, status, codec.count_voters(listed))
+
+    async def without_leader(self) -> bool | None:
+        views = await self.members(timeout=WITHOUT_LEADER_S)
+        if majority_without_leader(views):
+            return True
+        return False if leader_of(views) is not None else None
 
     async def compact(self, revision: int, *, timeout: float | None = None) -> None:
         await self._call("/v3/kv/compaction", {"revision": str(revision)}, timeout, write=True)

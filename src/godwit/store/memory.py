@@ -216,6 +216,9 @@ class MemoryStore:
         except errors.StoreError as error:
             return (MemberView("memory", problem=error.message),)
 
+    async def without_leader(self) -> bool | None:
+        return None if self.faults.unavailable else self.faults.leaderless
+
     async def compact(self, revision: int, *, timeout: float | None = None) -> None:
         self._begin(write=True)
         try:

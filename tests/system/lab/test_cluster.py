@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from godwit.client.settings import resolve
 from godwit.client.sync import Client
+from godwit.guard.deadline import FREEZE_S, RESET_S
+from godwit.host.cgroup import Cgroup, open_cgroup
 from godwit.host.process import is_alive, rss_bytes
 from godwit.lab import fault, leaks
 from godwit.lab.down import down
@@ -19,7 +23,11 @@ from godwit.lab.handle import Lab
 from godwit.lab.layout import Layout
 from godwit.lab.options import Options
 from godwit.lab.up import up
-from godwit.model.errors import InvalidRequest
+from godwit.model import keys
+from godwit.model.errors import GodwitError, InvalidRequest
+from godwit.model.membership import Renewal
+from godwit.model.vm import VmState
+from godwit.store.client import StoreClient
 from godwit.store.records import Records
 
 from .conftest import environment
@@ -109,6 +117,111 @@ def test_a_vm_outlives_its_agent_and_its_qemu_is_found(lab: Lab, client: Client)
         time.sleep(0.1)
     assert not is_alive(qemu)
     client.wait(client.vms.delete("web"))
+
+
+@pytest.fixture(scope="module")
+def pair(lab: Lab) -> Iterator[None]:
+    """On host1 a VM that is highly available, and one that is not."""
+    with Client(context=lab.record.name) as client:
+        for name in ("web", "plain"):
+            task = client.vms.create(name, memory_bytes=128 << 20, image="demo", ha=name == "web")
+            client.wait(task)
+            client.wait(client.vms.start(name, host="host1"))
+        yield
+        for name in ("web", "plain"):
+            if client.vms.get(name).state is not VmState.STOPPED:
+                with contextlib.suppress(GodwitError):
+                    client.wait(client.vms.stop(name, force=True))
+            client.wait(client.vms.delete(name))
+
+
+def group(lab: Lab, vm: str) -> Cgroup:
+    return open_cgroup(f"{lab.layout.cgroup('host1')}/godwit/host1/{vm}")
+
+
+def until(true: Callable[[], bool], seconds: float) -> float:
+    """Wait, and return when it came true, on the clock of guards."""
+    limit = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def counts_from(lab: Lab) -> float:
+    """Since when the guard of host1 counts, as it noted."""
+    notes = lab.root_of("host1") / "run/godwit/guard.json"
+    return float(json.loads(notes.read_text())["counts_from"])
+
+
+def renewal(lab: Lab) -> Renewal:
+    async def look() -> Renewal:
+        store = StoreClient([lab.store_url])
+        try:
+            found = await Records(store).get(keys.host_renewal("host1"), Renewal)
+        finally:
+            await store.aclose()
+        assert found is not None
+        return found.value
+
+    return asyncio.run(look())
+
+
+def test_a_host_that_is_cut_off_stops_what_may_be_started_elsewhere(
+    lab: Lab, client: Client, pair: None
+) -> None:
+    until(lambda: renewal(lab).guard == "armed", 10)
+    assert renewal(lab).watchdog
+    web, plain = group(lab, "web"), group(lab, "plain")
+    fault.cut_network(lab, "host1", "mgmt")
+    try:
+        late = until(web.frozen, 13) - counts_from(lab)
+        assert FREEZE_S - 0.1 <= late < FREEZE_S + 1, late
+        used = web.cpu_seconds(), plain.cpu_seconds()
+        time.sleep(1.0)
+        assert web.cpu_seconds() == used[0]
+        assert plain.cpu_seconds() > used[1]
+        assert not plain.frozen()
+    finally:
+        fault.restore_network(lab, "host1", "mgmt")
+    back = time.clock_gettime(time.CLOCK_BOOTTIME)
+    thawed = until(lambda: not web.frozen(), 8) - back
+    print(f"frozen after {late:.2f} s, thawed {thawed:.2f} s after the network was back")
+    until(lambda: web.cpu_seconds() > used[0], 5)
+    until(lambda: client.vms.get("web").state is VmState.RUNNING, 8)
+    assert lab.process("host1", "qemu:web")
+    log = lab.layout.node_dir("host1") / "state/guard.log"
+
+    def acts() -> list[tuple[str, str]]:
+        lines = map(json.loads, log.read_text().splitlines())
+        return [(line["vm"], line["act"]) for line in lines if line["act"] in ("freeze", "thaw")]
+
+    until(lambda: acts() == [("web", "freeze"), ("web", "thaw")], 2)
+
+    def told() -> bool:
+        events = client.events(since="0", subject="vm/web", follow=False)
+        return any(event.kind == "vm.thawed" for event in events)
+
+    until(told, 8)
+
+
+def test_a_guard_that_hangs_costs_the_host_at_the_deadline(
+    lab: Lab, client: Client, pair: None
+) -> None:
+    """Its agent stops the VM first, for nobody knows whether the guard would have."""
+    until(lambda: renewal(lab).watchdog, 10)
+    first, counts = lab.init("host1"), counts_from(lab)
+    fault.freeze_process(lab, "host1", "guard", hold=True)
+    counts = max(counts, counts_from(lab))
+    over = until(lambda: not is_alive(first), 15) - counts
+    print(f"reset {over:.2f} s after the last renewal")
+    assert over < RESET_S + 0.5
+    assert over > RESET_S - 2
+    until(lambda: lab.reload().status()["hosts"][0]["state"] == "off", 5)
+    log = (lab.layout.node_dir("host1") / "state/guard.log").read_text()
+    assert "frozen by the agent" in log
+    fault.power_on(lab.reload(), "host1")
+    until(lambda: client.hosts.get("host1").state.value == "up", 20)
 
 
 def test_the_manager_comes_back_at_its_address(lab: Lab, client: Client) -> None:

@@ -236,7 +236,8 @@ def test_orphans_outlive_the_unit_and_are_reaped(shared: Lab) -> None:
 
 def test_power_off_and_on(shared: Lab) -> None:
     sh(shared, "host2", "echo kept > /var/lib/godwit/x; echo lost > /run/x")
-    first = shared.init("host2")
+    first, boot = shared.init("host2"), boot_id(shared, "host2")
+    assert boot == boot_id(shared, "host2") != boot_id(shared, "host1")
     lab = fault.power_off(shared, "host2")
     assert not is_alive(first)
     assert not reaches_powerless(lab)
@@ -248,8 +249,13 @@ def test_power_off_and_on(shared: Lab) -> None:
         fault.restore_network(lab, "host2", "all")
     lab = fault.power_on(lab, "host2")
     assert sh(lab, "host2", "cat /var/lib/godwit/x; ls /run/x 2>&1 || true").startswith("kept\nls:")
+    assert boot_id(lab, "host2") not in (boot, boot_id(lab, "host1"))  # this is another boot
     assert reaches(lab, "host1", "host2")
     assert lab.tell("host2", "status")["units"]["agent"]["ready"]
+
+
+def boot_id(lab: Lab, host: str) -> str:
+    return sh(lab, host, "cat /proc/sys/kernel/random/boot_id").strip()
 
 
 def reaches_powerless(lab: Lab) -> bool:

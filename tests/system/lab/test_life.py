@@ -94,7 +94,7 @@ def test_down_after_everything_was_killed(make: Callable[..., Lab], name: str, r
     lab = make()
     visitor = spawn(with_netns(["sleep", "1000"], lab.layout.netns("client")))
     everybody = [p for group in groups.of_lab(name) for p in groups.members(group)]
-    assert len(everybody) == 3 + 6
+    assert len(everybody) == 3 + 6 + 1  # nodes, daemons, the watchdog of all hosts
     for process in everybody:
         kill(process)
     assert down(name, root=root)

@@ -92,6 +92,7 @@ class World:
             config=SimpleNamespace(paths=SimpleNamespace(run=Path("/nowhere"))),
             equipment=SimpleNamespace(binary=SimpleNamespace(user=None)),
             clock=SimpleNamespace(monotonic=lambda: 0.0),
+            guard=SimpleNamespace(frozen={}),
             redirects=redirects,
             catalog=SimpleNamespace(files=lambda _volume: LOCAL),
             slot=lambda _vm: SimpleNamespace(machine=SimpleNamespace(epoch=4)),

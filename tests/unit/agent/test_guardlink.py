@@ -97,7 +97,7 @@ async def both(tmp_path: Path) -> AsyncIterator[Both]:
 async def test_without_a_guard_there_is_no_lease_and_nothing_fails(both: Both) -> None:
     assert not both.link.connected
     assert both.link.lease_left() == 0.0
-    await both.link.register(both.runtime())
+    await both.link.register(both.runtime(), ha=False)
     await both.link.arm("web", "m-1", "source")
 
 
@@ -113,7 +113,7 @@ async def test_the_lease_is_the_guards_and_runs_out_when_it_is_gone(both: Both) 
 
 
 async def test_what_was_told_to_nobody_is_told_to_the_next_guard(both: Both) -> None:
-    await both.link.register(both.runtime())
+    await both.link.register(both.runtime(), ha=False)
     await both.link.arm("web", "m-1", "source")
     await both.guard.start()
     await until(lambda: "web" in both.guard.vms.vms)
@@ -125,7 +125,7 @@ async def test_what_was_told_to_nobody_is_told_to_the_next_guard(both: Both) -> 
 async def test_a_restarted_guard_is_told_everything_again(both: Both) -> None:
     await both.guard.start()
     await until(lambda: both.link.lease_left() > 0)
-    await both.link.register(both.runtime())
+    await both.link.register(both.runtime(), ha=False)
     await both.link.arm("web", "m-1", "source")
     await both.guard.stop()
     await until(lambda: not both.link.connected)
@@ -137,7 +137,7 @@ async def test_a_restarted_guard_is_told_everything_again(both: Both) -> None:
 async def test_disarmed_and_forgotten_stay_so(both: Both) -> None:
     await both.guard.start()
     await until(lambda: both.link.lease_left() > 0)
-    await both.link.register(both.runtime())
+    await both.link.register(both.runtime(), ha=False)
     await both.link.arm("web", "m-1", "source")
     await both.link.disarm("web")
     assert both.guard.vms.vms["web"].armed is None
@@ -150,3 +150,36 @@ async def test_the_agents_beats_keep_it_alive_in_the_guards_eyes(both: Both) -> 
     await until(lambda: both.link.lease_left() > 0)
     await asyncio.sleep(3 * BEAT_S)
     assert both.guard.line.gone_for() == 0.0
+
+
+async def test_the_guard_learns_whom_it_has_to_stop(both: Both) -> None:
+    await both.guard.start()
+    await until(lambda: both.link.lease_left() > 0)
+    await both.link.register(both.runtime(), ha=True)
+    entry = both.guard.vms.vms["web"]
+    assert (entry.ha, entry.deadline, entry.cgroup) == (True, True, "")
+    await both.link.change("web", ha=False)
+    assert both.guard.vms.vms["web"] is entry
+    assert not entry.ha
+    await both.link.register(both.runtime(), ha=True, deadline=False)
+    assert (entry.ha, entry.deadline) == (True, False)
+
+
+async def test_nobody_waits_for_a_guard_that_is_not_there(both: Both) -> None:
+    started = asyncio.get_running_loop().time()
+    await both.link.until_it_moves("web", timeout=60)
+    assert asyncio.get_running_loop().time() - started < 4
+    await both.link.until_it_moves("web", timeout=60)
+    assert asyncio.get_running_loop().time() - started < 4
+
+
+async def test_a_frozen_vm_is_waited_for(both: Both) -> None:
+    answer = {"renewed_at": 1.0, "ttl": 12, "counts_from": 1.0, "frozen": {"web": "why"}}
+    both.link._note(answer)
+    waiting = asyncio.create_task(both.link.until_it_moves("web", timeout=60), name="wait")
+    await both.link.until_it_moves("other", timeout=60)
+    await asyncio.sleep(BEAT_S)
+    assert not waiting.done()
+    both.link._note({**answer, "frozen": {}})
+    await until(waiting.done)
+    await waiting

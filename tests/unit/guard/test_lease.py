@@ -11,6 +11,8 @@ import pytest
 
 from godwit.guard.lease import RENEW_S, RETRY_S, TTL_S, HostLease
 from godwit.model import keys
+from godwit.model.membership import Renewal
+from godwit.store.errors import StoreUnavailable
 from godwit.store.memory import MemoryStore
 
 KEY = keys.host_lease("host1")
@@ -44,6 +46,8 @@ class ManualClock:
             for _ in range(10):
                 await asyncio.sleep(0)
         self.now = until
+        for _ in range(10):  # who was woken by something else gets its turn, too
+            await asyncio.sleep(0)
 
 
 class Lab:
@@ -147,3 +151,62 @@ async def test_one_lost_answer_is_asked_again_at_once(
     await lab.clock.advance(RETRY_S)
     assert lab.lease.renewed_at == 103.0 + RETRY_S
     assert await lab.present()
+
+
+async def renewal(lab: Lab) -> tuple[Renewal, int]:
+    kv = await lab.store.get(keys.host_renewal("host1"))
+    assert kv is not None
+    assert kv.lease
+    return Renewal.model_validate_json(kv.value), kv.mod_revision
+
+
+async def test_each_renewal_is_seen_by_a_taker(lab: Lab) -> None:
+    """What it compares changes with each, and goes with the lease."""
+    first, revision = await renewal(lab)
+    assert first == Renewal(boot_id="boot-1", number=1, guard="unarmed", watchdog=False)
+    await lab.clock.advance(RENEW_S)
+    second, later = await renewal(lab)
+    assert second.number > first.number
+    assert later > revision
+    lab.store.faults.unavailable = True
+    await lab.clock.advance(TTL_S + 1)
+    lab.store.faults.unavailable = False
+    assert await lab.store.get(keys.host_renewal("host1")) is None
+
+
+async def test_half_a_renewal_is_none(lab: Lab) -> None:
+    """The lease was kept alive, but what a taker looks at did not change."""
+    renewed = lab.lease.renewed_at
+    put = lab.store.put
+
+    async def refused(*_args: object, **_words: object) -> int:
+        raise StoreUnavailable("only the record fails")
+
+    lab.store.put = refused  # type: ignore[method-assign]
+    await lab.clock.advance(RENEW_S + 1)
+    assert await lab.present()
+    assert lab.lease.renewed_at == renewed
+    lab.store.put = put  # type: ignore[method-assign]
+    await lab.clock.advance(RETRY_S)
+    assert lab.lease.renewed_at == pytest.approx(lab.clock.now, abs=RETRY_S)
+
+
+async def test_what_changed_is_said_at_once(lab: Lab) -> None:
+    _, revision = await renewal(lab)
+    lab.lease.hasten()
+    await lab.clock.advance(0.1)
+    assert (await renewal(lab))[1] > revision
+    assert lab.lease.renewed_at == pytest.approx(lab.clock.now, abs=0.1)
+
+
+async def test_a_next_guard_counts_from_what_the_last_one_had(lab: Lab) -> None:
+    other = HostLease(lab.store, lab.clock, host="host1", boot_id=lambda: "boot-1")
+    other.resume(renewed_at=90.0, counts_from=91.0, number=41)
+    assert (other.renewed_at, other.counts_from) == (90.0, 91.0)
+    task = asyncio.create_task(other.serve(), name="other")
+    await lab.clock.advance(0.1)
+    assert (await renewal(lab))[0].number == 42
+    assert other.renewed_at == other.counts_from == pytest.approx(100.0, abs=0.2)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,35 @@ def test_an_end_nobody_saw_is_before_the_next_start(tmp_path: Path) -> None:
     assert running_spans(tmp_path, until=16.0) == [
         Span(10.0, 14.0, "h1", 100, 1),
         Span(15.0, 16.0, "h1", 200, 2),
+    ]
+
+
+def test_the_guard_says_when_it_stood_still(tmp_path: Path) -> None:
+    state, guard = tmp_path / "web", tmp_path / "guard.log"
+    state.mkdir()
+    _line(state, "START", 9.0, 100)
+    _trace(state, (100, 10.0, 1))
+    said = [
+        ("web", "freeze", "freezing", 18.0),
+        ("web", "freeze", "frozen", 18.1),
+        ("web", "freeze", "frozen", 18.2),
+        ("other", "thaw", "running", 19.0),
+        ("web", "thaw", "running", 30.0),
+        ("web", "freeze", "frozen", 50.0),
+        ("web", "kill", "gone", 60.0),
+    ]
+    lines = [{"vm": v, "act": a, "result": r, "time": t} for v, a, r, t in said]
+    guard.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"torn')
+    assert running_spans(state, until=99.0, guard=guard) == [
+        Span(10.0, 18.1, "h1", 100, 1),
+        Span(30.0, 50.0, "h1", 100, 1),
+    ]
+    _trace(state, (100, 40.0, 0))  # it was paused when it was frozen the second time
+    lines.append({"vm": "web", "act": "thaw", "result": "running", "time": 70.0})
+    guard.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert running_spans(state, until=99.0, guard=guard) == [
+        Span(10.0, 18.1, "h1", 100, 1),
+        Span(30.0, 40.0, "h1", 100, 1),
     ]
 
 
