@@ -176,13 +176,13 @@ async def test_a_member_cut_off_from_its_peers_says_so_at_once(trio: Trio, base:
     views = await trio.views()
     assert members_without_leader(views) == 1
     assert not majority_without_leader(views)
-    alone = trio.client(lonely, place=lonely, timeout=3.0)  # the others are beyond its reach
+    alone = trio.client(lonely, place=lonely, timeout=1.5)  # the others are beyond its reach
     trio.cut(lonely)
     for attempt in (alone.get(base + "k"), alone.put(base + "k", b"3")):
         began = time.monotonic()
         with pytest.raises(errors.StoreNoLeader):
             await attempt
-        assert time.monotonic() - began < 3.5
+        assert time.monotonic() - began < 2.5
     seen = await alone.members(timeout=1.0)
     assert [view.leaderless for view in seen] == [True, False, False]
     assert not majority_without_leader(seen)  # the other two may well go on

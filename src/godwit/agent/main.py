@@ -37,6 +37,7 @@ from godwit.model import keys
 from godwit.model.errors import GodwitError
 from godwit.model.world import Clock
 from godwit.qemu.tls import ensure_dh_params
+from godwit.store.api import Store
 from godwit.store.client import StoreClient
 from godwit.store.errors import LeaseNotFound, StoreError
 from godwit.store.records import Records
@@ -147,7 +148,7 @@ async def _be_seen(desk: Desk) -> None:
             await store.put(keys.host_agent(desk.host), presence, lease=lease.id)
             while True:
                 await clock.sleep(AGENT_TTL_S / 4)
-                await store.lease_keepalive(lease.id)
+                await _keep(store, lease.id, clock)
                 if desk.firmware.uefi() != uefi:  # a package was installed or upgraded
                     await desk.publish_host()
                     uefi = desk.firmware.uefi()
@@ -156,6 +157,19 @@ async def _be_seen(desk: Desk) -> None:
         except StoreError as error:
             _log.warning("presence: %s", error)
             await clock.sleep(0.5)
+
+
+async def _keep(store: Store, lease: int, clock: Clock) -> None:
+    """Renew; while the store is away it is tried often, for the lease may still hold."""
+    while True:
+        try:
+            await store.lease_keepalive(lease, timeout=AGENT_TTL_S / 4)
+            return
+        except LeaseNotFound:
+            raise
+        except StoreError as error:
+            _log.warning("presence: %s", error)
+            await clock.sleep(0.2)
 
 
 def main() -> None:

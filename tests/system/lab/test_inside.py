@@ -77,9 +77,9 @@ def test_a_host_cannot_open_anothers_sockets(shared: Lab) -> None:
 def test_secrets_are_for_their_owner(shared: Lab) -> None:
     state = shared.layout.state
     secrets = [shared.layout.token, state / "pki/ca-key.pem"]
-    secrets += [*state.glob("nodes/*/etc/tls/key.pem"), state / "nodes/control/etc/tokens"]
-    assert len(secrets) == 6
-    assert [path.stat().st_mode & 0o077 for path in secrets] == [0] * 6
+    secrets += [*state.glob("nodes/*/etc/*tls/key.pem"), state / "nodes/control/etc/tokens"]
+    assert len(secrets) == 7
+    assert [path.stat().st_mode & 0o077 for path in secrets] == [0] * 7
     line = sh(shared, "host1", "ls -l /etc/godwit/migration-tls/server-key.pem")
     assert "-rw-r-----" in line
     assert "godwit-qemu" in line
