@@ -432,12 +432,13 @@ class Brokers:
                 async with asyncio.timeout(HEARTBEAT_S):
                     await broker.ended()
                     return
-            held = self._shut | self._desk.guard.frozen.keys()
-            if vm in held or self._brokers.get(vm) is not broker:
-                continue  # the hand-over, and the guard, have deadlines of their own
+            if vm in self._shut or self._brokers.get(vm) is not broker:
+                continue  # the hand-over has deadlines of its own
             asked = broker.record.process
             if await broker.answers(timeout=SILENT_S) or not broker.alive:
                 continue
+            if vm in self._desk.guard.frozen:
+                continue  # with its VM, and it goes on with it
             async with self._lock(vm):
                 # Somebody has replaced it meanwhile, or had it at work until now.
                 if broker.record.process != asked or await broker.answers(timeout=PROMPT_TIMEOUT):

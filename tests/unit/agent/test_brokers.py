@@ -177,6 +177,22 @@ async def test_a_daemon_that_was_at_work_is_not_taken_for_frozen(
     assert world.broker.steps == ["ended"]
 
 
+async def test_a_daemon_that_the_guard_froze_is_left_to_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "HEARTBEAT_S", 0.01)
+    world.desk.guard.frozen["web"] = "not renewed"
+    world.broker.silent = 1000
+    watching = asyncio.create_task(
+        world.brokers._until_lost("web", world.broker)  # type: ignore[arg-type]
+    )
+    await asyncio.sleep(0.1)
+    assert world.broker.steps == []
+    world.desk.guard.frozen.clear()
+    await asyncio.wait_for(watching, timeout=5)
+    assert world.broker.steps == ["ended"]
+
+
 async def test_a_vhdx_is_looked_at_before_it_is_opened(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
