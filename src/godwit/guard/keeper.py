@@ -167,6 +167,8 @@ class Keeper:
         self.watchdog.probe()
         try:
             while True:
+                if self._vms.sweep():
+                    self.note()
                 self._fit()
                 self._feed()
                 await self._clock.sleep(LOOK_S)

@@ -84,6 +84,13 @@ class Vms:
         if entry is not None and entry.task is not None:
             entry.task.cancel()
 
+    def sweep(self) -> bool:
+        """Forget what has ended: an agent that was away at the time never says so. True if any."""
+        ended = [name for name, entry in self.vms.items() if not is_alive(entry.process)]
+        for name in ended:
+            self.forget(name)
+        return bool(ended)
+
     def arm(self, *, vm: str, migration: str, role: str) -> None:
         """A move of this VM began; KeyError when it is not registered."""
         entry = self.vms[vm]

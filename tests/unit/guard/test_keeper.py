@@ -268,6 +268,23 @@ async def test_it_is_no_more_watched_once_it_is_not_highly_available(rig: Rig) -
     assert rig.did() == []
 
 
+async def test_what_ended_while_nobody_looked_binds_no_watchdog(rig: Rig) -> None:
+    gone = Process(2**22 - 1, 1)
+    monitor = rig.path / "old" / "guard.sock"
+    rig.vms.register(vm="old", process=gone, monitor=monitor, epoch=1, ha=True, cgroup="old")
+    rig.register()
+    rig.keeper.registered()
+    await rig.pass_(1)
+    assert set(rig.vms.vms) == {"web"}
+    assert rig.watchdog.running
+    rig.vms.forget("web")
+    await rig.pass_(1)
+    assert not rig.watchdog.running
+    known = load(rig.path / "guard.json", boot_id="boot-1")
+    assert known is not None
+    assert "old" not in {entry.vm for entry in known.vms}
+
+
 async def test_without_a_leader_nobody_stops(rig: Rig) -> None:
     await rig.own()
     rig.register()
