@@ -15,17 +15,21 @@ SECRET = "secret:"  # noqa: S105 - what the name of a secret that was handed in 
 LONGEST_POWER_S = 3600.0
 _PLACE = re.compile(r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]*)(:\d{1,5})?$")
 # What may be said to a fence agent beside where, who and the password. Not its options that name
-# programs and files, or that make it talkative.
-AGENT_OPTIONS = frozenset(
-    {
-        *("plug", "port", "ipport", "ssl", "ssl_secure", "ssl_insecure", "notls", "tls1.0"),
-        *("redfish_uri", "systems_uri", "lanplus", "auth", "cipher", "privlvl", "method"),
-        *("inet4_only", "inet6_only", "hexadecimal_kg", "target", "secure", "cmd_prompt"),
-        *("snmp_version", "snmp_sec_level", "snmp_auth_prot", "snmp_priv_prot", "switch"),
-        *("login_timeout", "shell_timeout", "power_timeout", "power_wait", "retry_on"),
-        *("region", "zone", "project", "resourcegroup", "uuid", "missing_as_off"),
-    }
+# programs and files, make it talkative, or let it take what it does not find for off.
+_AGENT_OPTIONS = (
+    *("plug", "port", "ipport", "ssl", "ssl_secure", "ssl_insecure", "notls", "tls1.0"),
+    *("redfish_uri", "systems_uri", "lanplus", "auth", "cipher", "privlvl"),
+    *("inet4_only", "inet6_only", "hexadecimal_kg", "secure"),
+    *("snmp_version", "snmp_sec_level", "snmp_auth_prot", "snmp_priv_prot", "switch"),
+    *("login_timeout", "shell_timeout", "power_timeout", "power_wait", "retry_on"),
+    *("region", "zone", "project", "resourcegroup", "uuid"),
 )
+OPTIONS: dict[PowerKind, dict[str, str]] = {
+    "redfish": {},
+    "ipmi": {"cipher": r"\d{1,2}", "privlvl": r"(?i)user|operator|administrator"},
+    "fence-agent": dict.fromkeys(_AGENT_OPTIONS, r".{0,256}"),
+}
+"""Which options a device may be given, and what their values look like."""
 
 
 class ConfirmHostDown(Value):
@@ -86,21 +90,24 @@ class SetHostPower(Value):
             raise ValueError("fingerprint, CA and system are of redfish")
         if self.fingerprint and self.ca:
             raise ValueError("give a fingerprint or a CA, not both")
-        if self.type == "fence-agent":
-            self._check_agent()
-        elif self.agent or self.options:
-            raise ValueError("an agent and its options are of fence-agent")
+        if self.type == "fence-agent" and not re.fullmatch(r"fence_[a-z0-9_]{1,40}", self.agent):
+            raise ValueError("say which fence agent, like fence_redfish")
+        if self.type != "fence-agent" and self.agent:
+            raise ValueError("an agent is of fence-agent")
+        _check_options(self.type, self.options)
         return self
 
-    def _check_agent(self) -> None:
-        if not re.fullmatch(r"fence_[a-z0-9_]{1,40}", self.agent):
-            raise ValueError("say which fence agent, like fence_redfish")
-        for option in self.options:
-            name, equals, _ = option.partition("=")
-            if not equals:
-                raise ValueError(f"{option!r} is not KEY=VALUE")
-            if name not in AGENT_OPTIONS:
-                raise ValueError(f"the option {name} may not be given to a fence agent")
+
+def _check_options(kind: PowerKind, options: tuple[str, ...]) -> None:
+    for option in options:
+        name, equals, value = option.partition("=")
+        pattern = OPTIONS[kind].get(name)
+        if not equals:
+            raise ValueError(f"{option!r} is not KEY=VALUE")
+        if pattern is None:
+            raise ValueError(f"the option {name} may not be given to {kind}")
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"{value!r} is no value of the option {name}")
 
 
 def _check_url(text: str) -> None:

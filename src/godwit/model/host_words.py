@@ -62,7 +62,7 @@ HOST_ACTIONS: tuple[Action, ...] = (
                 "options",
                 "--option",
                 "text",
-                "Of fence-agent: one of its options. May be repeated.",
+                "Of ipmi (cipher, privlvl) and fence-agent. May be repeated.",
                 "KEY=VALUE",
                 many=True,
             ),

@@ -46,7 +46,7 @@ class AgentDriver:
         self._place = place
         self._password = password
         host, port = split_place(place, 0)
-        own = {"ip": host, "username": user, "password": password, "quiet": "1"}
+        own = {"ip": host, "username": user, "password": password}
         self._options = {**options, **({"ipport": str(port)} if port else {}), **own}
 
     @property

@@ -43,7 +43,9 @@ def driver_of(config: PowerConfig, password: str) -> Driver:
                 system=config.system,
             )
         case "ipmi":
-            return IpmiDriver(config.address, user=config.user, password=password)
+            return IpmiDriver(
+                config.address, user=config.user, password=password, options=config.options
+            )
         case "fence-agent":
             return AgentDriver(
                 config.agent,
