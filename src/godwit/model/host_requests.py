@@ -12,7 +12,7 @@ from godwit.model.base import Name, Value
 from godwit.model.power import PowerKind
 
 SECRET = "secret:"  # noqa: S105 - what the name of a secret that was handed in begins with
-LONGEST_POWER_S = 3600.0
+LONGEST_POWER_S = 86400.0
 _PLACE = re.compile(r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]*)(:\d{1,5})?$")
 # What may be said to a fence agent beside where, who and the password. Not its options that name
 # programs and files, make it talkative, or let it take what it does not find for off.

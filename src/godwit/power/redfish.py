@@ -138,7 +138,7 @@ class RedfishDriver:
             with contextlib.suppress(GodwitError):
                 await self._ask("DELETE", self._session, deadline_s=_GOODBYE_S)
             self._session = ""
-        await self._client.close()
+        await self._client.close(at_once=True)
 
     async def _look(self, deadline_s: float) -> _System:
         if not self._login:

@@ -37,15 +37,6 @@ async def device(bmc: Any, password: str = PASSWORD, **changes: Any) -> AsyncIte
         yield made
     finally:
         await made.aclose()
-        await _settled()
-
-
-async def _settled() -> None:
-    """TLS says farewell in the background; the loop must not end before it has."""
-    loop: Any = asyncio.get_running_loop()
-    async with asyncio.timeout(5):
-        while len(loop._selector.get_map()) > 1:  # noqa: ASYNC110 - its own wake-up pipe
-            await asyncio.sleep(0.002)
 
 
 def says_nothing_secret(error: GodwitError) -> bool:
