@@ -130,6 +130,7 @@ async def switch_off(
             on = await device.on(deadline_s=request.timeout_s)
             message = f"{name} was off and is on again, says {on.device}"
             await _log(world, "host.power-on", name, f"{message}; asked by {run.task.by}")
+            return Done(message, _told(name, proof) | {"state": on.state.value})
     return Done(message, _told(name, proof))
 
 
