@@ -30,8 +30,9 @@ from godwit.lab import groups
 from godwit.lab.layout import CONTROL, Layout
 from godwit.model.errors import NotFound
 from godwit.model.power import PowerConfig
+from godwit.power.choose import sealed
 from godwit.power.vault import FILE as KEY_FILE
-from godwit.power.vault import Vault, about_host
+from godwit.power.vault import Vault
 
 USER: Final = "admin"
 UNIT: Final = "bmc"  # its name among the processes of its host
@@ -99,15 +100,16 @@ def power_config(layout: Layout, host: str, *, at: float) -> PowerConfig:
     """The record of a host's power device, its password sealed."""
     config = _read(layout, host)
     der = ssl.PEM_cert_to_DER_cert((layout.bmc_dir(host) / "cert.pem").read_text())
-    return PowerConfig(
+    device = PowerConfig(
         type="redfish",
         address=url(layout, host),
         user=str(config["user"]),
-        password=vault_of(layout).seal(str(config["password"]), about=about_host(host)),
+        password="",
         fingerprint=hashlib.sha256(der).hexdigest(),
         set_at=at,
         set_by="lab",
     )
+    return sealed(host, device, str(config["password"]), vault=vault_of(layout))
 
 
 def url(layout: Layout, host: str) -> str:

@@ -7,6 +7,7 @@ async with opened("host1", config, vault=vault, clock=clock) as device:
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterator
 
 from godwit.model.power import PowerConfig
@@ -15,7 +16,21 @@ from godwit.power.agents import AgentDriver
 from godwit.power.device import Confirmed, Driver, PowerDevice
 from godwit.power.ipmi import IpmiDriver
 from godwit.power.redfish import RedfishDriver, tls_of
-from godwit.power.vault import Vault, about_host
+from godwit.power.vault import Vault
+
+# What says when and by whom a record was written changes nothing about where the password goes.
+_NOT_BOUND = {"password", "set_at", "set_by", "task"}
+
+
+def sealed(host: str, config: PowerConfig, password: str, *, vault: Vault) -> PowerConfig:
+    """The record with its password sealed, for this host and this device alone."""
+    return config.but(password=vault.seal(password, about=_about(host, config)))
+
+
+def _about(host: str, config: PowerConfig) -> str:
+    # Defaults are left out, so that a field of a later version does not void older records.
+    bound = config.model_dump(mode="json", exclude=_NOT_BOUND, exclude_defaults=True)
+    return f"the power device of {host}\n{json.dumps(bound, sort_keys=True)}"
 
 
 @contextlib.asynccontextmanager
@@ -23,7 +38,7 @@ async def opened(
     host: str, config: PowerConfig, *, vault: Vault, clock: Clock
 ) -> AsyncIterator[PowerDevice]:
     """A host's device for a while. Errors: those of `Vault.open`; PowerFailed for a bad CA."""
-    driver = driver_of(config, vault.open(config.password, about=about_host(host)))
+    driver = driver_of(config, vault.open(config.password, about=_about(host, config)))
     device: PowerDevice = Confirmed(driver, clock)
     try:
         yield device

@@ -221,8 +221,11 @@ class RedfishDriver:
 
     def _refused(self, method: str, path: str, error: PeerRefused) -> GodwitError:
         said = scrubbed(_said(error), self._password)
-        if error.status in (401, 403):
+        if error.status == 401 and "x-auth-token" in self._login:
+            # The device ended the session, as it does when it restarts; the next call begins one.
             self._login, self._session = {}, ""
+            return PowerUnavailable(f"{self.label} has forgotten our session", hint="try again")
+        if error.status in (401, 403):
             return PowerDenied(
                 f"{self.label} does not accept us as {self._user!r}: {said}",
                 hint="check user and password: godwit host power set",

@@ -5,8 +5,8 @@ and its watchers see is useless without it. A sealed text is
 
     gw1.KEY.NONCE+CIPHERTEXT       KEY names the key (not secret), the rest is base64
 
-by AES-256-GCM, with what it is about as associated data: a password sealed for one host cannot be
-put into another's record.
+by AES-256-GCM, with what it is about as associated data: a password sealed for one device cannot be
+put into another's record, and its own record cannot be turned to another address.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def key_of(sealed: str) -> str:
 
 class Vault:
     """Seals and opens. The key is read when it is first needed, and made by `create`.
+
+    ``about`` says what a secret is for, its first line to people.
 
     ``path`` None: this process has no key, and everything is refused.
     """
@@ -88,7 +90,7 @@ class Vault:
         was tampered with or is about something else."""
         if key_of(sealed) != self.key_id:
             raise Refused(
-                f"the secret of {about} was sealed with the key {key_of(sealed) or '?'},"
+                f"the secret of {_shown(about)} was sealed with the key {key_of(sealed) or '?'},"
                 f" ours is {self.key_id}",
                 hint=f"give this manager the {FILE} of the one that sealed it, or set it again",
             )
@@ -99,7 +101,8 @@ class Vault:
             )
         except (InvalidTag, binascii.Error, ValueError):
             raise OperationFailed(
-                f"the secret of {about} was changed since it was sealed", hint="set it again"
+                f"what the secret of {_shown(about)} is for was changed since it was sealed",
+                hint="set it again",
             ) from None
         return plain.decode()
 
@@ -130,9 +133,9 @@ class Vault:
         return key
 
 
-def about_host(host: str) -> str:
-    """What a power device's password is about."""
-    return f"the power device of {host}"
+def _shown(about: str) -> str:
+    """What people are told of it: the first line."""
+    return about.partition("\n")[0]
 
 
 def about_secret(secret_id: str) -> str:

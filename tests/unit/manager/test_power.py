@@ -24,7 +24,7 @@ from godwit.model.ownership import Owner, OwnerState
 from godwit.model.power import PowerConfig
 from godwit.model.render import FORMS, render
 from godwit.model.vm import Pins, Vm
-from godwit.power.vault import Vault, about_host
+from godwit.power.vault import Vault
 from godwit.store.records import encode
 from godwit.wire.errors import PeerRefused
 
@@ -126,11 +126,28 @@ async def test_the_password_is_nowhere_but_sealed(
     # Sealed for this host, and what was handed in is used up.
     found = await api.records.get(keys.host_power("host1"), PowerConfig)
     assert found is not None
-    opened = api.manager.world.vault.open(found.value.password, about=about_host("host1"))
-    assert opened == "a-wrong-password"
     assert "a-wrong" not in repr(found.value)
     assert found.value.password not in repr(found.value)
     assert [kv.key for kv in stored.kvs if kv.key.startswith(keys.SECRETS)] == []
+
+
+async def test_a_record_that_was_turned_to_another_address_gives_nothing_away(
+    api: Any, bmc: Any
+) -> None:
+    await set_device(api, bmc, address="https://192.0.2.1")
+    found = await api.records.get(keys.host_power("host1"), PowerConfig)
+    assert found is not None
+    tries: list[Any] = []
+    bmc.service.log_in = tries.append
+    await api.store.put(keys.host_power("host1"), encode(found.value.but(address=bmc.url)))
+    failed = await told(api, "test")
+    assert failed["state"] == "failed"
+    assert "the power device of host1 is for was changed" in failed["reason"]
+    assert bmc.asked == tries == []
+    # Neither does one that was copied to another host.
+    await api.store.put(keys.host_power("host2"), encode(found.value))
+    copied = await api.act("POST", "/v1/hosts/host2/power/actions/test")
+    assert "the power device of host2 is for was changed" in copied["reason"]
 
 
 async def test_a_secret_is_used_once_and_is_no_password(api: Any, bmc: Any) -> None:

@@ -92,6 +92,15 @@ async def test_a_wrong_password_is_said_and_sent_once(bmc: Any) -> None:
     assert bmc.machine.seen == []
 
 
+async def test_a_device_that_forgot_our_session_gets_another(bmc: Any) -> None:
+    async with device(bmc) as power:
+        assert await power.state(deadline_s=5) is PowerState.ON
+        bmc.service.log_out(*bmc.service.sessions())
+        proof = await power.off(deadline_s=5)
+    assert (proof.state, proof.commands) == (PowerState.OFF, 1)
+    assert bmc.service.sessions() == ()
+
+
 async def test_another_certificate_gets_no_password(bmc: Any) -> None:
     tries = []
     bmc.service.log_in = tries.append

@@ -19,9 +19,9 @@ from godwit.model.errors import Conflict, NotFound, Refused
 from godwit.model.host import ConfirmedDown, HostInfo
 from godwit.model.host_requests import SECRET
 from godwit.model.power import PowerConfig, SealedSecret
-from godwit.power.choose import opened
+from godwit.power.choose import opened, sealed
 from godwit.power.device import Proof
-from godwit.power.vault import about_host, about_secret
+from godwit.power.vault import about_secret
 from godwit.store.api import absent, delete, mod_is, put
 from godwit.store.records import encode
 
@@ -45,11 +45,11 @@ async def set_device(world: World, run: TaskRun, request: ask.SetHostPower) -> D
         )
     check_keys(world.cache.snapshot, world.vault.key_id)
     password = world.vault.open(found.value.sealed, about=about_secret(secret_id))
-    config = PowerConfig(
+    device = PowerConfig(
         type=request.type,
         address=request.address,
         user=request.user,
-        password=world.vault.seal(password, about=about_host(name)),
+        password="",
         fingerprint=request.fingerprint,
         ca=request.ca,
         system=request.system,
@@ -59,6 +59,7 @@ async def set_device(world: World, run: TaskRun, request: ask.SetHostPower) -> D
         set_by=run.task.by,
         task=run.task.id,
     )
+    config = sealed(name, device, password, vault=world.vault)
     answer = await world.records.store.txn(
         [
             mod_is(keys.secret(secret_id), found.revision),
