@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from godwit.host.files import load_json, save_json
+from godwit.host.files import load_json, save_json, write_durable
 from godwit.host.netns import opened_netns, socket_in_netns
 from godwit.host.process import Process, is_alive, spawn
 from godwit.lab import groups
@@ -89,11 +89,20 @@ def make(layout: Layout) -> None:
         }
         save_json(_config(layout, host), config)
     vault_of(layout).create()
+    first, *others = key_files(layout)
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durable(path, first.read_bytes())
+
+
+def key_files(layout: Layout) -> tuple[Path, ...]:
+    """Where each of the lab's managers has the key for secrets: the same one."""
+    return (layout.node_dir(CONTROL) / "state" / KEY_FILE,)
 
 
 def vault_of(layout: Layout) -> Vault:
     """The key with which the lab's managers seal passwords."""
-    return Vault(layout.node_dir(CONTROL) / "state" / KEY_FILE)
+    return Vault(key_files(layout)[0])
 
 
 def power_config(layout: Layout, host: str, *, at: float) -> PowerConfig:
