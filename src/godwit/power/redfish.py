@@ -104,6 +104,7 @@ class RedfishDriver:
         self._user = user
         self._password = password
         self._wanted = system
+        self._pinned = bool(tls.fingerprint)
         self._client = PeerClient(
             self._address, tls=tls, headers={"accept": "application/json", "odata-version": "4.0"}
         )
@@ -209,7 +210,8 @@ class RedfishDriver:
                 method, path, json=body, headers=self._login, deadline_s=deadline_s
             )
         except PeerNotTrusted as error:
-            raise PowerNotTrusted(error.message, hint=error.hint) from None
+            hint = error.hint if self._pinned else "say whose it is: --fingerprint or --ca-file"
+            raise PowerNotTrusted(error.message, hint=hint) from None
         except PeerUnreachable as error:
             raise PowerUnavailable(error.message, hint="is the device's network up?") from None
         except PeerOutcomeUnknown as error:

@@ -63,8 +63,9 @@ async def test_a_ca_serves_instead_of_a_fingerprint(bmc: Any) -> None:
 
 async def test_without_either_only_what_this_system_trusts_is_spoken_to(bmc: Any) -> None:
     async with device(bmc, fingerprint="") as power:
-        with pytest.raises(PowerNotTrusted, match="not accepted"):
+        with pytest.raises(PowerNotTrusted, match="not accepted") as caught:
             await power.state(deadline_s=5)
+        assert "--fingerprint" in caught.value.hint
     with pytest.raises(PowerFailed, match="the CA cannot be used"):
         tls_of(fingerprint="", ca="nonsense")
 
