@@ -27,7 +27,7 @@ from godwit.host.files import load_json, save_json, write_durable
 from godwit.host.netns import opened_netns, socket_in_netns
 from godwit.host.process import Process, is_alive, spawn
 from godwit.lab import groups
-from godwit.lab.layout import CONTROL, Layout
+from godwit.lab.layout import Layout
 from godwit.model.errors import NotFound
 from godwit.model.power import PowerConfig
 from godwit.power.choose import sealed
@@ -97,7 +97,8 @@ def make(layout: Layout) -> None:
 
 def key_files(layout: Layout) -> tuple[Path, ...]:
     """Where each of the lab's managers has the key for secrets: the same one."""
-    return (layout.node_dir(CONTROL) / "state" / KEY_FILE,)
+    folders = (layout.node_dir(node) / "state" / "manager" for node in layout.manager_nodes)
+    return tuple(folder / KEY_FILE for folder in folders)
 
 
 def vault_of(layout: Layout) -> Vault:
