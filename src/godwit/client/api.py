@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from godwit.model.event import Event
     from godwit.model.migration import Migration, MovePlan
     from godwit.model.network import NetworkView
-    from godwit.model.requests import Request
+    from godwit.model.requests import Request, SetHostPower
     from godwit.model.task import Task
     from godwit.model.vm import VmView
     from godwit.model.volume import VolumeView
@@ -88,12 +88,15 @@ class AsyncClient:
         return await self.dry_run(parse_request({"kind": kind, **fields}))
 
     async def send(self, request: Request) -> Task:
-        """Send a typed request, once; its task. Local boot files are uploaded first."""
-        from godwit.model.requests import CreateVm, http_call
+        """Send a typed request, once; its task. Local boot files and passwords are
+        handed in first."""
+        from godwit.model.requests import CreateVm, SetHostPower, http_call
         from godwit.model.task import Task
 
         if isinstance(request, CreateVm):
             request = await self._with_boot_files(request)
+        elif isinstance(request, SetHostPower):
+            request = await self._with_password(request)
         method, path, body = http_call(request)
         return Task.model_validate(await self._link.call(method, path, body))
 
@@ -215,6 +218,22 @@ class AsyncClient:
             path = getattr(request, field)
             if path is not None and Path(path).is_file():
                 changes[field] = await upload(path)
+        return request.but(**changes) if changes else request
+
+    async def hand_in_secret(self, secret: str) -> str:
+        """Give the cluster a secret, which it seals; what to name it by, for ten minutes."""
+        return str((await self._link.upload("/v1/secrets", secret.encode(), headers={}))["path"])
+
+    async def _with_password(self, request: SetHostPower) -> SetHostPower:
+        from godwit.client.files import read_secret, read_text
+        from godwit.model.host_requests import SECRET
+
+        changes = {}
+        if request.ca and "-----BEGIN" not in request.ca:
+            changes["ca"] = read_text(request.ca)
+        if not request.password_file.startswith(SECRET):
+            secret = read_secret(request.password_file)
+            changes["password_file"] = await self.hand_in_secret(secret)
         return request.but(**changes) if changes else request
 
     async def close(self) -> None:

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 from urllib.parse import quote
 
+from godwit.client.host_nouns import Hosts as Hosts
+
 if TYPE_CHECKING:
     from godwit.client.api import AsyncClient
     from godwit.client.console import Console
     from godwit.client.waiting import OnProgress
-    from godwit.model.host import HostView
     from godwit.model.migration import Migration, MovePlan
     from godwit.model.network import NetworkView
     from godwit.model.requests import NewDisk
@@ -274,29 +275,6 @@ class Vms:
     async def console(self, name: str) -> Console:
         """The VM's serial port, open; close it after use (``async with`` does)."""
         return await self._client.console(name)
-
-
-class Hosts:
-    """The machines that VMs run on."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def list(self) -> list[HostView]:
-        """All hosts."""
-        from godwit.model.host import HostView
-
-        return [HostView.model_validate(row) for row in await self._client.rows("hosts")]
-
-    async def get(self, name: str) -> HostView:
-        """One host. Errors: NotFound."""
-        from godwit.model.host import HostView
-
-        return HostView.model_validate(await self._client.row("hosts", name))
-
-    async def confirm_down(self, name: str) -> Task:
-        """Say that a host which does not answer is off; only when you know it."""
-        return await self._client.act("host.confirm-down", name=name)
 
 
 class Networks:

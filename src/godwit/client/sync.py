@@ -48,11 +48,11 @@ class Client:
         self.target = self._async.target
         self._loop = LoopThread()
         self.vms = Vms(self._loop, self._async.vms)
-        self.hosts = Hosts(self._loop, self._async.hosts)
         self.networks = Networks(self._loop, self._async.networks)
         self.volumes = Volumes(self._loop, self._async.volumes)
         self.migrations = Migrations(self._loop, self._async.migrations)
         self.tasks = Tasks(self._loop, self._async.tasks)
+        self.hosts = Hosts(self._loop, self._async.hosts)
 
     def rows(self, noun: str) -> list[dict[str, Any]]:
         """The JSON objects of ``vms``, ``hosts``, ... as the API gives them."""
@@ -76,7 +76,8 @@ class Client:
         return self._loop.run(self._async.plan(kind, **fields))
 
     def send(self, request: Request) -> Task:
-        """Send a typed request, once; its task. Local boot files are uploaded first."""
+        """Send a typed request, once; its task. Local boot files and passwords are
+        handed in first."""
         return self._loop.run(self._async.send(request))
 
     def dry_run(self, request: Request) -> MovePlan:
@@ -118,6 +119,10 @@ class Client:
     def upload_user_data(self, path: Path | str) -> str:
         """Give the cluster user data for ``vm.create``; only its hosts' root can read it."""
         return self._loop.run(self._async.upload_user_data(path))
+
+    def hand_in_secret(self, secret: str) -> str:
+        """Give the cluster a secret, which it seals; what to name it by, for ten minutes."""
+        return self._loop.run(self._async.hand_in_secret(secret))
 
     def close(self) -> None:
         """Close the connections and end the client's thread."""

@@ -98,7 +98,8 @@ def _restart(lab: Lab, where: str, process: str) -> dict[str, Any]:
     from godwit.lab.fault import restart_daemon
 
     view = restart_daemon(lab, where, process)
-    return _done("restart", where=where, process=process, starts=view["starts"])
+    what = "starts" if "starts" in view else "pid"
+    return _done("restart", where=where, process=process, **{what: view[what]})
 
 
 def _host_first(lab: Lab, one: str, other: str) -> tuple[str, str]:
@@ -180,8 +181,8 @@ _add(
     "kill",
     _kill,
     [_WHERE, _PROCESS, _HOLD],
-    "SIGKILL agent, guard, etcd, manager, qemu:VM, broker:VM or lent:VM on a host, manager, store "
-    "or etcd on control.",
+    "SIGKILL agent, guard, bmc, etcd, manager, qemu:VM, broker:VM or lent:VM on a host, manager, "
+    "store or etcd on control.",
 )
 _add(
     "freeze",

@@ -96,8 +96,9 @@ def namespaces(layout: Layout) -> list[str]:
     found = []
     for name in netns.names():
         place = name.removeprefix(layout.prefix)
-        host = place.startswith("host") and place.removeprefix("host").isdigit()
-        if name != place and (host or place in (CONTROL, CLIENT, STORAGE, SWITCH, "check")):
+        numbered = place.removeprefix("host").removeprefix("bmc")
+        ours = numbered != place and numbered.isdigit()
+        if name != place and (ours or place in (CONTROL, CLIENT, STORAGE, SWITCH, "check")):
             found.append(name)
     return found
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from godwit.host.cgroup import wait_until
 from godwit.host.process import Process, freeze, is_stopped, kill, thaw
-from godwit.lab import network, nodes
+from godwit.lab import bmcs, network, nodes
 from godwit.lab.handle import Lab
 from godwit.lab.layout import NETS, STOR, net_named
 from godwit.lab.network import Cut
@@ -73,12 +73,14 @@ def thaw_process(lab: Lab, where: str, what: str) -> None:
     """Undo ``freeze`` or a held ``kill``: SIGCONT, and its supervisor looks after it again."""
     with contextlib.suppress(NotFound):  # a held daemon may be dead
         thaw(lab.process(where, what))
-    if what in lab.units(where):
+    if what != bmcs.UNIT and what in lab.units(where):
         lab.tell(where, "release", unit=what)
 
 
 def restart_daemon(lab: Lab, where: str, what: str) -> dict[str, Any]:
-    """Restart in an orderly way and wait until it is ready; its view."""
+    """Restart in an orderly way and wait until it is ready; its view. A BMC has no other way up."""
+    if what == bmcs.UNIT:
+        return {"pid": bmcs.restart(lab.layout, lab.host(where)).pid}
     if what not in lab.units(where):
         known = ", ".join(lab.units(where))
         raise NotFound(f"{where} has no daemon {what}", hint=f"there are: {known}")
@@ -91,7 +93,7 @@ def _signal(
 ) -> Process:
     target = lab.process(where, what)
     if hold:
-        if what not in lab.units(where):
+        if what == bmcs.UNIT or what not in lab.units(where):
             raise Refused(f"nobody would start {what} again", hint="leave --hold out")
         # The other way round its supervisor might be quicker.
         lab.tell(where, "hold", unit=what)

@@ -17,7 +17,7 @@ from godwit.host.files import load_json
 from godwit.host.namespaces import enter, enter_attached
 from godwit.host.process import Process, identify, spawn
 from godwit.host.run import run, with_netns
-from godwit.lab import control, daemons, keeping, record
+from godwit.lab import bmcs, control, daemons, keeping, record
 from godwit.lab.configs import RUN
 from godwit.lab.layout import (
     CLIENT,
@@ -105,10 +105,12 @@ class Lab:
     def process(self, where: str, what: str) -> Process:
         """A process of a node as the real machine counts it.
 
-        ``what`` is a unit (agent, guard, manager, store, etcd), ``qemu:VM``, ``broker:VM`` (its
-        storage broker) or ``lent:VM`` (what exports its disks to another host). NotFound when it
-        is not there, or not running at this moment.
+        ``what`` is a unit (agent, guard, manager, store, etcd), ``bmc`` (a host's, also while it is
+        off), ``qemu:VM``, ``broker:VM`` (its storage broker) or ``lent:VM`` (what exports its disks
+        to another host). NotFound when it is not there, or not running at this moment.
         """
+        if what == bmcs.UNIT and where in self.layout.host_names:
+            return bmcs.process(self.layout, where)
         init = self.init(where)
         kind, colon, vm = what.partition(":")
         if kind + colon in _OF_VMS:
@@ -136,13 +138,13 @@ class Lab:
         self, where: str, argv: Sequence[str], *, timeout: float = 30.0, stdin: bytes | None = None
     ) -> bytes:
         """Run a program there to its end; its standard output. Errors as ``godwit.host.run``."""
-        if where in (CLIENT, SWITCH):
+        if where in (CLIENT, SWITCH, *self.layout.bmcs):
             return run(argv, timeout=timeout, input=stdin, netns=self.layout.netns(where))
         return enter(self.init(where), argv, timeout=timeout, stdin=stdin)
 
     def run_attached(self, where: str, argv: Sequence[str]) -> int:
         """Run a program there on our own terminal; its exit status (128 + signal when killed)."""
-        if where in (CLIENT, SWITCH):
+        if where in (CLIENT, SWITCH, *self.layout.bmcs):
             status = _attached(with_netns(argv, self.layout.netns(where)))
         else:
             status = enter_attached(self.init(where), argv)
@@ -236,6 +238,8 @@ class Lab:
     def _node_view(self, node: str, wires: dict[str, str]) -> dict[str, Any]:
         first = self.record.node(node)
         view: dict[str, Any] = {"name": node, "state": "off" if first is None else "on"}
+        if node in self.layout.host_names:
+            view["bmc"] = self._bmc_view(node)
         addresses = {c.net.name: c.cidr.partition("/")[0] for c in self.layout.cables(node)}
         view["addresses"] = {name: address for name, address in addresses.items() if address}
         view["networks"] = wires
@@ -247,6 +251,13 @@ class Lab:
             except Unavailable:
                 view["state"] = "unresponsive"
         return view
+
+    def _bmc_view(self, host: str) -> dict[str, Any]:
+        try:
+            pid: int | None = bmcs.process(self.layout, host).pid
+        except NotFound:
+            pid = None
+        return {"url": bmcs.url(self.layout, host), "pid": pid}
 
 
 def place(layout: Layout, where: str) -> str:

@@ -2,12 +2,12 @@
 
     real machine                                    the lab's own
     /run/gw/<lab>/<node>.sock   control sockets     namespaces gw-<lab>-switch, -client, -control,
-    <state>/<lab>/              everything else       -host1 .. -hostN
+    <state>/<lab>/              everything else       -host1 .. -hostN, -bmc1 .. -bmcN
       lab.json  token  pki/  volumes/  images/      control groups godwit-lab/<lab>/<node>
-      logs/<node>/  nodes/<node>/{root,etc,state}
+      logs/<node>/  nodes/<node>/{root,etc,state}  bmcs/<host>/
 
-Each network is a bridge in the switch namespace; a node has one cable (a veth pair) to each
-network it is on, called like the network with a 0 behind it on the node's side (``mig0``) and
+Each network is a bridge in the switch namespace; a node or a BMC has one cable (a veth pair) to
+each network it is on, called like the network with a 0 behind it on the node's side (``mig0``) and
 ``<node>-<network>`` on the switch's side. Because all of it is inside namespaces, labs of
 different names use the same addresses side by side.
 """
@@ -84,6 +84,7 @@ CLIENT_NUMBER: Final = 1
 CONTROL_NUMBER: Final = 1
 STORAGE_NUMBER: Final = 1
 FIRST_HOST_NUMBER: Final = 11
+FIRST_BMC_NUMBER: Final = 111
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,16 @@ class Layout:
     @property
     def places(self) -> tuple[str, ...]:
         """Every WHERE of ``lab exec``."""
-        return (*self.nodes, CLIENT, SWITCH)
+        return (*self.nodes, CLIENT, SWITCH, *self.bmcs)
+
+    @property
+    def bmcs(self) -> tuple[str, ...]:
+        """bmc1 .. bmcN: what switches the power of the host of that number."""
+        return tuple(self.bmc(host) for host in self.host_names)
+
+    def bmc(self, host: str) -> str:
+        """``bmc1`` of ``host1``."""
+        return f"bmc{host_number(host)}"
 
     @property
     def prefix(self) -> str:
@@ -219,6 +229,10 @@ class Layout:
         """A node's own directories: ``root`` (empty, built on), ``etc`` and ``state``."""
         return self.state / "nodes" / node
 
+    def bmc_dir(self, host: str) -> Path:
+        """The files of a host's BMC."""
+        return self.state / "bmcs" / host
+
     def boot_id(self, node: str) -> Path:
         """What a node reads as its kernel's boot id; another one after each power-on."""
         return self.node_dir(node) / "boot-id"
@@ -255,17 +269,24 @@ class Layout:
             return (Cable(node, MGMT, MGMT.cidr(CONTROL_NUMBER)),)
         if node == STORAGE:
             return (Cable(node, STOR, STOR.cidr(STORAGE_NUMBER)),)
+        if node in self.bmcs:
+            number = FIRST_BMC_NUMBER - 1 + int(node.removeprefix("bmc"))
+            return (Cable(node, MGMT, MGMT.cidr(number)),)
         number = FIRST_HOST_NUMBER - 1 + host_number(node)
         # On the VM network the host is a switch, not a station.
         return (Cable(node, LAN), *(Cable(node, net, net.cidr(number)) for net in NETS[1:]))
 
     def all_cables(self) -> tuple[Cable, ...]:
         """Every cable of the lab."""
-        return tuple(c for node in (CLIENT, *self.nodes) for c in self.cables(node))
+        return tuple(c for node in (CLIENT, *self.nodes, *self.bmcs) for c in self.cables(node))
 
     def address(self, host: str, net: Net) -> str:
         """A host's address on one of the networks."""
         return net.address(FIRST_HOST_NUMBER - 1 + host_number(host))
+
+    def bmc_address(self, host: str) -> str:
+        """Where a host's BMC is, on the management network."""
+        return MGMT.address(FIRST_BMC_NUMBER - 1 + host_number(host))
 
     @property
     def storage_address(self) -> str:

@@ -68,7 +68,7 @@ def _quiet() -> None:
 def wire(layout: Layout) -> None:
     """Make bridges and cables, and limit the migration network both ways."""
     links.apply(switch_lines(layout), netns=layout.netns(SWITCH))
-    for node in (CLIENT, *layout.nodes):
+    for node in (CLIENT, *layout.nodes, *layout.bmcs):
         links.apply(node_lines(layout, node), netns=layout.netns(node))
     if layout.rate:
         rate = parse_rate(layout.rate)

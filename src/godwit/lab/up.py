@@ -21,6 +21,7 @@ from typing import Any
 from godwit.host.errors import HostError
 from godwit.host.run import run
 from godwit.lab import (
+    bmcs,
     configs,
     control,
     daemons,
@@ -219,6 +220,7 @@ def _make(context: Context) -> str:
 def _identities(context: Context) -> None:
     layout = context.layout
     pki.make(layout)
+    bmcs.make(layout)
     for node in layout.nodes:
         etc = layout.node_dir(node) / "etc"
         (etc / "units.json").write_text(configs.units_file(context.units(node)))
@@ -242,6 +244,7 @@ def _start(context: Context) -> str:
 
     try:
         _together([lambda node=node: start(node) for node in layout.nodes])  # type: ignore[misc]
+        _together([lambda h=host: bmcs.start(layout, h) for host in layout.host_names])  # type: ignore[misc]
     finally:
         context.keep(nodes=started)
     return f"{', '.join(layout.nodes)}: namespaces and supervisors"
@@ -335,6 +338,9 @@ async def _define(context: Context, client: Any) -> None:
     try:
         for volume in serving.volumes(context.layout):
             await store.put(keys.volume(volume.name), encode(volume))
+        for host in context.layout.host_names:
+            power = bmcs.power_config(context.layout, host, at=time.time())
+            await store.put(keys.host_power(host), encode(power))
     finally:
         await store.aclose()
     wanted = CreateNetwork(name=LAN.name, subnet=LAN.subnet, uplink=LAN.port)

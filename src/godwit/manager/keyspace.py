@@ -11,6 +11,7 @@ from godwit.model.host import HostInfo
 from godwit.model.migration import Migration
 from godwit.model.network import Network
 from godwit.model.ownership import Owner
+from godwit.model.power import PowerConfig
 from godwit.model.task import Task
 from godwit.model.vm import Vm, VmStatus
 from godwit.model.volume import Volume, VolumeOnHost
@@ -38,6 +39,7 @@ _NESTED: dict[str, dict[str, tuple[str, type[Record] | None]]] = {
         "info": ("hosts", HostInfo),
         "lease": ("leases", None),
         "agent": ("agents", None),
+        "power": ("powers", PowerConfig),
     },
 }
 # Names of two parts: "VOLUME/HOST".

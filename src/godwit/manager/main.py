@@ -30,6 +30,8 @@ from godwit.manager.world import World
 from godwit.model.errors import GodwitError
 from godwit.model.host import HostInfo
 from godwit.model.vm import Pins
+from godwit.power.vault import FILE as SECRETS_FILE
+from godwit.power.vault import Vault
 from godwit.qemu.pins import choose_pins
 from godwit.store.client import StoreClient
 from godwit.store.records import Records
@@ -123,6 +125,7 @@ async def serve(config: ManagerConfig) -> int:
         agents=HttpAgents(identity),
         clock=RealClock(),
         pin=pin,
+        vault=Vault(config.state / SECRETS_FILE),
         worker=f"{identity.peer.name}/{secrets.token_hex(4)}",
     )
     manager = Manager(world, tokens=Tokens(config.tokens_file), state=config.state)

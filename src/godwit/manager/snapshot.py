@@ -9,6 +9,7 @@ from godwit.model.host import HostInfo
 from godwit.model.migration import Migration
 from godwit.model.network import Network
 from godwit.model.ownership import Owner, OwnerState
+from godwit.model.power import PowerConfig
 from godwit.model.task import Task
 from godwit.model.vm import Vm, VmStatus
 from godwit.model.volume import Volume, VolumeOnHost
@@ -25,6 +26,7 @@ class Snapshot:
     hosts: Mapping[str, HostInfo] = field(default_factory=dict)
     leases: frozenset[str] = frozenset()
     agents: frozenset[str] = frozenset()
+    powers: Mapping[str, PowerConfig] = field(default_factory=dict)
     networks: Mapping[str, Network] = field(default_factory=dict)
     volumes: Mapping[str, Volume] = field(default_factory=dict)
     volume_states: Mapping[str, VolumeOnHost] = field(default_factory=dict)  # "VOLUME/HOST"

@@ -14,6 +14,7 @@ from godwit.model.errors import Conflict, GodwitError, OutcomeUnknown, Unavailab
 from godwit.model.host import HostInfo
 from godwit.model.vm import Pins
 from godwit.model.world import Clock
+from godwit.power.vault import Vault
 from godwit.store.errors import StoreError, StoreOutcomeUnknown
 from godwit.store.records import CasFailed, Records
 
@@ -23,7 +24,8 @@ Pinner = Callable[[Sequence[HostInfo]], Pins]
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Records, their cache, the hosts, the time. ``worker`` names this manager process."""
+    """Records, their cache, the hosts, the time. ``worker`` names this manager process; ``vault``
+    has the key that the cluster's managers seal secrets with."""
 
     records: Records
     cache: Cache
@@ -34,6 +36,7 @@ class World:
     settle_s: float = 15.0  # how long a lost answer may take to show in the records
     look_s: float = 5.0  # how often a silent move is looked after
     lost_s: float = 60.0  # how long a move's source may be silent before nobody can tell
+    vault: Vault = field(default_factory=lambda: Vault(None))
     locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     def lock(self, name: str) -> asyncio.Lock:

@@ -11,6 +11,7 @@ VOLUME_STATES = ROOT + "volume-states/"  # beside the volumes, so that a list of
 MIGRATIONS = ROOT + "migrations/"
 TASKS = ROOT + "tasks/"
 EVENTS = ROOT + "events/"
+SECRETS = ROOT + "secrets/"  # handed in, sealed, not yet used; each under a lease of minutes
 LEADER = ROOT + "manager/leader"
 
 
@@ -54,6 +55,11 @@ def host_confirmed_down(name: str) -> str:
     return f"{HOSTS}{name}/confirmed-down"
 
 
+def host_power(name: str) -> str:
+    """How its power is switched (``PowerConfig``), with the password sealed."""
+    return f"{HOSTS}{name}/power"
+
+
 def host_reservation(name: str, vm: str) -> str:
     """Memory set aside on a host for an incoming VM."""
     return f"{HOSTS}{name}/reservations/{vm}"
@@ -87,3 +93,8 @@ def task(task_id: str) -> str:
 def event(event_id: str) -> str:
     """One line of the event log (``Event``); ids sort by time."""
     return f"{EVENTS}{event_id}"
+
+
+def secret(secret_id: str) -> str:
+    """A secret that was handed in (``SealedSecret``)."""
+    return f"{SECRETS}{secret_id}"

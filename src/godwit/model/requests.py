@@ -16,7 +16,13 @@ from godwit.model.base import Name, Value
 from godwit.model.disks import BROKERED_ONLY
 from godwit.model.errors import InvalidRequest
 from godwit.model.firmware import FirmwareKind
+from godwit.model.host_requests import CheckHostPower as CheckHostPower
 from godwit.model.host_requests import ConfirmHostDown as ConfirmHostDown
+from godwit.model.host_requests import RemoveHostPower as RemoveHostPower
+from godwit.model.host_requests import ResetHost as ResetHost
+from godwit.model.host_requests import SetHostPower as SetHostPower
+from godwit.model.host_requests import SwitchHostOff as SwitchHostOff
+from godwit.model.host_requests import SwitchHostOn as SwitchHostOn
 from godwit.model.vm import DiskFormat, DiskTier
 from godwit.model.volume_requests import (
     CreateVolume as CreateVolume,
@@ -348,6 +354,12 @@ Request = Annotated[
     | RestoreVolume
     | ImportDisk
     | ConfirmHostDown
+    | SetHostPower
+    | RemoveHostPower
+    | CheckHostPower
+    | SwitchHostOn
+    | SwitchHostOff
+    | ResetHost
     | CancelTask,
     Field(discriminator="kind"),
 ]
@@ -388,6 +400,12 @@ ROUTES: dict[str, tuple[str, str]] = {
     "volume.restore": ("POST", "/v1/volumes/{name}/actions/restore"),
     "volume.disk.import": ("POST", "/v1/volumes/{volume}/actions/import"),
     "host.confirm-down": ("POST", "/v1/hosts/{name}/actions/confirm-down"),
+    "host.power.set": ("POST", "/v1/hosts/{name}/power"),
+    "host.power.remove": ("DELETE", "/v1/hosts/{name}/power"),
+    "host.power.test": ("POST", "/v1/hosts/{name}/power/actions/test"),
+    "host.power.on": ("POST", "/v1/hosts/{name}/power/actions/on"),
+    "host.power.off": ("POST", "/v1/hosts/{name}/power/actions/off"),
+    "host.power.reset": ("POST", "/v1/hosts/{name}/power/actions/reset"),
     "task.cancel": ("POST", "/v1/tasks/{id}/actions/cancel"),
 }
 

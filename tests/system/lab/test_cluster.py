@@ -15,16 +15,22 @@ import pytest
 from godwit.client.settings import resolve
 from godwit.client.sync import Client
 from godwit.guard.deadline import FREEZE_S, RESET_S
-from godwit.host.cgroup import Cgroup, open_cgroup
+from godwit.host.cgroup import Cgroup, open_cgroup, wait_until
 from godwit.host.process import is_alive, rss_bytes
-from godwit.lab import fault, leaks
+from godwit.lab import fault, groups, leaks, network
 from godwit.lab.down import down
 from godwit.lab.handle import Lab
-from godwit.lab.layout import Layout
+from godwit.lab.layout import MGMT, Layout
 from godwit.lab.options import Options
 from godwit.lab.up import up
 from godwit.model import keys
-from godwit.model.errors import GodwitError, InvalidRequest
+from godwit.model.errors import (
+    GodwitError,
+    InvalidRequest,
+    NotFound,
+    Refused,
+    Unavailable,
+)
 from godwit.model.membership import Renewal
 from godwit.model.vm import VmState
 from godwit.store.client import StoreClient
@@ -105,6 +111,8 @@ def test_a_vm_outlives_its_agent_and_its_qemu_is_found(lab: Lab, client: Client)
     client.wait(client.vms.start("web", host="host1"))
     qemu = lab.process("host1", "qemu:web")
     assert "qemu-system" in Path(f"/proc/{qemu.pid}/cmdline").read_text()
+    with pytest.raises(Refused, match="host1 runs web"):
+        client.hosts.off_power("host1")
 
     fault.kill_process(lab, "host1", "agent")
     lab.tell("host1", "wait-ready")
@@ -248,3 +256,32 @@ def test_a_host_is_small(lab: Lab) -> None:
         print(host, sizes, "MiB")
         assert sizes["supervisor"] < 15
         assert sum(sizes.values()) < 160
+        assert rss_bytes(lab.process(host, "bmc").pid) >> 20 < 40
+
+
+def test_a_bmc_outlives_its_host_and_proves_its_end(lab: Lab, client: Client) -> None:
+    lab = lab.reload()
+    first = lab.init("host1")
+    tested = client.wait(client.hosts.test_power("host1"))
+    assert (tested.result or {})["state"] == "on"
+    off = client.wait(client.hosts.off_power("host1"))
+    assert (off.result or {})["state"] == "off"
+    assert not is_alive(first)
+    assert groups.members(lab.layout.cgroup("host1")) == ()
+    fault.freeze_process(lab, "host1", "bmc")
+    with pytest.raises(Unavailable):
+        client.wait(client.hosts.on_power("host1", timeout_s=1.0))
+    fault.thaw_process(lab, "host1", "bmc")
+    network.cut(lab.layout, "bmc1", MGMT)
+    with pytest.raises(Unavailable):
+        client.wait(client.hosts.off_power("host1", timeout_s=1.0))
+    network.restore(lab.layout, "bmc1", MGMT)
+    on = client.wait(client.hosts.on_power("host1"))
+    assert (on.result or {})["state"] == "on"
+    assert is_alive(lab.reload().init("host1"))
+    killed = fault.kill_process(lab, "host1", "bmc")
+    assert wait_until(lambda: not is_alive(killed), 5.0)
+    with pytest.raises(NotFound, match="BMC of host1 does not run"):
+        lab.process("host1", "bmc")
+    fault.restart_daemon(lab, "host1", "bmc")
+    assert client.wait(client.hosts.test_power("host1")).result

@@ -40,7 +40,7 @@ def test_up_and_down_leave_nothing(make: Callable[..., Lab], name: str, root: Pa
     said: list[str] = []
     assert down(name, root=root, say=said.append)
     assert leaks.compare(before, leaks.take(name)) == []
-    assert said[0] == "ended control, host1, host2"
+    assert said[0] == "ended bmc1, bmc2, control, host1, host2"
     assert not down(name, root=root)  # a second time there is nothing to do
     with pytest.raises(NotFound):
         Lab.load(name, root=root)
@@ -94,7 +94,8 @@ def test_down_after_everything_was_killed(make: Callable[..., Lab], name: str, r
     lab = make()
     visitor = spawn(with_netns(["sleep", "1000"], lab.layout.netns("client")))
     everybody = [p for group in groups.of_lab(name) for p in groups.members(group)]
-    assert len(everybody) == 3 + 6 + 1  # nodes, daemons, the watchdog of all hosts
+    # nodes, daemons, the watchdog of all hosts, a BMC for each
+    assert len(everybody) == 3 + 6 + 1 + 2
     for process in everybody:
         kill(process)
     assert down(name, root=root)

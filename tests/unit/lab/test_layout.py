@@ -37,7 +37,7 @@ BIG = Layout("a-lab-of-twenty-chars", MAX_HOSTS)
 def test_every_address_is_given_once_and_lies_in_its_subnet() -> None:
     cables = BIG.all_cables()
     given = [cable.cidr for cable in cables if cable.cidr]
-    assert len(set(given)) == len(given) == 2 + 3 * MAX_HOSTS
+    assert len(set(given)) == len(given) == 2 + 4 * MAX_HOSTS
     for cable in cables:
         if cable.cidr:
             interface = ipaddress.ip_interface(cable.cidr)
@@ -221,7 +221,7 @@ def test_the_switch_plugs_every_cable_into_its_network() -> None:
     lines = network.switch_lines(layout)
     assert "link set dev host2-mig master br-mig" in lines
     assert "link set dev client-lan master br-lan" in lines
-    assert sum(line.startswith("link add") and "type veth" in line for line in lines) == 10
+    assert sum(line.startswith("link add") and "type veth" in line for line in lines) == 12
     assert sum("type bridge" in line for line in lines) == 4
 
 

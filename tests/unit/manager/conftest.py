@@ -20,6 +20,7 @@ from godwit.manager.tokens import Tokens
 from godwit.manager.world import World
 from godwit.model import keys
 from godwit.model.network import Network
+from godwit.power.vault import Vault
 from godwit.store.memory import MemoryStore
 from godwit.store.records import Records, encode
 from godwit.wire.ca import ClusterCa, issue, write_identity
@@ -95,6 +96,7 @@ class Cluster:
             settle_s=0.5,
             look_s=0.2,
             lost_s=1.0,
+            vault=Vault(self.root / "secrets.key"),
         )
         tokens = fakes.store_file(self.root / "tokens", f"# people\nadmin:{TOKEN}\n")
         self.manager = Manager(world, tokens=Tokens(tokens), state=self.root)

@@ -119,8 +119,38 @@ _RBD = {
     "client": st.just("godwit"),
 }
 
+_WHO = {
+    "name": NAMES,
+    "user": st.text(st.characters(categories=["L", "N", "P"]), max_size=20),
+    "password_file": PATHS,
+}
+_PINNED = {"fingerprint": st.from_regex(r"[0-9a-f]{64}", fullmatch=True)}
+_REDFISH = {
+    "type": st.just("redfish"),
+    "address": st.sampled_from(
+        ["https://192.0.2.7", "https://bmc.example:8443", "https://[fd00::7]"]
+    ),
+    "system": st.just("") | NAMES,
+}
+_IPMI = {
+    "type": st.just("ipmi"),
+    "address": st.sampled_from(["192.0.2.7", "bmc.example:6230", "[fd00::7]:623"]),
+    "options": st.sampled_from([(), ("cipher=3",), ("cipher=17", "privlvl=operator")]),
+}
+_AGENT = {
+    "type": st.just("fence-agent"),
+    "address": st.just("192.0.2.7"),
+    "agent": st.just("fence_apc"),
+    "options": st.lists(st.from_regex(r"plug=[a-z0-9 '-]{1,9}", fullmatch=True), max_size=2),
+}
+
 
 def any_request(kind: str) -> st.SearchStrategy[Request]:
+    if kind == "host.power.set":
+        named = {"kind": st.just(kind)} | _WHO
+        devices = (named | _REDFISH | _PINNED, named | _REDFISH | {"ca": TEXTS | TEMPLATES})
+        devices += (named | _IPMI, named | _AGENT)
+        return st.one_of(*(st.fixed_dictionaries(one) for one in devices)).map(parse_request)
     if kind == "volume.create":
         named = {"kind": st.just(kind), "name": NAMES}
         kinds = (named | _DIRECTORY, named | _NFS, named | _ISCSI, named | _RBD)

@@ -14,6 +14,7 @@ from godwit.manager.work import (
     disks,
     host_acts,
     moves,
+    power_acts,
     vms,
     volumes,
 )
@@ -56,6 +57,12 @@ ACTS: dict[type[Any], Act] = {
     ask.RestoreVolume: volumes.redirect,
     ask.ImportDisk: volumes.import_disk,
     ask.ConfirmHostDown: host_acts.confirm_down,
+    ask.SetHostPower: power_acts.set_device,
+    ask.RemoveHostPower: power_acts.remove_device,
+    ask.CheckHostPower: power_acts.check,
+    ask.SwitchHostOn: power_acts.switch_on,
+    ask.SwitchHostOff: power_acts.switch_off,
+    ask.ResetHost: power_acts.switch_off,
     ask.CancelMigration: _cancel_move,
     ask.CancelTask: cancel.cancel_task,
 }

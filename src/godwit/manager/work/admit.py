@@ -20,6 +20,7 @@ from godwit.manager.work.disk_rules import (
     check_disk_action,
     check_kind,
 )
+from godwit.manager.work.power_rules import admit_power
 from godwit.model import requests as ask
 from godwit.model.checkpoints import check_whole
 from godwit.model.clones import refuse_if_cloned
@@ -69,6 +70,15 @@ def admit(snapshot: Snapshot, request: ask.Request) -> str:
             _admit_redirect(snapshot, request)
         case ask.ConfirmHostDown():
             check_silent(snapshot, request.name)
+        case (
+            ask.SetHostPower()
+            | ask.RemoveHostPower()
+            | ask.CheckHostPower()
+            | ask.SwitchHostOn()
+            | ask.SwitchHostOff()
+            | ask.ResetHost()
+        ):
+            admit_power(snapshot, request)
         case _:
             _admit_vm_action(snapshot, request)
     if not isinstance(request, ask.CancelMigration | ask.CancelTask):
