@@ -12,6 +12,7 @@ MIGRATIONS = ROOT + "migrations/"
 TASKS = ROOT + "tasks/"
 EVENTS = ROOT + "events/"
 LEADER = ROOT + "manager/leader"
+CLUSTER = ROOT + "cluster"
 
 
 def vm_spec(name: str) -> str:
@@ -47,6 +48,11 @@ def host_agent(name: str) -> str:
 def host_confirmed_down(name: str) -> str:
     """An administrator's word that a host is off (``ConfirmedDown``)."""
     return f"{HOSTS}{name}/confirmed-down"
+
+
+def host_mark(name: str) -> str:
+    """Why a host takes no new VMs (``HostMark``); absent when it does."""
+    return f"{HOSTS}{name}/mark"
 
 
 def host_reservation(name: str, vm: str) -> str:

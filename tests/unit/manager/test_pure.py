@@ -14,7 +14,7 @@ from manager_fakes import GIB, host_info, store_file
 from godwit.manager.config import ManagerConfig
 from godwit.manager.keyspace import place_of
 from godwit.manager.leadership import transitions
-from godwit.manager.placement import Need, Room, candidates, choose, reasons_against, rooms_of
+from godwit.manager.rooms import rooms_of
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.tokens import Tokens, load_tokens
 from godwit.manager.views import all_volumes, host_state, view_host, vm_state
@@ -32,6 +32,7 @@ from godwit.model.network import Network
 from godwit.model.ownership import MoveIntent, MovePhase, Owner, OwnerState
 from godwit.model.task import Task, TaskState
 from godwit.model.vm import Boot, Pins, Vm, VmState, VmStatus
+from godwit.planner.placement import Need, Room, candidates, choose, reasons_against
 
 PINS = Pins(uuid="u-1", machine="pc-q35-10.0", cpu_model="Nehalem-v1", accelerator="tcg")
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from godwit.manager.placement import Need
 from godwit.manager.snapshot import Snapshot
-from godwit.manager.views import all_volumes, host_state
+from godwit.manager.views import all_volumes, host_state, state_of
 from godwit.manager.work.checkpoint_rules import CheckpointRequest, check_request, check_state
 from godwit.manager.work.clone_rules import admit_clone
 from godwit.manager.work.define import uefi_of, variables_volume
@@ -28,6 +27,7 @@ from godwit.model.errors import Conflict, InvalidRequest, NotFound, Refused, Una
 from godwit.model.host import HostInfo, HostState
 from godwit.model.ownership import Owner, OwnerState
 from godwit.model.task import Task
+from godwit.planner.placement import Need
 
 _T = TypeVar("_T")
 BOOT_FILES = "/clusterstorage/"  # kernels and initrds must lie where every host sees them
@@ -84,11 +84,20 @@ def known(found: _T | None, kind: str, name: str) -> _T:
 
 
 def host_that_is_up(snapshot: Snapshot, name: str) -> HostInfo:
-    """A host that can be asked now; NotFound or Refused otherwise."""
+    """A host that takes VMs now; NotFound or Refused otherwise."""
+    info = known(snapshot.hosts.get(name), "host", name)
+    state, reason = state_of(snapshot, name)
+    if state is not HostState.UP:
+        raise Refused(f"{name} is {state.value}: {reason}", hint="choose another host")
+    return info
+
+
+def host_that_answers(snapshot: Snapshot, name: str) -> HostInfo:
+    """A host that can be asked now, whatever its mark says; NotFound or Refused otherwise."""
     info = known(snapshot.hosts.get(name), "host", name)
     state, reason = host_state(leased=name in snapshot.leases, agent=name in snapshot.agents)
     if state is not HostState.UP:
-        raise Refused(f"{name} is {state.value}: {reason}", hint="choose another host")
+        raise Refused(f"{name} is {state.value}: {reason}", hint="look: godwit host list")
     return info
 
 
@@ -107,7 +116,7 @@ def check_silent(snapshot: Snapshot, name: str) -> HostInfo:
 def _admit_redirect(snapshot: Snapshot, request: ask.RedirectVolume | ask.RestoreVolume) -> None:
     volumes = {volume.name: volume for volume in all_volumes(snapshot)}
     known(volumes.get(request.name), "volume", request.name)
-    host_that_is_up(snapshot, request.host)
+    host_that_answers(snapshot, request.host)
     if request.host not in volumes[request.name].hosts:
         raise NotFound(
             f"{request.host} does not see the volume {request.name}",

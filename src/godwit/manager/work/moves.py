@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from godwit.manager.agents import free_memory
-from godwit.manager.placement import Decision, candidates, choose, rooms_of
+from godwit.manager.rooms import rooms_of
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.work.admit import check_action, host_that_is_up, known, need_of
 from godwit.manager.work.cancel import close_waiting, final_move
@@ -41,6 +41,7 @@ from godwit.model.migration import (
 from godwit.model.ownership import Owner
 from godwit.model.requests import MigrateVm
 from godwit.model.task import TaskState
+from godwit.planner.placement import Decision, candidates, choose
 from godwit.store.api import absent, put
 from godwit.store.records import encode
 
