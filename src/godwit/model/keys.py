@@ -12,6 +12,7 @@ MIGRATIONS = ROOT + "migrations/"
 TASKS = ROOT + "tasks/"
 EVENTS = ROOT + "events/"
 LEADER = ROOT + "manager/leader"
+QUEUE = ROOT + "manager/queue"  # the move that had its turn last; see manager.work.queueing
 CLUSTER = ROOT + "cluster"
 
 

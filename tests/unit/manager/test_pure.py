@@ -275,7 +275,7 @@ def test_the_queue_never_shares_a_host_and_never_stands_still(
         for entry in waiting:
             snapshot = dataclasses.replace(snapshot, migrations=dict(moves))
             if waits_for(snapshot, entry) is None:
-                moves[entry.id] = entry.but(state=MoveState.RUNNING)
+                moves[entry.id] = entry.but(state=MoveState.RUNNING, turn_at=1.0)
         running = [m for m in moves.values() if m.state is MoveState.RUNNING]
         assert running, "somebody may always go"
         used = [host for m in running for host in (m.source, m.destination)]
@@ -292,7 +292,10 @@ def test_a_record_that_nobody_works_on_does_not_hold_up_the_queue() -> None:
     snapshot = Snapshot(migrations=found, leases=frozenset({"host1", "host2"}))
     assert waits_for(snapshot, mine) is None
     alive = dataclasses.replace(snapshot, leases=frozenset(HOSTS))
-    assert waits_for(alive, mine) == ("waits for m-2 (vm2 from host3 to host1), which uses host1")
+    assert waits_for(alive, mine) == (
+        "waits for m-2 (vm2 from host3 to host1), which uses host1 "
+        "(limit: one move per host at a time)"
+    )
 
 
 # Definitions and admission.

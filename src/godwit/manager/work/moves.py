@@ -13,7 +13,7 @@ from godwit.manager.rooms import rooms_of
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.work.admit import check_action, host_that_is_up, known, need_of
 from godwit.manager.work.cancel import close_waiting, final_move
-from godwit.manager.work.queueing import waits_for
+from godwit.manager.work.queueing import take_turn, waits_for
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.work.vms import fresh_owner, host_of
 from godwit.manager.world import World, new_id
@@ -41,7 +41,7 @@ from godwit.model.migration import (
 from godwit.model.ownership import Owner
 from godwit.model.requests import MigrateVm
 from godwit.model.task import TaskState
-from godwit.planner.placement import Decision, candidates, choose
+from godwit.planner.placement import Decision, Need, against_rules, candidates, choose
 from godwit.store.api import absent, put
 from godwit.store.records import encode
 
@@ -86,7 +86,7 @@ async def plan(world: World, request: MigrateVm) -> MovePlan:
                 reason=error.message,
             )  # fmt: skip
         destination, reason = decision.host, decision.reason
-    state_checks = _state_checks(snapshot, destination)
+    state_checks = _state_checks(snapshot, destination, need)
     if state_checks:
         return MovePlan(
             vm=request.name, destination=destination, checks=state_checks, candidates=hosts,
@@ -96,12 +96,20 @@ async def plan(world: World, request: MigrateVm) -> MovePlan:
     return found.but(candidates=hosts, reason=reason)
 
 
-def _state_checks(snapshot: Snapshot, destination: str) -> tuple[Check, ...]:
+def _state_checks(snapshot: Snapshot, destination: str, need: Need) -> tuple[Check, ...]:
     try:
-        host_that_is_up(snapshot, destination)
+        _may_go(snapshot, destination, need)
     except Refused as error:
         return (Check(name="destination", result="fail", message=error.message, hint=error.hint),)
     return ()
+
+
+def _may_go(snapshot: Snapshot, destination: str, need: Need) -> None:
+    """A destination that was asked for takes VMs, and the VM's rules allow it; Refused else."""
+    host_that_is_up(snapshot, destination)
+    room = next(one for one in rooms_of(snapshot, {}) if one.info.name == destination)
+    if against := against_rules(room, need):
+        raise Refused(against[0], hint=f"change its rules: godwit vm set {need.vm} --help")
 
 
 def _source(snapshot: Snapshot, owner: Owner, request: MigrateVm) -> HostInfo:
@@ -172,7 +180,7 @@ async def _open(world: World, run: TaskRun, request: MigrateVm) -> Migration:
 async def _destination(world: World, source: HostInfo, request: MigrateVm) -> tuple[str, str]:
     snapshot = world.cache.snapshot
     if request.to is not None:
-        host_that_is_up(snapshot, request.to)
+        _may_go(snapshot, request.to, need_of(snapshot, request.name))
         return request.to, f"{request.to} was asked for"
     rooms = rooms_of(snapshot, await free_memory(world.agents, snapshot))
     decision: Decision = choose(
@@ -204,13 +212,16 @@ async def _ask_plan(
 
 
 async def _wait_in_line(world: World, run: TaskRun, move_id: str) -> None:
-    """Return when the move may go, or has been called off. The reason is kept in both records."""
+    """Return when the move has its turn, or has been called off; both records keep the reason."""
     await world.cache.reached(run.revision)
-    said = _in_the_way(world.cache.snapshot, move_id)
-    while said:
-        await _say_waiting(world, run, move_id, said)
-        news = partial(_news_of_queue, move_id=move_id, said=said)
-        said = await world.cache.until(news) or ""
+    while True:
+        said = _in_the_way(world.cache.snapshot, move_id)
+        while said:
+            await _say_waiting(world, run, move_id, said)
+            news = partial(_news_of_queue, move_id=move_id, said=said)
+            said = await world.cache.until(news) or ""
+        if await take_turn(world, move_id):
+            break
     if run.task.state is TaskState.WAITING:
         await run.say(f"it is the turn of {move_id}")
 
