@@ -142,6 +142,9 @@ def state_of(snapshot: Snapshot, name: str) -> tuple[HostState, str]:
     if mark is None:
         return state, reason
     said = mark.reason or f"asked for by {mark.by or 'somebody'}"
+    if mark.state == "draining":
+        left = len(snapshot.running_on(name))
+        said += f"; {left} VMs are still there" if left else "; it is empty"
     if state is HostState.UP:
         return HostState(mark.state), said
     return state, f"{reason}; {mark.state}: {said}"

@@ -8,94 +8,17 @@ Nothing here imports pydantic, so that ``godwit --help`` stays quick.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
+from godwit.model.cluster_words import CLUSTER_ACTIONS
 from godwit.model.disks import FORMATS
 from godwit.model.errors import InvalidRequest
-from godwit.model.spelling import Sort, read
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """One option of an action: the request's field, the option's name, what its value is.
-
-    An argument (no option) may stand for several fields, which it says in the order of
-    ``covers`` up to the first that is not there: ``VOLUME[:SIZE[:FORMAT]]``.
-    """
-
-    field: str
-    option: str
-    sort: Sort
-    help: str
-    metavar: str = ""
-    many: bool = False
-    required: bool = False
-    choices: tuple[str, ...] = ()
-    completes: str = ""  # the noun whose names complete it
-    covers: tuple[str, ...] = ()
-
-    def said(self, fields: dict[str, Any]) -> list[str]:
-        """The fields that this argument says, of those that are there."""
-        return list(takewhile(fields.__contains__, self.covers or (self.field,)))
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """One kind of request: ``vm.migrate`` is said ``vm migrate`` and ``client.vms.migrate``,
-    ``vm.disk.add`` is said ``vm disk add`` and ``client.vms.add_disk``."""
-
-    kind: str
-    doing: str  # "Move VM {}"
-    help: str
-    flags: tuple[Flag, ...] = ()
-    subject: str = "name"  # the field that the command takes as its first argument
-    arguments: tuple[Flag, ...] = ()  # the arguments after it
-
-    @property
-    def noun(self) -> str:
-        """``vm`` of ``vm.migrate``."""
-        return self.kind.partition(".")[0]
-
-    @property
-    def verb(self) -> str:
-        """``migrate`` of ``vm.migrate``, ``disk add`` of ``vm.disk.add``."""
-        return self.kind.partition(".")[2].replace(".", " ")
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """What follows ``godwit`` on a command line."""
-        return tuple(self.kind.split("."))
-
-    @property
-    def method(self) -> str:
-        """``add_disk`` of ``vm.disk.add``: what the client calls it."""
-        return "_".join(reversed(self.words[1:])).replace("-", "_")
-
-    @property
-    def fields(self) -> dict[str, Flag]:
-        """Every field but the subject with the option, or else the argument, that says it."""
-        covered = {name: one for one in self.arguments for name in one.covers or (one.field,)}
-        return covered | {flag.field: flag for flag in self.flags}
-
-    def flag(self, option: str) -> Flag:
-        """The flag of that option; InvalidRequest when there is none."""
-        for flag in self.flags:
-            if flag.option == option:
-                return flag
-        raise InvalidRequest(
-            f"{self.noun} {self.verb} has no option {option}",
-            hint=f"run: godwit {self.noun} {self.verb} --help",
-        )
-
-
-def _on(option: str, help_: str) -> Flag:
-    return Flag(option.removeprefix("--").replace("-", "_"), option, "switch", help_)
-
-
-def _host(option: str, help_: str) -> Flag:
-    return Flag(option.removeprefix("--"), option, "name", help_, "HOST", completes="host")
+from godwit.model.flags import Action as Action
+from godwit.model.flags import Flag as Flag
+from godwit.model.flags import host_option, on
+from godwit.model.maintenance_words import MAINTENANCE_ACTIONS
+from godwit.model.rule_words import RULES, SET_VM
+from godwit.model.spelling import read
 
 
 def _format(field: str, option: str, help_: str, *, more: tuple[str, ...] = ()) -> Flag:
@@ -157,24 +80,26 @@ _LIST: tuple[Action, ...] = (
                 many=True,
                 completes="network",
             ),
-            _host("--host", "Where its first start should go (default: placed)."),
-            _on("--ha", "Start it elsewhere when its host dies."),
-            _on("--guest-agent", "Give it a port for qemu-guest-agent."),
+            host_option("--host", "Where its first start should go (default: placed)."),
+            on("--ha", "Start it elsewhere when its host dies."),
+            *RULES,
+            on("--guest-agent", "Give it a port for qemu-guest-agent."),
         ),
     ),
+    SET_VM,
     Action("vm.delete", "Delete VM {}", "Forget a stopped VM and delete its disks."),
     Action(
         "vm.start",
         "Start VM {}",
         "Power a VM on (or go on from its saved memory).",
-        (_host("--host", "Start it there (default: placed by free memory and CPU)."),),
+        (host_option("--host", "Start it there (default: placed by free memory and CPU)."),),
     ),
     Action(
         "vm.stop",
         "Stop VM {}",
         "Ask the guest to shut down.",
         (
-            _on("--force", "Cut the power at once."),
+            on("--force", "Cut the power at once."),
             Flag("timeout_s", "--timeout", "seconds", "How long it may take (60s).", "TIME"),
         ),
     ),
@@ -185,14 +110,14 @@ _LIST: tuple[Action, ...] = (
         "vm.restore",
         "Restore VM {}",
         "Go on from the saved memory.",
-        (_host("--host", "Restore it there (default: placed)."),),
+        (host_option("--host", "Restore it there (default: placed)."),),
     ),
     Action(
         "vm.migrate",
         "Move VM {}",
         "Move a running VM to another host.",
         (
-            _host("--to", "Where to (default: placed by free memory and CPU)."),
+            host_option("--to", "Where to (default: placed by free memory and CPU)."),
             Flag(
                 "method",
                 "--method",
@@ -202,8 +127,8 @@ _LIST: tuple[Action, ...] = (
             ),
             Flag("max_blackout_ms", "--max-blackout", "ms", "Longest pause (300ms).", "TIME"),
             Flag("deadline_s", "--deadline", "seconds", "Give up after this (10m).", "TIME"),
-            _on("--allow-postcopy", "Let it finish by post-copy when it would not converge."),
-            _on("--allow-throttle", "Let it slow the guest down when it would not converge."),
+            on("--allow-postcopy", "Let it finish by post-copy when it would not converge."),
+            on("--allow-throttle", "Let it slow the guest down when it would not converge."),
         ),
     ),
     Action(
@@ -211,7 +136,7 @@ _LIST: tuple[Action, ...] = (
         "Clone VM {}",
         "Make a second VM out of a stopped one.",
         (
-            _on("--linked", "Its images hold only what changes; the first VM stays stopped then."),
+            on("--linked", "Its images hold only what changes; the first VM stays stopped then."),
             Flag("append", "--append", "text", "With this kernel command line instead.", "TEXT"),
         ),
         arguments=(Flag("target", "", "name", "", "NEW", required=True),),
@@ -232,7 +157,7 @@ _LIST: tuple[Action, ...] = (
                 "Who opens the image: QEMU (direct) or a storage broker (default: by format).",
                 choices=("auto", "direct", "brokered"),
             ),
-            _on("--passthrough", "The device is a SCSI LUN and gets the guest's commands."),
+            on("--passthrough", "The device is a SCSI LUN and gets the guest's commands."),
         ),
         arguments=(
             Flag(
@@ -250,8 +175,8 @@ _LIST: tuple[Action, ...] = (
         "Remove a disk from VM {}",
         "Take a disk from a VM and delete its image.",
         (
-            _on("--force", "Even while the guest writes to it."),
-            _on("--keep", "Keep the image."),
+            on("--force", "Even while the guest writes to it."),
+            on("--keep", "Keep the image."),
         ),
         arguments=(_disk_name(),),
     ),
@@ -268,7 +193,7 @@ _LIST: tuple[Action, ...] = (
         (
             Flag("to", "--to", "name", "The volume it moves to (default: where it is).", "VOLUME"),
             _format("format", "--format", "What it becomes (default: what it is)."),
-            _on("--keep", "Keep the old image."),
+            on("--keep", "Keep the old image."),
             Flag(
                 "max_bytes_per_s",
                 "--max-rate",
@@ -365,10 +290,14 @@ _LIST: tuple[Action, ...] = (
         "Confirm that {} is down",
         "Say that a host which does not answer is off; only when you know it.",
     ),
+    *MAINTENANCE_ACTIONS,
+    *CLUSTER_ACTIONS,
     Action("task.cancel", "Cancel task {}", "Ask a task to stop.", subject="id"),
 )
 ACTIONS: dict[str, Action] = {action.kind: action for action in _LIST}
-METHODS: dict[tuple[str, str], Action] = {(one.noun, one.method): one for one in _LIST}
+METHODS: dict[tuple[str, str], Action] = {(one.nouns, one.method): one for one in _LIST}
+# What has a plan to show, with --dry-run.
+PLANNED = frozenset({"vm.migrate", "host.drain", "host.maintenance.enter"})
 
 
 def place_arguments(action: Action, texts: Sequence[str | None]) -> dict[str, Any]:

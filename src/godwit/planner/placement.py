@@ -148,6 +148,11 @@ def reasons_against(room: Room, need: Need) -> tuple[str, ...]:
     return tuple(obstacle.text for obstacle in obstacles(room, need))
 
 
+def against_rules(room: Room, need: Need) -> tuple[str, ...]:
+    """The VM's own rules against this host, which also hold for a host that is asked for."""
+    return tuple(obstacle.text for obstacle in _against_rules(room, need))
+
+
 def _against_rules(room: Room, need: Need) -> Iterator[Obstacle]:
     name = room.info.name
     if need.hosts and name not in need.hosts:

@@ -3,8 +3,8 @@
     running ones hold their places
     overdue ones (overtaken ``PATIENCE`` times) go first, oldest first, or keep what is free for
         them: nobody else gets it
-    of the others the set that keeps most links busy: those of the host that has most left to
-        send or take first, of these the larger first
+    of the others the set that keeps most links busy: VMs of high priority first, then those of
+        the host that has most left to send or take, of these the larger first
 
 So a move waits only while a limit it needs is held by moves that run or by an overdue one, and it
 can be overtaken by some younger ones, never for ever. A batch ends no sooner than its busiest host
@@ -31,7 +31,8 @@ class QueuedMove:
     """A move that wants to go, has had its turn (``started``), or is over (``ended``).
 
     Ids sort by time. Those that are over count only as ones that may have overtaken others.
-    ``networks``: the migration networks it uses; ``size_bytes``: what it is expected to send.
+    ``networks``: the migration networks it uses; ``size_bytes``: what it is expected to send;
+    ``priority``: that of its VM's rules.
     """
 
     id: str
@@ -40,6 +41,7 @@ class QueuedMove:
     destination: str
     networks: tuple[str, ...] = ()
     size_bytes: int = 0
+    priority: int = 50
     started: bool = False
     ended: bool = False
 
@@ -155,8 +157,9 @@ def _busiest(waiting: Sequence[QueuedMove], board: _Board) -> list[QueuedMove]:
         load[move.source] += move.size_bytes
         load[move.destination] += move.size_bytes
 
-    def first(move: QueuedMove) -> tuple[int, int, str]:
-        return -max(load[move.source], load[move.destination]), -move.size_bytes, move.id
+    def first(move: QueuedMove) -> tuple[int, int, int, str]:
+        busiest = max(load[move.source], load[move.destination])
+        return -move.priority, -busiest, -move.size_bytes, move.id
 
     order = sorted(waiting, key=first)
     chosen = {move.id: move for move in order if _try(move, board)}

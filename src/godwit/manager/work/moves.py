@@ -92,7 +92,7 @@ async def plan(world: World, request: MigrateVm) -> MovePlan:
             vm=request.name, destination=destination, checks=state_checks, candidates=hosts,
             reason=reason,
         )  # fmt: skip
-    found = await _ask_plan(world, source, request, destination)
+    found = await ask_plan(world, source, request, destination)
     return found.but(candidates=hosts, reason=reason)
 
 
@@ -140,7 +140,7 @@ async def _open(world: World, run: TaskRun, request: MigrateVm) -> Migration:
     owner = await fresh_owner(world, request.name)
     source = _source(world.cache.snapshot, owner, request)
     destination, why = await _destination(world, source, request)
-    planned = await _ask_plan(world, source, request, destination)
+    planned = await ask_plan(world, source, request, destination)
     if planned.failed:
         first = planned.failed[0]
         more = f" (and {len(planned.failed) - 1} more)" if len(planned.failed) > 1 else ""
@@ -189,7 +189,7 @@ async def _destination(world: World, source: HostInfo, request: MigrateVm) -> tu
     return decision.host, decision.reason
 
 
-async def _ask_plan(
+async def ask_plan(
     world: World, source: HostInfo, request: MigrateVm, destination: str
 ) -> MovePlan:
     """The source's checks (it asks the destination) and forecast."""

@@ -54,6 +54,7 @@ def _queued(snapshot: Snapshot, move: Migration) -> QueuedMove:
         source=move.source,
         destination=move.destination,
         networks=tuple(sorted(networks)),
+        priority=vm.rules.priority if vm else 50,
         size_bytes=move.forecast.bytes or (vm.memory_bytes if vm else 0),
         started=move.turn_at is not None or move.state is not MoveState.WAITING,
         ended=move.state.final,
