@@ -29,6 +29,7 @@ from tests.faults.kit import (
     clones,
     debian,
     diskmoves,
+    drains,
     everyday,
     formats,
     full,
@@ -65,6 +66,7 @@ BROKER_REPEATS = 5
 CLONE_MOVES = 3
 CHECKPOINT_ROUNDS = 3
 REDIRECTS = 3
+DRAIN_HOSTS, DRAIN_VMS = 4, 12
 FEW_CELLS = (*handover.sample(1), *handover.sample(2))
 DIRECT_CELLS = tuple(c for n in (1, 2, 3) for c in handover.sample(n, brokers=False))
 LENT_CELLS = (*lent.lender_cells(), *FEW_CELLS, *handover.sample(3), *handover.sample(4))
@@ -72,9 +74,9 @@ LENT_CELLS = (*lent.lender_cells(), *FEW_CELLS, *handover.sample(3), *handover.s
 
 @contextmanager
 def _lab(
-    section: Section, *, storage: StorageKind = "dir", image_locks: bool = True
+    section: Section, *, storage: StorageKind = "dir", image_locks: bool = True, hosts: int = 2
 ) -> Iterator[Cluster]:
-    cluster = Cluster.up("prove", storage=storage, image_locks=image_locks)
+    cluster = Cluster.up("prove", storage=storage, image_locks=image_locks, hosts=hosts)
     try:
         yield cluster
     finally:
@@ -213,6 +215,15 @@ def _redirect() -> Section:
     return section
 
 
+def _drain() -> Section:
+    """Twelve VMs of mixed sizes on one of four hosts."""
+    outer = Section("lab")
+    with _lab(outer, hosts=DRAIN_HOSTS) as cluster:
+        section = drains.run(cluster, vms=DRAIN_VMS)
+    section.criteria += outer.criteria
+    return section
+
+
 Work = Callable[[], Section]
 _A: dict[str, Work] = {
     "matrix": lambda: _on_lab(matrix.run),
@@ -243,7 +254,10 @@ _B: dict[str, Work] = {
     "shared-nothing": lambda: _on_lab(along.run),
     "redirect": _redirect,
 }
-ISSUES = {"A": _A, "B": _B}
+_C: dict[str, Work] = {
+    "drain": _drain,
+}
+ISSUES = {"A": _A, "B": _B, "C": _C}
 
 
 def _git(*words: str) -> str:

@@ -4,10 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from godwit.cli.errors import one_line
 from godwit.model.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from godwit.model.drain import DrainPlan, PlannedVm
+    from godwit.model.migration import Migration
+    from godwit.model.task import Task
+
+# Pieces of work whose task says itself, in a sentence, how far it is.
+_TOLD = frozenset(
+    {
+        *("host.drain", "host.return", "host.maintenance.enter", "host.maintenance.exit"),
+        "cluster.update",
+    }
+)
+
+
+def sentence_of(news: Task | Migration) -> str:
+    """How far a host's drain, return or update is; empty for any other news."""
+    request = getattr(news, "request", None)
+    if request is None or request.get("kind") not in _TOLD or news.state.final:
+        return ""
+    return "" if news.reason == "accepted" else one_line(news.reason)
 
 
 def render_drain(plan: DrainPlan) -> str:

@@ -8,9 +8,8 @@
 
 So a move waits only while a limit it needs is held by moves that run or by an overdue one, and it
 can be overtaken by some younger ones, never for ever. A batch ends no sooner than its busiest host
-does, so that host must never stand idle: over random batches of 40 moves on 8 hosts this order ends
-within 1 to 2 % of that bound, larger before smaller alone within 2 %, and fewer than 12 overtakings
-cost more than they are worth (`tests/unit/planner/test_queue.py` has the batches).
+does, so that host must never stand idle; far fewer overtakings than ``PATIENCE`` would make batches
+longer (`tests/unit/planner/test_queue.py` has some).
 """
 
 from __future__ import annotations
