@@ -29,7 +29,7 @@ from godwit.model.errors import Cancelled, ChecksFailed, Conflict, OperationFail
 from godwit.model.marks import HostMark
 from godwit.model.ownership import OwnerState
 from godwit.model.requests import DrainHost, MigrateVm, Request, StartVm, StopVm
-from godwit.model.task import TaskState
+from godwit.model.task import Task, TaskState
 from godwit.planner.drain import bound, time_left
 
 ATTEMPTS = 2
@@ -146,7 +146,7 @@ class _Drain:
         return (
             here,
             mark,
-            tuple(task.id for task in self._batch.active(snapshot)),
+            tuple((task.id, _planned(task)) for task in self._batch.active(snapshot)),
             tuple(snapshot.owner(vm).state for vm in here),
             tuple(task.id for vm in here for task in snapshot.active_tasks(f"vm/{vm}")),
         )
@@ -179,8 +179,11 @@ class _Drain:
             if one.way == "stay":
                 self._tally.given_up[one.vm] = one.reason
                 continue
+            active = self._batch.active(self._world.cache.snapshot)
             if self._batch.room(self._world.cache.snapshot) <= 0:
                 return
+            if len(active) == 1 and not _planned(active[0]):
+                return  # the first move begins sooner when the others are not planned beside it
             if one.way == "shutdown" and (moving or self._batch.active(snapshot)):
                 return  # last of all: whoever cancels before has nothing to start again
             moving = True
@@ -322,6 +325,11 @@ class _Drain:
             said += "; not started again: " + "; ".join(failed.values())
         await tell(world, host, "returned", f"{host}: {said}")
         raise Cancelled(said, hint="move back what you want back: godwit vm migrate", moved=moved)
+
+
+def _planned(task: Task) -> bool:
+    """Whether a part has been planned: it has its move's record, or is no move."""
+    return "migration" in task.progress or task.request.get("kind") != "vm.migrate"
 
 
 async def start_again(

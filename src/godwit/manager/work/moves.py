@@ -59,7 +59,9 @@ async def migrate(world: World, run: TaskRun, request: MigrateVm) -> Done:
         move = await _open(world, run, request)
     if move.state is MoveState.WAITING:
         await _wait_in_line(world, run, move.id)
-        move = await _launch(world, run, move.id)
+        move = await _launch(world, move.id)
+        if run.task.state is TaskState.WAITING:
+            await run.say(f"it is the turn of {move.id}")
     ended = await _follow(world, move)
     return conclude(ended)
 
@@ -221,9 +223,7 @@ async def _wait_in_line(world: World, run: TaskRun, move_id: str) -> None:
             news = partial(_news_of_queue, move_id=move_id, said=said)
             said = await world.cache.until(news) or ""
         if await take_turn(world, move_id):
-            break
-    if run.task.state is TaskState.WAITING:
-        await run.say(f"it is the turn of {move_id}")
+            return
 
 
 def _in_the_way(snapshot: Snapshot, move_id: str) -> str:
@@ -247,7 +247,7 @@ async def _say_waiting(world: World, run: TaskRun, move_id: str, why: str) -> No
     await world.records.update(keys.migration(move_id), Migration, change)
 
 
-async def _launch(world: World, run: TaskRun, move_id: str) -> Migration:
+async def _launch(world: World, move_id: str) -> Migration:
     """Hand the move to the source's agent; a refusal closes the record."""
     # A cancel either comes before (the record is closed) or after (the agent knows the move).
     async with world.lock(move_id):
