@@ -76,18 +76,15 @@ def test_places_hold_together_and_few_are_left_over(found: list[Room], wanted: l
 
 
 def test_a_tight_fit_is_found() -> None:
-    """Spread evenly the large one has no place left; packed, all have."""
-    big, one, two = need("big", memory_bytes=3 * GIB), need("one"), need("two")
+    """Spread evenly one is left over, whichever goes first; packed, all fit."""
+    half = GIB // 2
+    wanted = [need(f"v{n}", memory_bytes=size * half) for n, size in enumerate((2, 3, 3, 2))]
     rooms = [
-        room("host1", memory_free_bytes=big.whole_bytes),
-        room("host2", memory_free_bytes=one.whole_bytes + two.whole_bytes),
+        room("host1", memory_free_bytes=7 * half),
+        room("host2", memory_free_bytes=5 * half),
     ]
-    placed = place_all(rooms, [Leaving(need=each) for each in (one, two, big)])
-    assert {vm: where.host for vm, where in placed.items()} == {
-        "big": "host1",
-        "one": "host2",
-        "two": "host2",
-    }
+    placed = place_all(rooms, [Leaving(need=one) for one in wanted])
+    assert [vm for vm, where in placed.items() if where.host is None] == []
 
 
 def test_what_placement_cannot_know_counts_too() -> None:
