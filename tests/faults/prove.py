@@ -29,6 +29,7 @@ from tests.faults.kit import (
     clones,
     debian,
     diskmoves,
+    drains,
     etcd_members,
     everyday,
     formats,
@@ -67,6 +68,7 @@ CLONE_MOVES = 3
 CHECKPOINT_ROUNDS = 3
 REDIRECTS = 3
 POWER_LOSSES = 7
+DRAIN_HOSTS, DRAIN_VMS = 4, 12
 FEW_CELLS = (*handover.sample(1), *handover.sample(2))
 DIRECT_CELLS = tuple(c for n in (1, 2, 3) for c in handover.sample(n, brokers=False))
 LENT_CELLS = (*lent.lender_cells(), *FEW_CELLS, *handover.sample(3), *handover.sample(4))
@@ -258,6 +260,15 @@ def _store_rates() -> Section:
     return section
 
 
+def _drain() -> Section:
+    """Twelve VMs of mixed sizes on one of four hosts."""
+    outer = Section("lab")
+    with _lab(outer, hosts=DRAIN_HOSTS) as cluster:
+        section = drains.run(cluster, vms=DRAIN_VMS)
+    section.criteria += outer.criteria
+    return section
+
+
 Work = Callable[[], Section]
 _A: dict[str, Work] = {
     "matrix": lambda: _on_lab(matrix.run),
@@ -291,6 +302,7 @@ _B: dict[str, Work] = {
 _C: dict[str, Work] = {
     "etcd": _etcd,
     "store-rates": _store_rates,
+    "drain": _drain,
 }
 ISSUES = {"A": _A, "B": _B, "C": _C}
 

@@ -18,6 +18,7 @@ from .kit import (
     checkpoints,
     clones,
     diskmoves,
+    drains,
     etcd_members,
     everyday,
     formats,
@@ -74,6 +75,12 @@ def test_each_thing_breaks_once(cluster: Cluster, seed: int) -> None:
 
 def test_a_cancelled_move_leaves_the_vm_running(cluster: Cluster) -> None:
     passed_once(lambda: cancels.run(cluster))
+
+
+def test_a_host_is_emptied_and_filled_and_a_drain_is_called_off_half_way(
+    cluster: Cluster,
+) -> None:
+    passed(drains.run(cluster, vms=3, again=False))
 
 
 def test_an_agent_that_dies_adopts_its_vm(cluster: Cluster) -> None:

@@ -29,6 +29,7 @@ from godwit.agent.networks import Networks
 from godwit.agent.peering import Peers
 from godwit.agent.power import Power
 from godwit.agent.seeds import Seeds
+from godwit.agent.upkeep import Upkeep
 from godwit.host.clock import RealClock
 from godwit.host.config import AgentConfig
 from godwit.host.errors import HostError
@@ -100,6 +101,7 @@ async def run(config: AgentConfig) -> None:
         images=Images(desk, files),
         checkpoints=Checkpoints(desk, power, files),
         seeds=Seeds(desk),
+        upkeep=Upkeep(config),
     )
     app = build(rooms)
     tls = ServerTls(identity, roles={HOST, MANAGER})

@@ -13,10 +13,11 @@ import click
 from godwit.cli.session import Command, Session, completer, say, say_json, session
 from godwit.model.errors import GodwitError, InvalidRequest, OutcomeUnknown
 from godwit.model.spelling import read
-from godwit.model.words import ACTIONS, Action, Flag, merge, place_arguments
+from godwit.model.words import ACTIONS, PLANNED, Action, Flag, merge, place_arguments
 
 if TYPE_CHECKING:
     from godwit.client.sync import Client
+    from godwit.model.drain import DrainPlan
     from godwit.model.migration import Migration, MovePlan
     from godwit.model.requests import Request
     from godwit.model.task import Task
@@ -30,17 +31,23 @@ def action_command(kind: str) -> click.Command:
         return perform(_request(action, words))
 
     noun = None if action.verb == "create" else action.noun
-    subject = click.Argument(
-        [action.subject],
-        metavar=action.subject.upper(),
-        shell_complete=completer(noun) if noun else None,
+    subject = (
+        [
+            click.Argument(
+                [action.subject],
+                metavar=action.subject.upper(),
+                shell_complete=completer(noun) if noun else None,
+            )
+        ]
+        if action.subject
+        else []
     )
     more = [
         click.Argument([flag.field], metavar=flag.metavar, required=flag.required)
         for flag in action.arguments
     ]
     options = [_option(flag) for flag in action.flags]
-    params = [subject, *more, *options]
+    params = [*subject, *more, *options]
     return Command(action.words[-1], params=params, callback=carry_out, help=action.help)
 
 
@@ -77,8 +84,8 @@ def _request(action: Action, words: dict[str, Any]) -> Request:
         except InvalidRequest as error:
             raise InvalidRequest(f"{flag.option}: {error.message}", hint=error.hint) from None
     try:
-        subject = {"kind": action.kind, action.subject: words[action.subject]}
-        return parse_request(subject | merge(placed, fields))
+        subject = {action.subject: words[action.subject]} if action.subject else {}
+        return parse_request({"kind": action.kind} | subject | merge(placed, fields))
     except InvalidRequest as error:
         raise _named_by_option(action, error) from None
 
@@ -95,7 +102,7 @@ def _named_by_option(action: Action, error: InvalidRequest) -> InvalidRequest:
 def perform(request: Request) -> int:
     """Carry out a typed request as the session says; the exit code."""
     now = session()
-    if now.dry_run and request.kind != "vm.migrate":
+    if now.dry_run and request.kind not in PLANNED:
         raise InvalidRequest(
             f"{request.kind.replace('.', ' ')} has no plan to show",
             hint="see what would be sent with --script curl",
@@ -216,11 +223,18 @@ def timeline_or_state(move: Migration) -> str:
     return f"{move.vm}: {move.source} → {move.destination}, {move.state.value}, {said}"
 
 
-def _show_plan(plan: MovePlan, now: Session) -> int:
+def _show_plan(plan: MovePlan | DrainPlan, now: Session) -> int:
+    from godwit.model.drain import DrainPlan
+
     if now.json:
         say_json(plan.model_dump(mode="json"))
+    elif isinstance(plan, DrainPlan):
+        from godwit.cli.drain import render_drain
+
+        say(render_drain(plan))
     else:
         from godwit.cli.plan import render_plan
 
         say(render_plan(plan))
-    return 4 if plan.failed or plan.destination is None else 0
+    nowhere = not isinstance(plan, DrainPlan) and plan.destination is None
+    return 4 if plan.failed or nowhere else 0

@@ -40,3 +40,9 @@ power.add_command(
 for verb in ("remove", "test", "on", "off", "reset"):
     power.add_command(action_command(f"host.power.{verb}"))
 host.add_command(power)
+host.add_command(action_command("host.drain"))
+host.add_command(action_command("host.return"))
+maintenance = noun_group("maintenance", "Empty a host so that it may be switched off, and back.")
+for verb in ("enter", "exit"):
+    maintenance.add_command(action_command(f"host.maintenance.{verb}"))
+host.add_command(maintenance)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
+from godwit.cli.drain import sentence_of
 from godwit.cli.errors import one_line
 from godwit.model.units import format_duration, format_size
 
@@ -135,6 +136,7 @@ class PlainTeller:
         self._out = out
         self._ratchet = Ratchet()
         self._shown: dict[str, int] = {}  # how many stages of each move
+        self._said = ""
 
     def __enter__(self) -> Self:
         return self
@@ -148,9 +150,15 @@ class PlainTeller:
         return None
 
     def tell(self, news: Task | Migration) -> None:
-        """Print a line for each stage that is new."""
+        """Print a line for each stage that is new, each sentence that is another."""
         from godwit.model.migration import STAGES
 
+        if said := sentence_of(news):
+            if self._said != said:
+                self._said = said
+                self._out.write(f"{said}\n")
+                self._out.flush()
+            return
         seen = self._ratchet.take(news)
         if seen is None:
             return
@@ -191,6 +199,12 @@ class LiveTeller:
 
     def tell(self, news: Task | Migration) -> None:
         """Redraw the line."""
+        from rich.text import Text
+
+        if said := sentence_of(news):
+            with self._lock:
+                self._live.update(Text(said, overflow="ellipsis", no_wrap=True))
+            return
         seen = self._ratchet.take(news)
         if seen is not None:
             with self._lock:

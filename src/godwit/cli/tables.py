@@ -77,6 +77,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("CPUS", _text("cpus")),
         ("MEMORY", _size("memory_bytes")),
         ("FREE", _size("memory_free_bytes")),
+        ("REASON", _text("reason")),
     ),
     "network": (
         ("NAME", _text("name")),

@@ -59,6 +59,7 @@ vm = noun_group("vm", "Virtual machines.")
 vm.add_command(action_command("vm.create"))
 vm.add_command(list_command("vm", "All VMs: their state and where they run."))
 vm.add_command(show_command("vm", "One VM: disks, network cards, state."))
+vm.add_command(action_command("vm.set"))
 for verb in ("start", "stop", "pause", "resume", "save", "restore", "migrate", "clone", "delete"):
     vm.add_command(action_command(f"vm.{verb}"))
 disk = noun_group("disk", "A VM's disks.")

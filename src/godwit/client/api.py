@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from godwit.client.link import Link
-from godwit.client.nouns import Hosts, Migrations, Networks, Tasks, Vms, Volumes
+from godwit.client.nouns import Cluster, Hosts, Migrations, Networks, Tasks, Vms, Volumes
 from godwit.client.settings import Target, resolve
 from godwit.client.waiting import OnProgress
 
 if TYPE_CHECKING:
     from godwit.client.console import Console
+    from godwit.model.drain import DrainPlan
     from godwit.model.event import Event
     from godwit.model.migration import Migration, MovePlan
     from godwit.model.network import NetworkView
@@ -59,6 +60,7 @@ class AsyncClient:
         self.volumes = Volumes(self)
         self.migrations = Migrations(self)
         self.tasks = Tasks(self)
+        self.cluster = Cluster(self)
 
     async def rows(self, noun: str) -> list[dict[str, Any]]:
         """The JSON objects of ``vms``, ``hosts``, ... as the API gives them."""
@@ -82,10 +84,18 @@ class AsyncClient:
         return await self.send(parse_request({"kind": kind, **fields}))
 
     async def plan(self, kind: str, **fields: Any) -> MovePlan:
-        """What that request would do: every check, without side effects."""
+        """What that move would do: every check, without side effects."""
+        from godwit.model.migration import MovePlan
         from godwit.model.requests import parse_request
 
-        return await self.dry_run(parse_request({"kind": kind, **fields}))
+        return MovePlan.model_validate(await self._plan(parse_request({"kind": kind, **fields})))
+
+    async def drain_plan(self, kind: str, **fields: Any) -> DrainPlan:
+        """How that request would empty a host, without side effects."""
+        from godwit.model.drain import DrainPlan
+        from godwit.model.requests import parse_request
+
+        return DrainPlan.model_validate(await self._plan(parse_request({"kind": kind, **fields})))
 
     async def send(self, request: Request) -> Task:
         """Send a typed request, once; its task. Local boot files and passwords are
@@ -100,21 +110,26 @@ class AsyncClient:
         method, path, body = http_call(request)
         return Task.model_validate(await self._link.call(method, path, body))
 
-    async def dry_run(self, request: Request) -> MovePlan:
-        """The plan of a typed request; only moves have one."""
-        from godwit.model.errors import InvalidRequest
+    async def dry_run(self, request: Request) -> MovePlan | DrainPlan:
+        """The plan of a typed request; moves and what empties a host have one."""
+        from godwit.model.drain import DrainPlan
         from godwit.model.migration import MovePlan
-        from godwit.model.requests import http_call
 
-        if request.kind != "vm.migrate":
+        kind = MovePlan if request.kind == "vm.migrate" else DrainPlan
+        return kind.model_validate(await self._plan(request))
+
+    async def _plan(self, request: Request) -> Any:
+        from godwit.model.errors import InvalidRequest
+        from godwit.model.requests import http_call
+        from godwit.model.words import PLANNED
+
+        if request.kind not in PLANNED:
             raise InvalidRequest(
                 f"{request.kind.replace('.', ' ')} has no plan to show",
                 hint="see what would be sent with --script curl",
             )
         method, path, body = http_call(request)
-        return MovePlan.model_validate(
-            await self._link.call(method, path, body, query={"dry_run": True})
-        )
+        return await self._link.call(method, path, body, query={"dry_run": True})
 
     async def wait(self, task: Task | str, *, on_progress: OnProgress | None = None) -> Task:
         """The task when it has completed; what it failed with is raised, typed as it was.

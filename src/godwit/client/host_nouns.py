@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
     from godwit.client.api import AsyncClient
+    from godwit.model.drain import DrainPlan
     from godwit.model.host import HostView
     from godwit.model.power import PowerKind, PowerView
     from godwit.model.task import Task
@@ -94,3 +95,119 @@ class Hosts:
         return await self._client.act(
             "host.power.reset", name=name, force=force, timeout_s=timeout_s
         )
+
+    @overload
+    async def drain(
+        self,
+        name: str,
+        *,
+        reason: str = "",
+        allow_quick: bool = False,
+        allow_shutdown: bool = False,
+        force: bool = False,
+        max_blackout_ms: float = 300.0,
+        deadline_s: float = 600.0,
+        dry_run: Literal[False] = False,
+    ) -> Task: ...
+
+    @overload
+    async def drain(
+        self,
+        name: str,
+        *,
+        reason: str = "",
+        allow_quick: bool = False,
+        allow_shutdown: bool = False,
+        force: bool = False,
+        max_blackout_ms: float = 300.0,
+        deadline_s: float = 600.0,
+        dry_run: Literal[True],
+    ) -> DrainPlan: ...
+
+    async def drain(
+        self,
+        name: str,
+        *,
+        reason: str = "",
+        allow_quick: bool = False,
+        allow_shutdown: bool = False,
+        force: bool = False,
+        max_blackout_ms: float = 300.0,
+        deadline_s: float = 600.0,
+        dry_run: bool = False,
+    ) -> Task | DrainPlan:
+        """Move every VM off a host; ``dry_run`` answers with the plan."""
+        fields: dict[str, Any] = {
+            "name": name,
+            "reason": reason,
+            "allow_quick": allow_quick,
+            "allow_shutdown": allow_shutdown,
+            "force": force,
+            "max_blackout_ms": max_blackout_ms,
+            "deadline_s": deadline_s,
+        }
+        if dry_run:
+            return await self._client.drain_plan("host.drain", **fields)
+        return await self._client.act("host.drain", **fields)
+
+    async def return_(self, name: str, *, bring_back: bool = False) -> Task:
+        """Let a drained host take VMs again; ``bring_back``: those that were there."""
+        return await self._client.act("host.return", name=name, bring_back=bring_back)
+
+    @overload
+    async def enter_maintenance(
+        self,
+        name: str,
+        *,
+        reason: str = "",
+        allow_quick: bool = False,
+        allow_shutdown: bool = False,
+        force: bool = False,
+        max_blackout_ms: float = 300.0,
+        deadline_s: float = 600.0,
+        dry_run: Literal[False] = False,
+    ) -> Task: ...
+
+    @overload
+    async def enter_maintenance(
+        self,
+        name: str,
+        *,
+        reason: str = "",
+        allow_quick: bool = False,
+        allow_shutdown: bool = False,
+        force: bool = False,
+        max_blackout_ms: float = 300.0,
+        deadline_s: float = 600.0,
+        dry_run: Literal[True],
+    ) -> DrainPlan: ...
+
+    async def enter_maintenance(
+        self,
+        name: str,
+        *,
+        reason: str = "",
+        allow_quick: bool = False,
+        allow_shutdown: bool = False,
+        force: bool = False,
+        max_blackout_ms: float = 300.0,
+        deadline_s: float = 600.0,
+        dry_run: bool = False,
+    ) -> Task | DrainPlan:
+        """Empty a host so that it may be switched off; ``dry_run`` answers with the plan."""
+        fields: dict[str, Any] = {
+            "name": name,
+            "reason": reason,
+            "allow_quick": allow_quick,
+            "allow_shutdown": allow_shutdown,
+            "force": force,
+            "max_blackout_ms": max_blackout_ms,
+            "deadline_s": deadline_s,
+        }
+        if dry_run:
+            return await self._client.drain_plan("host.maintenance.enter", **fields)
+        return await self._client.act("host.maintenance.enter", **fields)
+
+    async def exit_maintenance(self, name: str, *, bring_back: bool = False) -> Task:
+        """End a maintenance; ``bring_back``: the VMs that were there."""
+        return await self._client.act("host.maintenance.exit", name=name, bring_back=bring_back)

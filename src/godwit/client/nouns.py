@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 from urllib.parse import quote
 
+from godwit.client.cluster_nouns import Cluster as Cluster
 from godwit.client.host_nouns import Hosts as Hosts
+from godwit.client.volume_nouns import Volumes as Volumes
 
 if TYPE_CHECKING:
     from godwit.client.api import AsyncClient
@@ -21,9 +23,9 @@ if TYPE_CHECKING:
     from godwit.model.migration import Migration, MovePlan
     from godwit.model.network import NetworkView
     from godwit.model.requests import NewDisk
+    from godwit.model.rules import OnShutdown
     from godwit.model.task import Task
     from godwit.model.vm import Checkpoint, DiskFormat, DiskTier, DiskView, VmView
-    from godwit.model.volume import VolumeKind, VolumeView
 
 
 class Vms:
@@ -62,6 +64,13 @@ class Vms:
         host: str | None = None,
         ha: bool = False,
         guest_agent: bool = False,
+        priority: int = 50,
+        order: int = 0,
+        apart: Sequence[str] = (),
+        allow_hosts: Sequence[str] = (),
+        restarts: int = 3,
+        autostart: bool = False,
+        on_shutdown: OnShutdown = "stop",
     ) -> Task:
         """Define a VM; files here (``kernel``, ``initrd``, ``cloud_init``) are uploaded."""
         from godwit.model.spelling import disk_fields
@@ -83,6 +92,42 @@ class Vms:
             host=host,
             ha=ha,
             guest_agent=guest_agent,
+            priority=priority,
+            order=order,
+            apart=apart,
+            allow_hosts=allow_hosts,
+            restarts=restarts,
+            autostart=autostart,
+            on_shutdown=on_shutdown,
+        )
+
+    async def set(
+        self,
+        name: str,
+        *,
+        ha: bool | None = None,
+        priority: int | None = None,
+        order: int | None = None,
+        apart: Sequence[str] = (),
+        no_apart: bool = False,
+        allow_hosts: Sequence[str] = (),
+        any_host: bool = False,
+        restarts: int | None = None,
+        autostart: bool | None = None,
+        on_shutdown: OnShutdown | None = None,
+    ) -> Task:
+        """Change a VM's rules; what is not said stays."""
+        plain = {"ha": ha, "priority": priority, "order": order, "restarts": restarts}
+        return await self._client.act(
+            "vm.set",
+            name=name,
+            apart=apart,
+            no_apart=no_apart,
+            allow_hosts=allow_hosts,
+            any_host=any_host,
+            autostart=autostart,
+            on_shutdown=on_shutdown,
+            **plain,
         )
 
     async def start(self, name: str, *, host: str | None = None) -> Task:
@@ -306,75 +351,6 @@ class Networks:
     async def delete(self, name: str) -> Task:
         """Remove a network that no VM uses."""
         return await self._client.act("network.delete", name=name)
-
-
-class Volumes:
-    """Places that hold disks."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def list(self) -> list[VolumeView]:
-        """All volumes."""
-        from godwit.model.volume import VolumeView
-
-        return [VolumeView.model_validate(row) for row in await self._client.rows("volumes")]
-
-    async def get(self, name: str) -> VolumeView:
-        """One volume. Errors: NotFound."""
-        from godwit.model.volume import VolumeView
-
-        return VolumeView.model_validate(await self._client.row("volumes", name))
-
-    async def create(
-        self,
-        name: str,
-        *,
-        type: VolumeKind = "dir",
-        path: str = "",
-        server: str = "",
-        export: str = "",
-        portal: str = "",
-        target: str = "",
-        pool: str = "",
-        client: str = "",
-    ) -> Task:
-        """Define a volume: a directory (``dir`` of many hosts, ``local`` of one), or served."""
-        at = {"server": server, "export": export, "portal": portal, "target": target}
-        return await self._client.act(
-            "volume.create", name=name, type=type, path=path, pool=pool, client=client, **at
-        )
-
-    async def delete(self, name: str) -> Task:
-        """Forget a volume that no VM uses; its files stay."""
-        return await self._client.act("volume.delete", name=name)
-
-    async def redirect(self, name: str, *, host: str) -> Task:
-        """Let a host's I/O on a volume go through another host, until it is restored."""
-        return await self._client.act("volume.redirect", name=name, host=host)
-
-    async def restore(self, name: str, *, host: str) -> Task:
-        """Let a host use its own path to a volume again."""
-        return await self._client.act("volume.restore", name=name, host=host)
-
-    async def import_disk(
-        self,
-        volume: str,
-        name: str,
-        source: str,
-        *,
-        format: DiskFormat | Literal["vmdk"] = "qcow2",
-        target_format: DiskFormat = "qcow2",
-    ) -> Task:
-        """Bring an image into a volume from a file or URL; the task's result says its path."""
-        return await self._client.act(
-            "volume.disk.import",
-            volume=volume,
-            name=name,
-            source=source,
-            format=format,
-            target_format=target_format,
-        )
 
 
 class Migrations:

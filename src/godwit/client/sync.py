@@ -13,10 +13,20 @@ from typing import TYPE_CHECKING, Any, Self
 
 from godwit.client.api import NAME, AsyncClient
 from godwit.client.loop import LoopThread
-from godwit.client.sync_nouns import Console, Hosts, Migrations, Networks, Tasks, Vms, Volumes
+from godwit.client.sync_nouns import (
+    Cluster,
+    Console,
+    Hosts,
+    Migrations,
+    Networks,
+    Tasks,
+    Vms,
+    Volumes,
+)
 from godwit.client.waiting import OnProgress
 
 if TYPE_CHECKING:
+    from godwit.model.drain import DrainPlan
     from godwit.model.event import Event
     from godwit.model.migration import Migration, MovePlan
     from godwit.model.network import NetworkView
@@ -49,10 +59,11 @@ class Client:
         self._loop = LoopThread()
         self.vms = Vms(self._loop, self._async.vms)
         self.networks = Networks(self._loop, self._async.networks)
-        self.volumes = Volumes(self._loop, self._async.volumes)
         self.migrations = Migrations(self._loop, self._async.migrations)
         self.tasks = Tasks(self._loop, self._async.tasks)
         self.hosts = Hosts(self._loop, self._async.hosts)
+        self.volumes = Volumes(self._loop, self._async.volumes)
+        self.cluster = Cluster(self._loop, self._async.cluster)
 
     def rows(self, noun: str) -> list[dict[str, Any]]:
         """The JSON objects of ``vms``, ``hosts``, ... as the API gives them."""
@@ -72,16 +83,20 @@ class Client:
         return self._loop.run(self._async.act(kind, **fields))
 
     def plan(self, kind: str, **fields: Any) -> MovePlan:
-        """What that request would do: every check, without side effects."""
+        """What that move would do: every check, without side effects."""
         return self._loop.run(self._async.plan(kind, **fields))
+
+    def drain_plan(self, kind: str, **fields: Any) -> DrainPlan:
+        """How that request would empty a host, without side effects."""
+        return self._loop.run(self._async.drain_plan(kind, **fields))
 
     def send(self, request: Request) -> Task:
         """Send a typed request, once; its task. Local boot files and passwords are
         handed in first."""
         return self._loop.run(self._async.send(request))
 
-    def dry_run(self, request: Request) -> MovePlan:
-        """The plan of a typed request; only moves have one."""
+    def dry_run(self, request: Request) -> MovePlan | DrainPlan:
+        """The plan of a typed request; moves and what empties a host have one."""
         return self._loop.run(self._async.dry_run(request))
 
     def wait(self, task: Task | str, *, on_progress: OnProgress | None = None) -> Task:

@@ -17,11 +17,14 @@ from godwit.client.waiting import OnProgress
 
 if TYPE_CHECKING:
     from godwit.client import console
+    from godwit.model.drain import DrainPlan
     from godwit.model.host import HostView
     from godwit.model.migration import Migration, MovePlan
     from godwit.model.network import NetworkView
     from godwit.model.power import PowerKind, PowerView
     from godwit.model.requests import NewDisk
+    from godwit.model.rules import OnShutdown
+    from godwit.model.settings import ClusterSettings
     from godwit.model.task import Task
     from godwit.model.vm import Checkpoint, DiskFormat, DiskTier, DiskView, VmView
     from godwit.model.volume import VolumeKind, VolumeView
@@ -94,6 +97,13 @@ class Vms:
         host: str | None = None,
         ha: bool = False,
         guest_agent: bool = False,
+        priority: int = 50,
+        order: int = 0,
+        apart: Sequence[str] = (),
+        allow_hosts: Sequence[str] = (),
+        restarts: int = 3,
+        autostart: bool = False,
+        on_shutdown: OnShutdown = "stop",
     ) -> Task:
         """Define a VM; files here (``kernel``, ``initrd``, ``cloud_init``) are uploaded."""
         return self._loop.run(
@@ -113,6 +123,45 @@ class Vms:
                 host=host,
                 ha=ha,
                 guest_agent=guest_agent,
+                priority=priority,
+                order=order,
+                apart=apart,
+                allow_hosts=allow_hosts,
+                restarts=restarts,
+                autostart=autostart,
+                on_shutdown=on_shutdown,
+            )
+        )
+
+    def set(
+        self,
+        name: str,
+        *,
+        ha: bool | None = None,
+        priority: int | None = None,
+        order: int | None = None,
+        apart: Sequence[str] = (),
+        no_apart: bool = False,
+        allow_hosts: Sequence[str] = (),
+        any_host: bool = False,
+        restarts: int | None = None,
+        autostart: bool | None = None,
+        on_shutdown: OnShutdown | None = None,
+    ) -> Task:
+        """Change a VM's rules; what is not said stays."""
+        return self._loop.run(
+            self._async.set(
+                name,
+                ha=ha,
+                priority=priority,
+                order=order,
+                apart=apart,
+                no_apart=no_apart,
+                allow_hosts=allow_hosts,
+                any_host=any_host,
+                restarts=restarts,
+                autostart=autostart,
+                on_shutdown=on_shutdown,
             )
         )
 
@@ -328,78 +377,6 @@ class Networks:
         return self._loop.run(self._async.delete(name))
 
 
-class Volumes:
-    """Places that hold disks."""
-
-    def __init__(self, loop: LoopThread, mirrored: nouns.Volumes) -> None:
-        self._loop = loop
-        self._async = mirrored
-
-    def list(self) -> list[VolumeView]:
-        """All volumes."""
-        return self._loop.run(self._async.list())
-
-    def get(self, name: str) -> VolumeView:
-        """One volume. Errors: NotFound."""
-        return self._loop.run(self._async.get(name))
-
-    def create(
-        self,
-        name: str,
-        *,
-        type: VolumeKind = "dir",
-        path: str = "",
-        server: str = "",
-        export: str = "",
-        portal: str = "",
-        target: str = "",
-        pool: str = "",
-        client: str = "",
-    ) -> Task:
-        """Define a volume: a directory (``dir`` of many hosts, ``local`` of one), or served."""
-        return self._loop.run(
-            self._async.create(
-                name,
-                type=type,
-                path=path,
-                server=server,
-                export=export,
-                portal=portal,
-                target=target,
-                pool=pool,
-                client=client,
-            )
-        )
-
-    def delete(self, name: str) -> Task:
-        """Forget a volume that no VM uses; its files stay."""
-        return self._loop.run(self._async.delete(name))
-
-    def redirect(self, name: str, *, host: str) -> Task:
-        """Let a host's I/O on a volume go through another host, until it is restored."""
-        return self._loop.run(self._async.redirect(name, host=host))
-
-    def restore(self, name: str, *, host: str) -> Task:
-        """Let a host use its own path to a volume again."""
-        return self._loop.run(self._async.restore(name, host=host))
-
-    def import_disk(
-        self,
-        volume: str,
-        name: str,
-        source: str,
-        *,
-        format: DiskFormat | Literal["vmdk"] = "qcow2",
-        target_format: DiskFormat = "qcow2",
-    ) -> Task:
-        """Bring an image into a volume from a file or URL; the task's result says its path."""
-        return self._loop.run(
-            self._async.import_disk(
-                volume, name, source, format=format, target_format=target_format
-            )
-        )
-
-
 class Migrations:
     """Moves of VMs: under way and past."""
 
@@ -516,3 +493,271 @@ class Hosts:
     def reset_power(self, name: str, *, force: bool = False, timeout_s: float = 60.0) -> Task:
         """Off with proof, then on."""
         return self._loop.run(self._async.reset_power(name, force=force, timeout_s=timeout_s))
+
+    @overload
+    def drain(
+        self,
+        name: str,
+        *,
+        reason: str = "",
+        allow_quick: bool = False,
+        allow_shutdown: bool = False,
+        force: bool = False,
+        max_blackout_ms: float = 300.0,
+        deadline_s: float = 600.0,
+        dry_run: Literal[False] = False,
+    ) -> Task: ...
+
+    @overload
+    def drain(
+        self,
+        name: str,
+        *,
+        reason: str = "",
+        allow_quick: bool = False,
+        allow_shutdown: bool = False,
+        force: bool = False,
+        max_blackout_ms: float = 300.0,
+        deadline_s: float = 600.0,
+        dry_run: Literal[True],
+    ) -> DrainPlan: ...
+
+    def drain(
+        self,
+        name: str,
+        *,
+        reason: str = "",
+        allow_quick: bool = False,
+        allow_shutdown: bool = False,
+        force: bool = False,
+        max_blackout_ms: float = 300.0,
+        deadline_s: float = 600.0,
+        dry_run: bool = False,
+    ) -> Task | DrainPlan:
+        """Move every VM off a host; ``dry_run`` answers with the plan."""
+        if dry_run:
+            return self._loop.run(
+                self._async.drain(
+                    name,
+                    reason=reason,
+                    allow_quick=allow_quick,
+                    allow_shutdown=allow_shutdown,
+                    force=force,
+                    max_blackout_ms=max_blackout_ms,
+                    deadline_s=deadline_s,
+                    dry_run=True,
+                )
+            )
+        return self._loop.run(
+            self._async.drain(
+                name,
+                reason=reason,
+                allow_quick=allow_quick,
+                allow_shutdown=allow_shutdown,
+                force=force,
+                max_blackout_ms=max_blackout_ms,
+                deadline_s=deadline_s,
+                dry_run=False,
+            )
+        )
+
+    def return_(self, name: str, *, bring_back: bool = False) -> Task:
+        """Let a drained host take VMs again; ``bring_back``: those that were there."""
+        return self._loop.run(self._async.return_(name, bring_back=bring_back))
+
+    @overload
+    def enter_maintenance(
+        self,
+        name: str,
+        *,
+        reason: str = "",
+        allow_quick: bool = False,
+        allow_shutdown: bool = False,
+        force: bool = False,
+        max_blackout_ms: float = 300.0,
+        deadline_s: float = 600.0,
+        dry_run: Literal[False] = False,
+    ) -> Task: ...
+
+    @overload
+    def enter_maintenance(
+        self,
+        name: str,
+        *,
+        reason: str = "",
+        allow_quick: bool = False,
+        allow_shutdown: bool = False,
+        force: bool = False,
+        max_blackout_ms: float = 300.0,
+        deadline_s: float = 600.0,
+        dry_run: Literal[True],
+    ) -> DrainPlan: ...
+
+    def enter_maintenance(
+        self,
+        name: str,
+        *,
+        reason: str = "",
+        allow_quick: bool = False,
+        allow_shutdown: bool = False,
+        force: bool = False,
+        max_blackout_ms: float = 300.0,
+        deadline_s: float = 600.0,
+        dry_run: bool = False,
+    ) -> Task | DrainPlan:
+        """Empty a host so that it may be switched off; ``dry_run`` answers with the plan."""
+        if dry_run:
+            return self._loop.run(
+                self._async.enter_maintenance(
+                    name,
+                    reason=reason,
+                    allow_quick=allow_quick,
+                    allow_shutdown=allow_shutdown,
+                    force=force,
+                    max_blackout_ms=max_blackout_ms,
+                    deadline_s=deadline_s,
+                    dry_run=True,
+                )
+            )
+        return self._loop.run(
+            self._async.enter_maintenance(
+                name,
+                reason=reason,
+                allow_quick=allow_quick,
+                allow_shutdown=allow_shutdown,
+                force=force,
+                max_blackout_ms=max_blackout_ms,
+                deadline_s=deadline_s,
+                dry_run=False,
+            )
+        )
+
+    def exit_maintenance(self, name: str, *, bring_back: bool = False) -> Task:
+        """End a maintenance; ``bring_back``: the VMs that were there."""
+        return self._loop.run(self._async.exit_maintenance(name, bring_back=bring_back))
+
+
+class Volumes:
+    """Places that hold disks."""
+
+    def __init__(self, loop: LoopThread, mirrored: nouns.Volumes) -> None:
+        self._loop = loop
+        self._async = mirrored
+
+    def list(self) -> list[VolumeView]:
+        """All volumes."""
+        return self._loop.run(self._async.list())
+
+    def get(self, name: str) -> VolumeView:
+        """One volume. Errors: NotFound."""
+        return self._loop.run(self._async.get(name))
+
+    def create(
+        self,
+        name: str,
+        *,
+        type: VolumeKind = "dir",
+        path: str = "",
+        server: str = "",
+        export: str = "",
+        portal: str = "",
+        target: str = "",
+        pool: str = "",
+        client: str = "",
+    ) -> Task:
+        """Define a volume: a directory (``dir`` of many hosts, ``local`` of one), or served."""
+        return self._loop.run(
+            self._async.create(
+                name,
+                type=type,
+                path=path,
+                server=server,
+                export=export,
+                portal=portal,
+                target=target,
+                pool=pool,
+                client=client,
+            )
+        )
+
+    def delete(self, name: str) -> Task:
+        """Forget a volume that no VM uses; its files stay."""
+        return self._loop.run(self._async.delete(name))
+
+    def redirect(self, name: str, *, host: str) -> Task:
+        """Let a host's I/O on a volume go through another host, until it is restored."""
+        return self._loop.run(self._async.redirect(name, host=host))
+
+    def restore(self, name: str, *, host: str) -> Task:
+        """Let a host use its own path to a volume again."""
+        return self._loop.run(self._async.restore(name, host=host))
+
+    def import_disk(
+        self,
+        volume: str,
+        name: str,
+        source: str,
+        *,
+        format: DiskFormat | Literal["vmdk"] = "qcow2",
+        target_format: DiskFormat = "qcow2",
+    ) -> Task:
+        """Bring an image into a volume from a file or URL; the task's result says its path."""
+        return self._loop.run(
+            self._async.import_disk(
+                volume, name, source, format=format, target_format=target_format
+            )
+        )
+
+
+class Cluster:
+    """The cluster as a whole."""
+
+    def __init__(self, loop: LoopThread, mirrored: nouns.Cluster) -> None:
+        self._loop = loop
+        self._async = mirrored
+
+    def settings(self) -> ClusterSettings:
+        """How many moves may be under way at once, and the like."""
+        return self._loop.run(self._async.settings())
+
+    def set(
+        self,
+        *,
+        moves_per_host: int | None = None,
+        moves_per_pair: int | None = None,
+        moves_per_network: int | None = None,
+        cpus_per_core: int | None = None,
+    ) -> Task:
+        """Change settings; what is not said stays. 0 is no limit."""
+        return self._loop.run(
+            self._async.set(
+                moves_per_host=moves_per_host,
+                moves_per_pair=moves_per_pair,
+                moves_per_network=moves_per_network,
+                cpus_per_core=cpus_per_core,
+            )
+        )
+
+    def update(
+        self,
+        *,
+        command: str,
+        hosts: Sequence[str] = (),
+        timeout_s: float = 1800.0,
+        reboots: bool = False,
+        healthy_s: float = 600.0,
+        allow_quick: bool = False,
+        allow_shutdown: bool = False,
+    ) -> Task:
+        """Empty one host after the other, run the command there, bring its VMs back."""
+        return self._loop.run(
+            self._async.update(
+                command=command,
+                hosts=hosts,
+                timeout_s=timeout_s,
+                reboots=reboots,
+                healthy_s=healthy_s,
+                allow_quick=allow_quick,
+                allow_shutdown=allow_shutdown,
+            )
+        )

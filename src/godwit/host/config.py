@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -140,6 +141,13 @@ class CgroupConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MaintenanceConfig:
+    """Commands, each as one line of words, that the manager may have this host run as root."""
+
+    commands: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """Everything a host's daemons are told."""
 
@@ -155,6 +163,7 @@ class AgentConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
     lab: LabConfig = field(default_factory=LabConfig)
     cgroup: CgroupConfig = field(default_factory=CgroupConfig)
+    maintenance: MaintenanceConfig = field(default_factory=MaintenanceConfig)
 
     @classmethod
     def load(cls, path: Path) -> AgentConfig:
@@ -194,8 +203,22 @@ def _check(config: AgentConfig) -> None:
         raise ConfigError(f"migration: {error}") from error
     if move.rate:
         parse_rate(move.rate)
+    for command in config.maintenance.commands:
+        if not _is_command(command):
+            raise ConfigError(
+                f"maintenance.commands: {command!r} is not a command",
+                hint="write the program's whole path and its words, quoted as in a shell",
+            )
     if config.qemu.accelerator not in ("auto", "kvm", "tcg"):
         raise ConfigError("qemu.accelerator: one of auto, kvm, tcg is expected")
+
+
+def _is_command(text: str) -> bool:
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return False
+    return bool(words) and words[0].startswith("/")
 
 
 def _section(kind: type[T], where: str, table: Any) -> T:

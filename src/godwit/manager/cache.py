@@ -217,10 +217,13 @@ class Cache:
         typed: dict[str, object] = {
             name: rooms.get(name, {})
             for name in (
-                *("vms", "owners", "statuses", "hosts", "powers"),
+                *("vms", "owners", "statuses", "hosts", "powers", "marks"),
                 *("networks", "volumes", "volume_states", "migrations", "tasks"),
             )
         }
+        settings = rooms.get("settings", {}).get("cluster")
+        if settings is not None:
+            typed["settings"] = settings
         alive = {name: frozenset(rooms.get(name, {})) for name in ("leases", "agents", "members")}
         return Snapshot(revision=self._revision, **typed, **alive)  # type: ignore[arg-type]
 

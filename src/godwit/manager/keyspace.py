@@ -8,10 +8,12 @@ from godwit.model import keys
 from godwit.model.base import Record
 from godwit.model.event import Event
 from godwit.model.host import HostInfo
+from godwit.model.marks import HostMark
 from godwit.model.migration import Migration
 from godwit.model.network import Network
 from godwit.model.ownership import Owner
 from godwit.model.power import PowerConfig
+from godwit.model.settings import ClusterSettings
 from godwit.model.task import Task
 from godwit.model.vm import Vm, VmStatus
 from godwit.model.volume import Volume, VolumeOnHost
@@ -40,6 +42,7 @@ _NESTED: dict[str, dict[str, tuple[str, type[Record] | None]]] = {
         "lease": ("leases", None),
         "agent": ("agents", None),
         "power": ("powers", PowerConfig),
+        "mark": ("marks", HostMark),
     },
 }
 # Names of two parts: "VOLUME/HOST".
@@ -58,6 +61,8 @@ _FLAT: dict[str, tuple[str, type[Record] | None]] = {
 
 def place_of(key: str) -> Place | None:
     """The place of a key; None for keys the manager does not read."""
+    if key == keys.CLUSTER:
+        return Place("settings", "cluster", ClusterSettings)
     for prefix, leaves in _NESTED.items():
         if key.startswith(prefix):
             name, _, leaf = key.removeprefix(prefix).partition("/")

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from godwit.model.host import HostInfo
+from godwit.model.marks import HostMark
 from godwit.model.migration import Migration
 from godwit.model.network import Network
 from godwit.model.ownership import Owner, OwnerState
 from godwit.model.power import PowerConfig
+from godwit.model.settings import ClusterSettings
 from godwit.model.task import Task
 from godwit.model.vm import Vm, VmStatus
 from godwit.model.volume import Volume, VolumeOnHost
@@ -24,6 +26,8 @@ class Snapshot:
     owners: Mapping[str, Owner] = field(default_factory=dict)
     statuses: Mapping[str, VmStatus] = field(default_factory=dict)
     hosts: Mapping[str, HostInfo] = field(default_factory=dict)
+    marks: Mapping[str, HostMark] = field(default_factory=dict)
+    settings: ClusterSettings = field(default_factory=ClusterSettings)
     leases: frozenset[str] = frozenset()
     agents: frozenset[str] = frozenset()
     powers: Mapping[str, PowerConfig] = field(default_factory=dict)

@@ -85,6 +85,7 @@ def view_vm(
         cpus=spec.cpus,
         memory_bytes=spec.memory_bytes,
         ha=spec.ha,
+        rules=spec.rules,
         reason=reason,
         uuid=spec.pins.uuid,
         boot=spec.boot,
@@ -134,6 +135,21 @@ def host_state(*, leased: bool, agent: bool) -> tuple[HostState, str]:
     return HostState.DOWN, "it renews no lease"
 
 
+def state_of(snapshot: Snapshot, name: str) -> tuple[HostState, str]:
+    """A host's state and the sentence that explains it; one that is up may carry a mark."""
+    state, reason = host_state(leased=name in snapshot.leases, agent=name in snapshot.agents)
+    mark = snapshot.marks.get(name)
+    if mark is None:
+        return state, reason
+    said = mark.reason or f"asked for by {mark.by or 'somebody'}"
+    if mark.state == "draining":
+        left = len(snapshot.running_on(name))
+        said += f"; {left} VMs are still there" if left else "; it is empty"
+    if state is HostState.UP:
+        return HostState(mark.state), said
+    return state, f"{reason}; {mark.state}: {said}"
+
+
 def view_host(
     snapshot: Snapshot, info: HostInfo, *, memory_free_bytes: int | None = None
 ) -> HostView:
@@ -141,9 +157,7 @@ def view_host(
 
     A host that is down has none to give.
     """
-    state, reason = host_state(
-        leased=info.name in snapshot.leases, agent=info.name in snapshot.agents
-    )
+    state, reason = state_of(snapshot, info.name)
     vms = snapshot.running_on(info.name)
     promised = info.memory_bytes - sum(vm.memory_bytes for vm in vms)
     free = promised if memory_free_bytes is None else memory_free_bytes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import takewhile
+from keyword import iskeyword
 from typing import Any
 
 from godwit.model.errors import InvalidRequest
@@ -46,13 +47,18 @@ class Action:
     doing: str  # "Move VM {}"
     help: str
     flags: tuple[Flag, ...] = ()
-    subject: str = "name"  # the field that the command takes as its first argument
+    subject: str = "name"  # the field that the command takes as its first argument; "": none
     arguments: tuple[Flag, ...] = ()  # the arguments after it
 
     @property
     def noun(self) -> str:
         """``vm`` of ``vm.migrate``."""
         return self.kind.partition(".")[0]
+
+    @property
+    def nouns(self) -> str:
+        """``vms`` of ``vm.migrate``: where the client has it. Of clusters there is but one."""
+        return self.noun if self.noun == "cluster" else f"{self.noun}s"
 
     @property
     def verb(self) -> str:
@@ -67,7 +73,8 @@ class Action:
     @property
     def method(self) -> str:
         """``add_disk`` of ``vm.disk.add``: what the client calls it."""
-        return "_".join(reversed(self.words[1:])).replace("-", "_")
+        name = "_".join(reversed(self.words[1:])).replace("-", "_")
+        return f"{name}_" if iskeyword(name) else name
 
     @property
     def fields(self) -> dict[str, Flag]:

@@ -13,6 +13,8 @@ TASKS = ROOT + "tasks/"
 EVENTS = ROOT + "events/"
 SECRETS = ROOT + "secrets/"  # handed in, sealed, not yet used; each under a lease of minutes
 LEADER = ROOT + "manager/leader"
+QUEUE = ROOT + "manager/queue"  # the move that had its turn last; see manager.work.queueing
+CLUSTER = ROOT + "cluster"
 
 
 def vm_spec(name: str) -> str:
@@ -58,6 +60,11 @@ def host_confirmed_down(name: str) -> str:
 def host_power(name: str) -> str:
     """How its power is switched (``PowerConfig``), with the password sealed."""
     return f"{HOSTS}{name}/power"
+
+
+def host_mark(name: str) -> str:
+    """Why a host takes no new VMs (``HostMark``); absent when it does."""
+    return f"{HOSTS}{name}/mark"
 
 
 def host_reservation(name: str, vm: str) -> str:

@@ -155,6 +155,7 @@ class Migration(Record):
     reason: str = ""
     limits: MoveLimits = MoveLimits()
     accepted_at: float = 0.0
+    turn_at: float | None = None  # when the queue let it go; None while it waits in line
     ended_at: float | None = None
     progress: Progress = Progress()
     stages: tuple[StageTime, ...] = ()

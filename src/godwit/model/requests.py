@@ -8,12 +8,19 @@ kind is data in ``ROUTES``.
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError
 
 from godwit.model.base import Name, Value
-from godwit.model.disks import BROKERED_ONLY
+from godwit.model.cluster_requests import SetCluster as SetCluster
+from godwit.model.cluster_requests import UpdateCluster as UpdateCluster
+from godwit.model.disk_requests import AddDisk as AddDisk
+from godwit.model.disk_requests import ExportDisk as ExportDisk
+from godwit.model.disk_requests import MoveDisk as MoveDisk
+from godwit.model.disk_requests import NewDisk as NewDisk
+from godwit.model.disk_requests import RemoveDisk as RemoveDisk
+from godwit.model.disk_requests import ResizeDisk as ResizeDisk
 from godwit.model.errors import InvalidRequest
 from godwit.model.firmware import FirmwareKind
 from godwit.model.host_requests import CheckHostPower as CheckHostPower
@@ -23,7 +30,12 @@ from godwit.model.host_requests import ResetHost as ResetHost
 from godwit.model.host_requests import SetHostPower as SetHostPower
 from godwit.model.host_requests import SwitchHostOff as SwitchHostOff
 from godwit.model.host_requests import SwitchHostOn as SwitchHostOn
-from godwit.model.vm import DiskFormat, DiskTier
+from godwit.model.maintenance_requests import DrainHost as DrainHost
+from godwit.model.maintenance_requests import EnterMaintenance as EnterMaintenance
+from godwit.model.maintenance_requests import ExitMaintenance as ExitMaintenance
+from godwit.model.maintenance_requests import ReturnHost as ReturnHost
+from godwit.model.rule_requests import SetVm as SetVm
+from godwit.model.rule_requests import WithRules as WithRules
 from godwit.model.volume_requests import (
     CreateVolume as CreateVolume,
 )
@@ -40,25 +52,16 @@ from godwit.model.volume_requests import (
     RestoreVolume as RestoreVolume,
 )
 
-LARGEST_DISK = 1 << 50
 
-
-class NewDisk(Value):
-    """A disk to create with a VM: ``VOLUME:SIZE[:FORMAT]``."""
-
-    volume: Name
-    size_bytes: int = Field(gt=0, le=LARGEST_DISK)
-    format: DiskFormat = "qcow2"
-
-
-class CreateVm(Value):
+class CreateVm(WithRules):
     """Define a VM; it is not started. ``host`` is where the first start prefers to go.
 
     ``iso`` (``VOLUME:PATH``) is an image in its CD drive, which it starts from while its first disk
     holds nothing to start from. With ``firmware`` uefi it has UEFI variables in an image beside its
     first disk. ``cloud_init`` is user data for the guest's cloud-init, as
     ``POST /v1/user-data`` answered it; the guest finds it on a CD of its own (NoCloud).
-    With ``guest_agent`` it has a port for qemu-guest-agent.
+    With ``guest_agent`` it has a port for qemu-guest-agent. Its rules are those of
+    `model.rules.Rules`.
     """
 
     kind: Literal["vm.create"] = "vm.create"
@@ -159,118 +162,6 @@ class CloneVm(Value):
     append: str | None = None
 
 
-class AddDisk(Value):
-    """Give a VM one more disk, also while it runs.
-
-    A new image (``volume`` and ``size_bytes``), an image that is there (``volume``, ``path`` below
-    it and its ``format``), a LUN of an iscsi volume (``volume``, ``lun``), or a block device of the
-    host (``device``, the same on every host). ``format`` defaults to qcow2 for a new image.
-    ``passthrough``: the device is a SCSI LUN which answers the guest's commands itself; the LUN of
-    a volume does so unless it goes through the storage broker.
-    """
-
-    kind: Literal["vm.disk.add"] = "vm.disk.add"
-    name: Name
-    volume: Name | None = None
-    size_bytes: int | None = Field(default=None, gt=0, le=LARGEST_DISK)
-    format: DiskFormat | None = None
-    path: str | None = None
-    lun: int | None = Field(default=None, ge=0, lt=16384)
-    device: str | None = None
-    tier: DiskTier = "auto"
-    passthrough: bool = False
-
-    @model_validator(mode="after")
-    def _is_one_disk(self) -> Self:
-        if self.device is not None:
-            self._check_device(self.device)
-        elif self.lun is not None:
-            self._check_lun()
-        elif self.volume is None:
-            raise ValueError("name a volume (VOLUME:SIZE), or a block device with --device")
-        elif self.path is None and self.size_bytes is None:
-            raise ValueError("a new disk needs a size: VOLUME:SIZE[:FORMAT]")
-        elif self.path is not None and self.format is None:
-            raise ValueError("say the format of the image: it is never guessed")
-        if self.passthrough and self.device is None:
-            raise ValueError("only a block device can be passed through")
-        if self.tier == "direct" and self.format in BROKERED_ONLY:
-            raise ValueError(f"{self.format} always goes through the storage broker")
-        return self
-
-    def _check_lun(self) -> None:
-        if self.volume is None:
-            raise ValueError("say the volume that the LUN belongs to")
-        if self.path is not None or self.size_bytes is not None:
-            raise ValueError("a LUN has no image, and its own size")
-        if self.format not in (None, "raw"):
-            raise ValueError("a LUN is raw")
-
-    def _check_device(self, device: str) -> None:
-        if {self.lun, self.volume, self.path, self.size_bytes} != {None}:
-            raise ValueError("a block device has no volume, image or size of its own")
-        if not device.startswith("/dev/") or ".." in device.split("/") or "\0" in device:
-            raise ValueError("a block device is named by its path, like /dev/disk/by-id/...")
-        if self.format not in (None, "raw"):
-            raise ValueError("a block device is raw")
-        if self.passthrough and self.tier == "brokered":
-            raise ValueError("a device that is passed through needs no storage broker")
-
-
-class RemoveDisk(Value):
-    """Take a disk from a VM and delete its image, unless ``keep``.
-
-    While the VM runs a disk that the guest writes to is refused unless ``force``.
-    """
-
-    kind: Literal["vm.disk.remove"] = "vm.disk.remove"
-    name: Name
-    disk: Name
-    force: bool = False
-    keep: bool = False
-
-
-class ResizeDisk(Value):
-    """Let a disk grow to ``size_bytes``, also while its VM runs; none shrinks."""
-
-    kind: Literal["vm.disk.resize"] = "vm.disk.resize"
-    name: Name
-    disk: Name
-    size_bytes: int = Field(gt=0, le=LARGEST_DISK)
-
-
-class MoveDisk(Value):
-    """Move a disk to another volume (``to``), another ``format`` or both, also while its VM runs.
-
-    The old image is deleted at the end unless ``keep``. ``max_bytes_per_s`` holds the copy back
-    while the VM runs.
-    """
-
-    kind: Literal["vm.disk.move"] = "vm.disk.move"
-    name: Name
-    disk: Name
-    to: Name | None = None
-    format: DiskFormat | None = None
-    keep: bool = False
-    max_bytes_per_s: int | None = Field(default=None, ge=1 << 20, le=1 << 40)
-
-    @model_validator(mode="after")
-    def _goes_somewhere(self) -> Self:
-        if self.to is None and self.format is None:
-            raise ValueError("say where to: another volume (--to), another format (--format)")
-        return self
-
-
-class ExportDisk(Value):
-    """Write a copy of a stopped VM's disk to ``target``, a new file below /clusterstorage."""
-
-    kind: Literal["vm.disk.export"] = "vm.disk.export"
-    name: Name
-    disk: Name
-    target: str
-    format: DiskFormat = "qcow2"
-
-
 class CreateCheckpoint(Value):
     """Keep what a VM's disks hold at this instant, also while it runs."""
 
@@ -329,6 +220,7 @@ class CancelTask(Value):
 Request = Annotated[
     CreateVm
     | DeleteVm
+    | SetVm
     | StartVm
     | StopVm
     | PauseVm
@@ -360,6 +252,12 @@ Request = Annotated[
     | SwitchHostOn
     | SwitchHostOff
     | ResetHost
+    | DrainHost
+    | ReturnHost
+    | EnterMaintenance
+    | ExitMaintenance
+    | SetCluster
+    | UpdateCluster
     | CancelTask,
     Field(discriminator="kind"),
 ]
@@ -375,6 +273,7 @@ def _adapter() -> TypeAdapter[Request]:
 ROUTES: dict[str, tuple[str, str]] = {
     "vm.create": ("POST", "/v1/vms"),
     "vm.delete": ("DELETE", "/v1/vms/{name}"),
+    "vm.set": ("POST", "/v1/vms/{name}/actions/set"),
     "vm.start": ("POST", "/v1/vms/{name}/actions/start"),
     "vm.stop": ("POST", "/v1/vms/{name}/actions/stop"),
     "vm.pause": ("POST", "/v1/vms/{name}/actions/pause"),
@@ -406,6 +305,12 @@ ROUTES: dict[str, tuple[str, str]] = {
     "host.power.on": ("POST", "/v1/hosts/{name}/power/actions/on"),
     "host.power.off": ("POST", "/v1/hosts/{name}/power/actions/off"),
     "host.power.reset": ("POST", "/v1/hosts/{name}/power/actions/reset"),
+    "host.drain": ("POST", "/v1/hosts/{name}/actions/drain"),
+    "host.return": ("POST", "/v1/hosts/{name}/actions/return"),
+    "host.maintenance.enter": ("POST", "/v1/hosts/{name}/actions/enter-maintenance"),
+    "host.maintenance.exit": ("POST", "/v1/hosts/{name}/actions/exit-maintenance"),
+    "cluster.set": ("POST", "/v1/cluster/actions/set"),
+    "cluster.update": ("POST", "/v1/cluster/actions/update"),
     "task.cancel": ("POST", "/v1/tasks/{id}/actions/cancel"),
 }
 

@@ -24,6 +24,7 @@ Sort = Literal[
     "ms",
     "seconds",
     "switch",
+    "onoff",
     "disk",
     "place",
     "choice",
@@ -76,6 +77,12 @@ def _read_count(text: str) -> int:
     return int(text)
 
 
+def _read_onoff(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise InvalidRequest(f"{text!r} is neither on nor off", hint="write on or off")
+    return text == "on"
+
+
 def read_disk(text: str) -> dict[str, Any]:
     """The new disk of ``VOLUME:SIZE[:FORMAT]``; InvalidRequest when it is not one."""
     disk = _read_place(text)
@@ -109,6 +116,7 @@ _SPELL: dict[str, Callable[[Any], str]] = {
     "size": spell_size,
     "ms": lambda value: f"{plain(value)}ms",
     "seconds": _spell_seconds,
+    "onoff": lambda value: "on" if value else "off",
     "disk": _spell_place,
     "place": _spell_place,
 }
@@ -119,6 +127,7 @@ _READ: dict[str, Callable[[str], Any]] = {
     "disk": read_disk,
     "place": _read_place,
     "count": _read_count,
+    "onoff": _read_onoff,
 }
 
 

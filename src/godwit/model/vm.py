@@ -209,6 +209,7 @@ class VmView(Record):
     cpus: int
     memory_bytes: int
     ha: bool
+    rules: Rules = Rules()
     reason: str = ""
     uuid: str = ""
     boot: Boot = Boot()

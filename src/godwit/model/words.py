@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from godwit.model.cluster_words import CLUSTER_ACTIONS
 from godwit.model.disks import FORMATS
 from godwit.model.errors import InvalidRequest
 from godwit.model.flags import Action as Action
 from godwit.model.flags import Flag as Flag
 from godwit.model.flags import host_option, on
 from godwit.model.host_words import HOST_ACTIONS
+from godwit.model.maintenance_words import MAINTENANCE_ACTIONS
+from godwit.model.rule_words import RULES, SET_VM
 from godwit.model.spelling import read
 
 
@@ -80,9 +83,11 @@ _LIST: tuple[Action, ...] = (
             ),
             host_option("--host", "Where its first start should go (default: placed)."),
             on("--ha", "Start it elsewhere when its host dies."),
+            *RULES,
             on("--guest-agent", "Give it a port for qemu-guest-agent."),
         ),
     ),
+    SET_VM,
     Action("vm.delete", "Delete VM {}", "Forget a stopped VM and delete its disks."),
     Action(
         "vm.start",
@@ -282,10 +287,14 @@ _LIST: tuple[Action, ...] = (
         ),
     ),
     *HOST_ACTIONS,
+    *MAINTENANCE_ACTIONS,
+    *CLUSTER_ACTIONS,
     Action("task.cancel", "Cancel task {}", "Ask a task to stop.", subject="id"),
 )
 ACTIONS: dict[str, Action] = {action.kind: action for action in _LIST}
-METHODS: dict[tuple[str, str], Action] = {(one.noun, one.method): one for one in _LIST}
+METHODS: dict[tuple[str, str], Action] = {(one.nouns, one.method): one for one in _LIST}
+# What has a plan to show, with --dry-run.
+PLANNED = frozenset({"vm.migrate", "host.drain", "host.maintenance.enter"})
 
 
 def place_arguments(action: Action, texts: Sequence[str | None]) -> dict[str, Any]:

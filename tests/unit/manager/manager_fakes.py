@@ -81,6 +81,9 @@ class FakeAgent:
         self.on_clone: Any = None
         self.tags: dict[str, list[str]] = {}  # image -> the snapshots in it
         self.moves: set[asyncio.Task[None]] = set()
+        self.commands: list[list[str]] = []  # what its configuration lets it run
+        self.upkeep: dict[str, Any] = {"state": "done", "exit": 0, "output": ""}
+        self.on_upkeep: Any = None
         self.app = self._make()
 
     async def was_asked(self, verb: str) -> None:
@@ -108,6 +111,17 @@ class FakeAgent:
         @app.get("/v1/capacity")
         async def capacity() -> dict[str, Any]:
             return {"memory_free_bytes": self.free, "cpus": 4, "load": 0.1, "vms": []}
+
+        @app.get("/v1/upkeep")
+        async def allowed() -> dict[str, Any]:
+            return {"commands": self.commands}
+
+        @app.post("/v1/upkeep/{id}")
+        async def upkeep(id: str, request: Request) -> dict[str, Any]:  # noqa: A002
+            self.calls.append(("upkeep", {"id": id, **await request.json()}))
+            if self.on_upkeep is not None:
+                await self.on_upkeep()
+            return self.upkeep
 
         @app.post("/v1/images/{image}/publish")
         async def publish(image: str) -> dict[str, Any]:

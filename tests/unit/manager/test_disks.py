@@ -677,8 +677,9 @@ def test_who_may_be_redirected() -> None:
 
 
 def test_a_host_without_its_own_path_neither_helps_nor_takes_vms() -> None:
-    from godwit.manager.placement import Need, reasons_against, rooms_of
+    from godwit.manager.rooms import rooms_of
     from godwit.manager.work.define_acts import helpers
+    from godwit.planner.placement import Need, reasons_against
 
     vm = make_vm("web", disk())
     world = snapshot(vm, volume_states=_lost())
@@ -690,7 +691,8 @@ def test_a_host_without_its_own_path_neither_helps_nor_takes_vms() -> None:
 
 
 def test_what_was_said_before_a_volume_was_defined_does_not_count() -> None:
-    from godwit.manager.placement import Need, reasons_against, rooms_of
+    from godwit.manager.rooms import rooms_of
+    from godwit.planner.placement import Need, reasons_against
 
     vm = make_vm("web", disk())
     world = snapshot(vm, volume_states=_lost())

@@ -9,7 +9,6 @@ import pytest
 from manager_disks import PINS, SHARED, disk, make_vm, snapshot
 from manager_fakes import host_info
 
-from godwit.manager.placement import Need, Room, reasons_against
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.work.admit import admit, need_of
 from godwit.manager.work.checkpoint_rules import check_request
@@ -24,6 +23,7 @@ from godwit.model.host import HostInfo
 from godwit.model.ownership import Owner, OwnerState
 from godwit.model.vm import Boot, Disk, Firmware, Vm
 from godwit.model.volume import Volume
+from godwit.planner.placement import Need, Room, reasons_against
 from godwit.store.records import encode
 
 CODE = FirmwareImage(path="/fw/code.fd", size_bytes=4096, sha256="a" * 64)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from manager_disks import SHARED, make_vm, snapshot
 
-from godwit.manager.placement import Need
 from godwit.manager.work.admit import admit
 from godwit.manager.work.define import define_vm
 from godwit.manager.work.disk_rules import check_volume_unused
@@ -15,6 +14,7 @@ from godwit.model import requests as ask
 from godwit.model.disks import SEED, USER_DATA
 from godwit.model.errors import InvalidRequest, NotFound, Refused
 from godwit.model.vm import Boot, Cdrom, Pins
+from godwit.planner.placement import Need
 from godwit.wire.errors import PeerRefused
 
 PINS = Pins(uuid="u-1", machine="pc-q35-10.0", cpu_model="Nehalem-v1", accelerator="tcg")

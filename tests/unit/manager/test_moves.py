@@ -160,7 +160,10 @@ async def test_moves_that_share_a_host_go_one_after_the_other(api: Any) -> None:
         return found if found.state is TaskState.WAITING else None
 
     waiting = await eventually(api, waits)
-    assert waiting.reason == (f"waits for {first.id} (web from host1 to host2), which uses host1")
+    assert waiting.reason == (
+        f"waits for {first.id} (web from host1 to host2), which uses host2 "
+        "(limit: one move per host at a time)"
+    )
     await eventually(api, lambda s: move_in(MoveState.WAITING, "db")(s))
     assert api.agents["host2"].asked("migrate") == []
     api.agents["host1"].hold.set()

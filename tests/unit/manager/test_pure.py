@@ -14,7 +14,7 @@ from manager_fakes import GIB, host_info, store_file
 from godwit.manager.config import ManagerConfig
 from godwit.manager.keyspace import place_of
 from godwit.manager.leadership import transitions
-from godwit.manager.placement import Need, Room, candidates, choose, reasons_against, rooms_of
+from godwit.manager.rooms import rooms_of
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.tokens import Tokens, load_tokens
 from godwit.manager.views import all_volumes, host_state, view_host, vm_state
@@ -32,6 +32,7 @@ from godwit.model.network import Network
 from godwit.model.ownership import MoveIntent, MovePhase, Owner, OwnerState
 from godwit.model.task import Task, TaskState
 from godwit.model.vm import Boot, Pins, Vm, VmState, VmStatus
+from godwit.planner.placement import Need, Room, candidates, choose, reasons_against
 
 PINS = Pins(uuid="u-1", machine="pc-q35-10.0", cpu_model="Nehalem-v1", accelerator="tcg")
 
@@ -274,7 +275,7 @@ def test_the_queue_never_shares_a_host_and_never_stands_still(
         for entry in waiting:
             snapshot = dataclasses.replace(snapshot, migrations=dict(moves))
             if waits_for(snapshot, entry) is None:
-                moves[entry.id] = entry.but(state=MoveState.RUNNING)
+                moves[entry.id] = entry.but(state=MoveState.RUNNING, turn_at=1.0)
         running = [m for m in moves.values() if m.state is MoveState.RUNNING]
         assert running, "somebody may always go"
         used = [host for m in running for host in (m.source, m.destination)]
@@ -291,7 +292,10 @@ def test_a_record_that_nobody_works_on_does_not_hold_up_the_queue() -> None:
     snapshot = Snapshot(migrations=found, leases=frozenset({"host1", "host2"}))
     assert waits_for(snapshot, mine) is None
     alive = dataclasses.replace(snapshot, leases=frozenset(HOSTS))
-    assert waits_for(alive, mine) == ("waits for m-2 (vm2 from host3 to host1), which uses host1")
+    assert waits_for(alive, mine) == (
+        "waits for m-2 (vm2 from host3 to host1), which uses host1 "
+        "(limit: one move per host at a time)"
+    )
 
 
 # Definitions and admission.

@@ -19,7 +19,7 @@ from godwit.model.parse import parse
 from godwit.model.render import FORMS, Form, render
 from godwit.model.requests import ROUTES, Request, parse_request
 from godwit.model.spelling import read, spell, spell_size
-from godwit.model.words import ACTIONS
+from godwit.model.words import ACTIONS, PLANNED
 
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
 IDS = st.from_regex(r"[a-z0-9-]{1,40}", fullmatch=True)
@@ -56,6 +56,27 @@ BY_FIELD: dict[str, st.SearchStrategy[object]] = {
     "host": st.none() | NAMES,
     "to": st.none() | NAMES,
     "ha": st.booleans(),
+    "priority": st.integers(0, 100),
+    "order": st.integers(0, 1000),
+    "apart": st.lists(NAMES, max_size=3),
+    "allow_hosts": st.lists(NAMES, max_size=3),
+    "restarts": st.integers(0, 60),
+    "autostart": st.booleans(),
+    "on_shutdown": st.sampled_from(["stop", "restart"]),
+    "no_apart": st.just(False),
+    "any_host": st.just(False),
+    "reason": TEXTS | TEMPLATES,
+    "allow_quick": st.booleans(),
+    "allow_shutdown": st.booleans(),
+    "bring_back": st.booleans(),
+    "reboots": st.booleans(),
+    "moves_per_host": st.integers(0, 64),
+    "moves_per_pair": st.none() | st.integers(0, 64),
+    "moves_per_network": st.none() | st.integers(0, 1024),
+    "cpus_per_core": st.none() | st.integers(0, 256),
+    "command": st.sampled_from(["/bin/true", "/usr/bin/apt-get -y 'dist upgrade'", "/a {{ x }}"]),
+    "hosts": st.lists(NAMES, max_size=3),
+    "healthy_s": st.floats(1e-6, 86400),
     "force": st.booleans(),
     "timeout_s": st.floats(1e-6, 86400),
     "firmware": st.sampled_from(["bios", "uefi"]),
@@ -84,6 +105,14 @@ BY_FIELD: dict[str, st.SearchStrategy[object]] = {
 OF_KIND: dict[str, dict[str, st.SearchStrategy[object]]] = {
     "vm.clone": {"target": NAMES, "append": st.none() | TEXTS | TEMPLATES},
     "volume.redirect": {"host": NAMES},
+    "vm.set": {
+        "ha": st.booleans(),
+        "priority": st.none() | st.integers(0, 100),
+        "order": st.none() | st.integers(0, 1000),
+        "restarts": st.none() | st.integers(0, 60),
+        "autostart": st.none() | st.booleans(),
+        "on_shutdown": st.none() | st.sampled_from(["stop", "restart"]),
+    },
     "volume.restore": {"host": NAMES},
 }
 # One disk is one of three things; each has fields of its own.
@@ -172,7 +201,7 @@ def test_the_tables_know_every_request_and_every_field() -> None:
     assert set(ACTIONS) == set(KINDS) == set(ROUTES)
     for kind, model in KINDS.items():
         action = ACTIONS[kind]
-        said = set(action.fields) | {action.subject, "kind"}
+        said = (set(action.fields) | {action.subject, "kind"}) - {""}
         assert said == set(model.model_fields), kind
 
 
@@ -182,7 +211,7 @@ def test_what_is_printed_reads_back_the_same(kind: str, form: Form) -> None:
     @settings(max_examples=60, deadline=None)
     @given(any_request(kind), st.booleans(), st.booleans())
     def check(request: Request, wait: bool, dry_run: bool) -> None:
-        text = render(request, form, wait=wait, dry_run=dry_run and kind == "vm.migrate")
+        text = render(request, form, wait=wait, dry_run=dry_run and kind in PLANNED)
         assert parse(text, form) == request
 
     check()
@@ -294,7 +323,33 @@ DISK_LINES = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "line"), DISK_LINES)
+HOST_LINES = [
+    (
+        {"kind": "vm.set", "name": "web", "ha": False, "priority": 80, "apart": ["db", "web"]},
+        "godwit vm set web --ha off --priority 80 --apart db --apart web",
+    ),
+    ({"kind": "vm.set", "name": "web", "any_host": True}, "godwit vm set web --any-host"),
+    (
+        {"kind": "host.drain", "name": "host1", "reason": "new disks", "allow_quick": True},
+        "godwit host drain host1 --reason 'new disks' --allow-quick",
+    ),
+    (
+        {"kind": "host.return", "name": "host1", "bring_back": True},
+        "godwit host return host1 --bring-back",
+    ),
+    (
+        {"kind": "host.maintenance.enter", "name": "host1"},
+        "godwit host maintenance enter host1",
+    ),
+    ({"kind": "cluster.set", "moves_per_host": 2}, "godwit cluster set --moves-per-host 2"),
+    (
+        {"kind": "cluster.update", "command": "/bin/true now", "hosts": ["host2"]},
+        "godwit cluster update --command '/bin/true now' --host host2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "line"), [*DISK_LINES, *HOST_LINES])
 def test_the_lines_of_disks_and_volumes(fields: dict[str, object], line: str) -> None:
     request = parse_request(fields)
     assert render(request, "cli") == line + "\n"
@@ -310,16 +365,48 @@ def test_the_python_of_a_disk_calls_what_the_client_has() -> None:
     assert f"client.vms.{call}" in text
 
 
+def test_the_python_of_hosts_and_of_the_cluster() -> None:
+    text = render(parse_request(HOST_LINES[3][0]), "python")
+    assert 'client.hosts.return_("host1", bring_back=True)' in text
+    text = render(parse_request(HOST_LINES[4][0]), "python", dry_run=True)
+    assert 'client.hosts.enter_maintenance("host1", dry_run=True)' in text
+    assert "client.cluster.set(moves_per_host=2)" in render(
+        parse_request(HOST_LINES[5][0]), "python"
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "godwit vm set web",
+        "godwit vm set web --ha maybe",
+        "godwit vm set web --apart db --no-apart",
+        "godwit vm set web --allow-host host1 --any-host",
+        "godwit vm set web --priority 101",
+        "godwit cluster set",
+        "godwit cluster set web",
+        "godwit cluster update --command true",
+        "godwit cluster update --command '/bin/true \"'",
+        "godwit host maintenance leave host1",
+    ],
+)
+def test_wrong_lines_about_rules_and_hosts_are_refused(line: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse(line, "cli")
+    assert caught.value.hint
+
+
 def test_every_python_form_has_its_method() -> None:
     import inspect
 
     from godwit.client import nouns
 
     for action in ACTIONS.values():
-        function = getattr(getattr(nouns, action.noun.capitalize() + "s"), action.method)
+        function = getattr(getattr(nouns, action.nouns.capitalize()), action.method)
         parameters = list(inspect.signature(function).parameters.values())[1:]
         placed = [one for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
-        assert len(placed) == 1 + sum(not one.covers for one in action.arguments), action.kind
+        first = 1 if action.subject else 0
+        assert len(placed) == first + sum(not one.covers for one in action.arguments), action.kind
         named = {one.name for one in parameters} - {"dry_run"}
         fields = set(KINDS[action.kind].model_fields) - {"kind"}
         assert len(named) == len(fields), action.kind

@@ -19,10 +19,13 @@ from starlette.responses import Response
 from godwit.manager.api.gate import caller_of
 from godwit.manager.api.resources import LONGEST_WAIT_S, one
 from godwit.manager.work import moves
+from godwit.manager.work.drain_plan import plan_drain
 from godwit.model import requests as ask
+from godwit.model.drain import DrainPlan
 from godwit.model.errors import InvalidRequest
 from godwit.model.migration import MovePlan
 from godwit.model.task import Task
+from godwit.model.words import PLANNED
 
 if TYPE_CHECKING:
     from godwit.manager.api.app import Rooms
@@ -89,9 +92,10 @@ def add_routes(app: FastAPI, rooms: Rooms) -> None:
         responses: dict[int | str, dict[str, Any]] = {
             202: {"model": Task, "description": "The task that carries it out"}
         }
-        if kind == "vm.migrate":
+        if kind in PLANNED:
             extra["parameters"].append(_DRY_RUN)
-            responses[200] = {"model": MovePlan, "description": "The plan, with dry_run"}
+            shown = MovePlan if kind == "vm.migrate" else DrainPlan
+            responses[200] = {"model": shown, "description": "The plan, with dry_run"}
         if kind in bodies:
             reference = {"$ref": f"#/components/schemas/{bodies[kind].__name__}"}
             extra["requestBody"] = {"content": {"application/json": {"schema": reference}}}
@@ -112,14 +116,22 @@ def _endpoint(rooms: Rooms, kind: str) -> Callable[[HttpRequest], Awaitable[Resp
     async def endpoint(request: HttpRequest) -> Response:
         wait_s = _number(request, "wait")
         parsed = await _parse(request, kind)
-        if isinstance(parsed, ask.MigrateVm) and _flag(request, "dry_run"):
-            return one(await moves.plan(rooms.world, parsed))
+        if kind in PLANNED and _flag(request, "dry_run"):
+            return one(await _plan(rooms, parsed))
         task = await rooms.tasks.submit(parsed, by=caller_of(request.scope))
         if wait_s:
             task = await rooms.tasks.ended(task.id, wait_s=min(wait_s, LONGEST_WAIT_S))
         return one(task, status=202, headers={"location": f"/v1/tasks/{task.id}"})
 
     return endpoint
+
+
+async def _plan(rooms: Rooms, request: ask.Request) -> MovePlan | DrainPlan:
+    if isinstance(request, ask.DrainHost | ask.EnterMaintenance):
+        return await plan_drain(rooms.world, request)
+    if isinstance(request, ask.MigrateVm):
+        return await moves.plan(rooms.world, request)
+    raise InvalidRequest(f"{request.kind} has no plan to show", hint="leave dry_run out")
 
 
 async def _parse(request: HttpRequest, kind: str) -> ask.Request:

@@ -18,6 +18,7 @@ from godwit.manager.world import World
 from godwit.model.host import HostView
 from godwit.model.migration import Migration
 from godwit.model.network import NetworkView
+from godwit.model.settings import ClusterSettings
 from godwit.model.task import Task
 from godwit.model.vm import Checkpoint, DiskView, VmView
 from godwit.model.volume import VolumeView
@@ -73,6 +74,7 @@ class FreeMemory:
 def add_routes(app: FastAPI, rooms: Rooms) -> None:
     """GET routes of vms, hosts, networks, volumes, migrations and tasks; health and metrics."""
     _add_vms_and_hosts(app, rooms)
+    _add_settings(app, rooms)
     _add_networks_and_volumes(app, rooms)
     _add_history(app, rooms)
     _add_health(app, rooms)
@@ -127,6 +129,12 @@ def _add_vms_and_hosts(app: FastAPI, rooms: Rooms) -> None:
         found = await free.look()
         snapshot = rooms.cache.snapshot
         return one(views.view_host(snapshot, info, memory_free_bytes=found.get(name)))
+
+
+def _add_settings(app: FastAPI, rooms: Rooms) -> None:
+    @_get(app, "/v1/cluster/settings", ClusterSettings, "What holds for the whole cluster")
+    async def settings() -> Response:
+        return one(rooms.cache.snapshot.settings)
 
 
 def _add_networks_and_volumes(app: FastAPI, rooms: Rooms) -> None:

@@ -6,11 +6,8 @@ steps that act decide again on fresh records; this is courtesy and queueing, not
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-from godwit.manager.placement import Need
 from godwit.manager.snapshot import Snapshot
-from godwit.manager.views import all_volumes, host_state
+from godwit.manager.views import all_volumes, host_state, state_of
 from godwit.manager.work.checkpoint_rules import CheckpointRequest, check_request, check_state
 from godwit.manager.work.clone_rules import admit_clone
 from godwit.manager.work.define import uefi_of, variables_volume
@@ -20,6 +17,13 @@ from godwit.manager.work.disk_rules import (
     check_disk_action,
     check_kind,
 )
+from godwit.manager.work.lookup import known as known
+from godwit.manager.work.mark_rules import (
+    Standing,
+    admit_standing,
+    check_rules,
+    host_that_answers,
+)
 from godwit.manager.work.power_rules import admit_power
 from godwit.model import requests as ask
 from godwit.model.checkpoints import check_whole
@@ -27,11 +31,45 @@ from godwit.model.clones import refuse_if_cloned
 from godwit.model.disks import is_user_data, iso_path
 from godwit.model.errors import Conflict, InvalidRequest, NotFound, Refused, Unavailable
 from godwit.model.host import HostInfo, HostState
+from godwit.model.host_requests import PowerRequest
 from godwit.model.ownership import Owner, OwnerState
 from godwit.model.task import Task
+from godwit.planner.placement import Need
 
-_T = TypeVar("_T")
 BOOT_FILES = "/clusterstorage/"  # kernels and initrds must lie where every host sees them
+
+DISK_REQUESTS = (ask.AddDisk, ask.RemoveDisk, ask.ResizeDisk, ask.MoveDisk, ask.ExportDisk)
+VmRequest = (
+    ask.DeleteVm
+    | ask.StartVm
+    | ask.StopVm
+    | ask.PauseVm
+    | ask.ResumeVm
+    | ask.SaveVm
+    | ask.RestoreVm
+    | ask.MigrateVm
+    | ask.CloneVm
+    | ask.AddDisk
+    | ask.RemoveDisk
+    | ask.ResizeDisk
+    | ask.MoveDisk
+    | ask.ExportDisk
+    | CheckpointRequest
+)
+Action = (
+    VmRequest
+    | ask.CreateVm
+    | ask.CreateNetwork
+    | ask.DeleteNetwork
+    | ask.CancelMigration
+    | ask.CancelTask
+    | ask.CreateVolume
+    | ask.DeleteVolume
+    | ask.ImportDisk
+    | ask.RedirectVolume
+    | ask.RestoreVolume
+    | ask.ConfirmHostDown
+)
 
 
 def subject_of(request: ask.Request) -> str:
@@ -42,12 +80,26 @@ def subject_of(request: ask.Request) -> str:
         return f"task/{request.id}"
     if isinstance(request, ask.ImportDisk):
         return f"image/{request.volume}/{request.name}"
+    if isinstance(request, ask.SetCluster | ask.UpdateCluster):
+        return "cluster/settings" if isinstance(request, ask.SetCluster) else "cluster/update"
     return f"{request.kind.partition('.')[0]}/{request.name}"
 
 
 def admit(snapshot: Snapshot, request: ask.Request) -> str:
     """The subject of the task to be, or the error that refuses it."""
     subject = subject_of(request)
+    if isinstance(request, Standing):
+        admit_standing(snapshot, request)
+    elif isinstance(request, PowerRequest):
+        admit_power(snapshot, request)
+    else:
+        _admit_action(snapshot, request)
+    if not isinstance(request, ask.CancelMigration | ask.CancelTask):
+        _admit_beside(snapshot, request, subject)
+    return subject
+
+
+def _admit_action(snapshot: Snapshot, request: Action) -> None:
     match request:
         case ask.CreateVm():
             _admit_create(snapshot, request)
@@ -70,33 +122,14 @@ def admit(snapshot: Snapshot, request: ask.Request) -> str:
             _admit_redirect(snapshot, request)
         case ask.ConfirmHostDown():
             check_silent(snapshot, request.name)
-        case (
-            ask.SetHostPower()
-            | ask.RemoveHostPower()
-            | ask.CheckHostPower()
-            | ask.SwitchHostOn()
-            | ask.SwitchHostOff()
-            | ask.ResetHost()
-        ):
-            admit_power(snapshot, request)
         case _:
             _admit_vm_action(snapshot, request)
-    if not isinstance(request, ask.CancelMigration | ask.CancelTask):
-        _admit_beside(snapshot, request, subject)
-    return subject
-
-
-def known(found: _T | None, kind: str, name: str) -> _T:
-    """The object, or NotFound with where to look."""
-    if found is None:
-        raise NotFound(f"no {kind} {name}", hint=f"look with: godwit {kind} list")
-    return found
 
 
 def host_that_is_up(snapshot: Snapshot, name: str) -> HostInfo:
-    """A host that can be asked now; NotFound or Refused otherwise."""
+    """A host that takes VMs now; NotFound or Refused otherwise."""
     info = known(snapshot.hosts.get(name), "host", name)
-    state, reason = host_state(leased=name in snapshot.leases, agent=name in snapshot.agents)
+    state, reason = state_of(snapshot, name)
     if state is not HostState.UP:
         raise Refused(f"{name} is {state.value}: {reason}", hint="choose another host")
     return info
@@ -117,7 +150,7 @@ def check_silent(snapshot: Snapshot, name: str) -> HostInfo:
 def _admit_redirect(snapshot: Snapshot, request: ask.RedirectVolume | ask.RestoreVolume) -> None:
     volumes = {volume.name: volume for volume in all_volumes(snapshot)}
     known(volumes.get(request.name), "volume", request.name)
-    host_that_is_up(snapshot, request.host)
+    host_that_answers(snapshot, request.host)
     if request.host not in volumes[request.name].hosts:
         raise NotFound(
             f"{request.host} does not see the volume {request.name}",
@@ -150,6 +183,7 @@ def _admit_create(snapshot: Snapshot, request: ask.CreateVm) -> None:
             f"{request.cloud_init} is no user data that the cluster keeps",
             hint="upload it first: POST /v1/user-data answers the path to use",
         )
+    check_rules(snapshot, request)
     if request.host is not None:
         known(snapshot.hosts.get(request.host), "host", request.host)
     elif local := {disk.volume for disk in request.disks} & snapshot.local_volumes:
@@ -199,26 +233,6 @@ def check_unused(snapshot: Snapshot, name: str) -> None:
         raise Refused(
             f"the network {name} is used by {', '.join(users)}", hint="delete these VMs first"
         )
-
-
-DISK_REQUESTS = (ask.AddDisk, ask.RemoveDisk, ask.ResizeDisk, ask.MoveDisk, ask.ExportDisk)
-VmRequest = (
-    ask.DeleteVm
-    | ask.StartVm
-    | ask.StopVm
-    | ask.PauseVm
-    | ask.ResumeVm
-    | ask.SaveVm
-    | ask.RestoreVm
-    | ask.MigrateVm
-    | ask.CloneVm
-    | ask.AddDisk
-    | ask.RemoveDisk
-    | ask.ResizeDisk
-    | ask.MoveDisk
-    | ask.ExportDisk
-    | CheckpointRequest
-)
 
 
 def _admit_vm_action(snapshot: Snapshot, request: VmRequest) -> None:
@@ -298,7 +312,7 @@ def busy(task: Task) -> Conflict:
     """The refusal that names the task in the way."""
     name, kind = task.subject.partition("/")[2], task.request.get("kind")
     hint = f"wait for it: godwit task wait {task.id}"
-    if kind == "vm.disk.move":
+    if kind in ("vm.disk.move", "host.drain", "host.maintenance.enter"):
         hint = f"wait for it, or run: godwit task cancel {task.id}"
     if kind == "vm.migrate" and (move := task.progress.get("migration")):
         hint = f"wait for it, or run: godwit migration cancel {move}"
@@ -310,7 +324,9 @@ _UNDISTURBED = frozenset({"vm.create", "vm.delete", "vm.migrate", "vm.disk.expor
 
 
 def may_join(request: ask.Request, running: Task) -> bool:
-    """May ``request`` begin while ``running`` is unfinished? Only cutting the power may."""
+    """May ``request`` begin while ``running`` is unfinished? Cutting the power, and rules, may."""
+    if isinstance(request, ask.SetVm):
+        return running.request.get("kind") not in ("vm.create", "vm.delete", "vm.set")
     forced = isinstance(request, ask.StopVm) and request.force
     kind = running.request.get("kind")
     repeated = kind == "vm.stop" and bool(running.request.get("force"))

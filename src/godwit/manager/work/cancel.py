@@ -11,9 +11,10 @@ from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.world import World
 from godwit.model import keys
 from godwit.model.errors import GodwitError, NotFound, OutcomeUnknown, Refused, Unavailable
+from godwit.model.marks import HostMark
 from godwit.model.migration import Migration, MoveState, Outcome
 from godwit.model.requests import CancelTask
-from godwit.model.task import Task
+from godwit.model.task import Task, TaskState
 from godwit.store.records import CasFailed
 
 _CANCEL_S = 60.0
@@ -106,9 +107,60 @@ async def cancel_task(world: World, run: TaskRun, request: CancelTask) -> Done:
     move_id = task.progress.get("migration")
     if task.request.get("kind") == "vm.disk.move":
         return await disk_moves.cancel(world, run, task)
+    if task.request.get("kind") in ("host.drain", "host.maintenance.enter"):
+        return await _cancel_drain(world, run, task)
+    if task.request.get("kind") == "cluster.update":
+        return await _cancel_update(world, run, task)
     if task.request.get("kind") != "vm.migrate" or not move_id:
         raise Refused(
             f"{task.request.get('kind')} cannot be stopped half-way",
             hint=f"wait for it: godwit task wait {task.id}",
         )
     return await cancel(world, run, str(move_id))
+
+
+async def _cancel_drain(world: World, run: TaskRun, task: Task) -> Done:
+    """Tell a drain by its host's mark, which it watches; done when it has ended."""
+    host = task.subject.partition("/")[2]
+
+    def change(mark: HostMark) -> HostMark:
+        if mark.task != task.id:
+            raise Refused(
+                f"task {task.id} does not empty {host} at this moment",
+                hint=f"look at it: godwit task show {task.id}",
+            )
+        return mark.but(cancelled=run.task.by or "request")
+
+    found = await world.records.update(keys.host_mark(host), HostMark, change)
+    if found is None:
+        raise Refused(
+            f"task {task.id} has not begun to empty {host}, or is over",
+            hint=f"look at it: godwit task show {task.id}",
+        )
+    await run.say(f"the drain of {host} is called off; moves end first")
+    ended = await world.cache.until(partial(_final_task, task_id=task.id))
+    if ended is None or ended.state is not TaskState.CANCELLED:
+        raise Refused(
+            f"task {task.id} has ended: {ended.reason if ended else 'its record is gone'}",
+            hint=f"see: godwit task show {task.id}",
+        )
+    return Done(ended.reason, {"task": task.id})
+
+
+async def _cancel_update(world: World, run: TaskRun, task: Task) -> Done:
+    """An update stops while it empties a host; in its other steps something would be half done."""
+    host, step = task.progress.get("host"), task.progress.get("step")
+    found = world.cache.snapshot.tasks.get((task.progress.get("tasks") or {}).get("enter", ""))
+    if step != "enter" or found is None or found.state.final:
+        raise Refused(
+            f"the update of {host} cannot be stopped in this step ({step})",
+            hint=f"wait until it empties the next host: godwit task show {task.id}",
+        )
+    await _cancel_drain(world, run, found)
+    ended = await world.cache.until(partial(_final_task, task_id=task.id))
+    return Done(ended.reason if ended else "the update is over", {"task": task.id})
+
+
+def _final_task(snapshot: Snapshot, *, task_id: str) -> Task | None:
+    found = snapshot.tasks.get(task_id)
+    return found if found is not None and found.state.final else None

@@ -9,11 +9,11 @@ from __future__ import annotations
 from functools import partial
 
 from godwit.manager.agents import free_memory
-from godwit.manager.placement import Decision, candidates, choose, rooms_of
+from godwit.manager.rooms import rooms_of
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.work.admit import check_action, host_that_is_up, known, need_of
 from godwit.manager.work.cancel import close_waiting, final_move
-from godwit.manager.work.queueing import waits_for
+from godwit.manager.work.queueing import take_turn, waits_for
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.work.vms import fresh_owner, host_of
 from godwit.manager.world import World, new_id
@@ -41,6 +41,7 @@ from godwit.model.migration import (
 from godwit.model.ownership import Owner
 from godwit.model.requests import MigrateVm
 from godwit.model.task import TaskState
+from godwit.planner.placement import Decision, Need, against_rules, candidates, choose
 from godwit.store.api import absent, put
 from godwit.store.records import encode
 
@@ -58,7 +59,9 @@ async def migrate(world: World, run: TaskRun, request: MigrateVm) -> Done:
         move = await _open(world, run, request)
     if move.state is MoveState.WAITING:
         await _wait_in_line(world, run, move.id)
-        move = await _launch(world, run, move.id)
+        move = await _launch(world, move.id)
+        if run.task.state is TaskState.WAITING:
+            await run.say(f"it is the turn of {move.id}")
     ended = await _follow(world, move)
     return conclude(ended)
 
@@ -85,22 +88,30 @@ async def plan(world: World, request: MigrateVm) -> MovePlan:
                 reason=error.message,
             )  # fmt: skip
         destination, reason = decision.host, decision.reason
-    state_checks = _state_checks(snapshot, destination)
+    state_checks = _state_checks(snapshot, destination, need)
     if state_checks:
         return MovePlan(
             vm=request.name, destination=destination, checks=state_checks, candidates=hosts,
             reason=reason,
         )  # fmt: skip
-    found = await _ask_plan(world, source, request, destination)
+    found = await ask_plan(world, source, request, destination)
     return found.but(candidates=hosts, reason=reason)
 
 
-def _state_checks(snapshot: Snapshot, destination: str) -> tuple[Check, ...]:
+def _state_checks(snapshot: Snapshot, destination: str, need: Need) -> tuple[Check, ...]:
     try:
-        host_that_is_up(snapshot, destination)
+        _may_go(snapshot, destination, need)
     except Refused as error:
         return (Check(name="destination", result="fail", message=error.message, hint=error.hint),)
     return ()
+
+
+def _may_go(snapshot: Snapshot, destination: str, need: Need) -> None:
+    """A destination that was asked for takes VMs, and the VM's rules allow it; Refused else."""
+    host_that_is_up(snapshot, destination)
+    room = next(one for one in rooms_of(snapshot, {}) if one.info.name == destination)
+    if against := against_rules(room, need):
+        raise Refused(against[0], hint=f"change its rules: godwit vm set {need.vm} --help")
 
 
 def _source(snapshot: Snapshot, owner: Owner, request: MigrateVm) -> HostInfo:
@@ -131,7 +142,7 @@ async def _open(world: World, run: TaskRun, request: MigrateVm) -> Migration:
     owner = await fresh_owner(world, request.name)
     source = _source(world.cache.snapshot, owner, request)
     destination, why = await _destination(world, source, request)
-    planned = await _ask_plan(world, source, request, destination)
+    planned = await ask_plan(world, source, request, destination)
     if planned.failed:
         first = planned.failed[0]
         more = f" (and {len(planned.failed) - 1} more)" if len(planned.failed) > 1 else ""
@@ -171,7 +182,7 @@ async def _open(world: World, run: TaskRun, request: MigrateVm) -> Migration:
 async def _destination(world: World, source: HostInfo, request: MigrateVm) -> tuple[str, str]:
     snapshot = world.cache.snapshot
     if request.to is not None:
-        host_that_is_up(snapshot, request.to)
+        _may_go(snapshot, request.to, need_of(snapshot, request.name))
         return request.to, f"{request.to} was asked for"
     rooms = rooms_of(snapshot, await free_memory(world.agents, snapshot))
     decision: Decision = choose(
@@ -180,7 +191,7 @@ async def _destination(world: World, source: HostInfo, request: MigrateVm) -> tu
     return decision.host, decision.reason
 
 
-async def _ask_plan(
+async def ask_plan(
     world: World, source: HostInfo, request: MigrateVm, destination: str
 ) -> MovePlan:
     """The source's checks (it asks the destination) and forecast."""
@@ -203,15 +214,16 @@ async def _ask_plan(
 
 
 async def _wait_in_line(world: World, run: TaskRun, move_id: str) -> None:
-    """Return when the move may go, or has been called off. The reason is kept in both records."""
+    """Return when the move has its turn, or has been called off; both records keep the reason."""
     await world.cache.reached(run.revision)
-    said = _in_the_way(world.cache.snapshot, move_id)
-    while said:
-        await _say_waiting(world, run, move_id, said)
-        news = partial(_news_of_queue, move_id=move_id, said=said)
-        said = await world.cache.until(news) or ""
-    if run.task.state is TaskState.WAITING:
-        await run.say(f"it is the turn of {move_id}")
+    while True:
+        said = _in_the_way(world.cache.snapshot, move_id)
+        while said:
+            await _say_waiting(world, run, move_id, said)
+            news = partial(_news_of_queue, move_id=move_id, said=said)
+            said = await world.cache.until(news) or ""
+        if await take_turn(world, move_id):
+            return
 
 
 def _in_the_way(snapshot: Snapshot, move_id: str) -> str:
@@ -235,7 +247,7 @@ async def _say_waiting(world: World, run: TaskRun, move_id: str, why: str) -> No
     await world.records.update(keys.migration(move_id), Migration, change)
 
 
-async def _launch(world: World, run: TaskRun, move_id: str) -> Migration:
+async def _launch(world: World, move_id: str) -> Migration:
     """Hand the move to the source's agent; a refusal closes the record."""
     # A cancel either comes before (the record is closed) or after (the agent knows the move).
     async with world.lock(move_id):

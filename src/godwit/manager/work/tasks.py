@@ -35,6 +35,9 @@ _LOG = logging.getLogger("godwit.manager")
 _RETRY_S = 0.5
 
 
+Submit = Callable[[Request, str], Awaitable[Task]]
+
+
 class TaskLost(Exception):
     """Another worker has taken the task over."""
 
@@ -50,8 +53,17 @@ class Done:
 class TaskRun:
     """A task in the hands of its worker."""
 
-    def __init__(self, world: World, task: Task, revision: int, *, adopted: bool = False) -> None:
+    def __init__(
+        self,
+        world: World,
+        task: Task,
+        revision: int,
+        *,
+        submit: Submit | None = None,
+        adopted: bool = False,
+    ) -> None:
         self._world = world
+        self._submit = submit
         self.task = task
         self.revision = revision
         self.adopted = adopted
@@ -60,6 +72,13 @@ class TaskRun:
     def request(self) -> Request:
         """What was asked for."""
         return parse_request(self.task.request)
+
+    async def submit(self, request: Request) -> Task:
+        """Begin a task of its own for a part of this one. Refusals raise and leave nothing."""
+        if self._submit is None:
+            raise OperationFailed("this task cannot have parts", hint="it was begun by itself")
+        kind = self.task.request.get("kind", "task")
+        return await self._submit(request, f"{self.task.by} ({kind} {self.task.id})")
 
     async def say(
         self,
@@ -159,8 +178,11 @@ class Tasks:
             )
             revision = await self._create(task)
             await world.cache.reached(revision)
-        self._start(TaskRun(world, task, revision))
+        self._start(TaskRun(world, task, revision, submit=self._part))
         return task
+
+    async def _part(self, request: Request, by: str) -> Task:
+        return await self.submit(request, by=by)
 
     async def _create(self, task: Task) -> int:
         try:
@@ -199,7 +221,8 @@ class Tasks:
             except CasFailed:
                 continue
             await self._world.cache.reached(revision)
-            self._start(TaskRun(self._world, mine, revision, adopted=True))
+            run = TaskRun(self._world, mine, revision, submit=self._part, adopted=True)
+            self._start(run)
             adopted.append(task.id)
         return adopted
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from godwit.manager.agents import free_memory
-from godwit.manager.placement import Need, Room, choose, reasons_against, rooms_of
+from godwit.manager.rooms import rooms_of
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.work.admit import check_action, host_that_is_up, known, need_of
 from godwit.manager.work.tasks import Done, TaskRun
@@ -20,6 +20,7 @@ from godwit.model.host import HostInfo
 from godwit.model.ownership import Owner, OwnerState
 from godwit.model.requests import PauseVm, RestoreVm, ResumeVm, SaveVm, StartVm, StopVm
 from godwit.model.units import format_size
+from godwit.planner.placement import Need, Room, choose, reasons_against
 
 _START_S = 120.0
 _MEMORY_IO_S = 900.0  # writing or reading a VM's whole memory

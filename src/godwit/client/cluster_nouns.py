@@ -1,0 +1,67 @@
+"""The cluster as a whole, as the client sees it. A room of `godwit.client.nouns`.
+
+``sync_nouns.py`` mirrors this file; after a change here run ``scripts/client-sync``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from godwit.client.api import AsyncClient
+    from godwit.model.settings import ClusterSettings
+    from godwit.model.task import Task
+
+
+class Cluster:
+    """The cluster as a whole."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def settings(self) -> ClusterSettings:
+        """How many moves may be under way at once, and the like."""
+        from godwit.model.settings import ClusterSettings
+
+        return ClusterSettings.model_validate(await self._client.row("cluster", "settings"))
+
+    async def set(
+        self,
+        *,
+        moves_per_host: int | None = None,
+        moves_per_pair: int | None = None,
+        moves_per_network: int | None = None,
+        cpus_per_core: int | None = None,
+    ) -> Task:
+        """Change settings; what is not said stays. 0 is no limit."""
+        return await self._client.act(
+            "cluster.set",
+            moves_per_host=moves_per_host,
+            moves_per_pair=moves_per_pair,
+            moves_per_network=moves_per_network,
+            cpus_per_core=cpus_per_core,
+        )
+
+    async def update(
+        self,
+        *,
+        command: str,
+        hosts: Sequence[str] = (),
+        timeout_s: float = 1800.0,
+        reboots: bool = False,
+        healthy_s: float = 600.0,
+        allow_quick: bool = False,
+        allow_shutdown: bool = False,
+    ) -> Task:
+        """Empty one host after the other, run the command there, bring its VMs back."""
+        return await self._client.act(
+            "cluster.update",
+            command=command,
+            hosts=hosts,
+            timeout_s=timeout_s,
+            reboots=reboots,
+            healthy_s=healthy_s,
+            allow_quick=allow_quick,
+            allow_shutdown=allow_shutdown,
+        )
