@@ -144,7 +144,8 @@ def state_of(snapshot: Snapshot, name: str) -> tuple[HostState, str]:
     said = mark.reason or f"asked for by {mark.by or 'somebody'}"
     if mark.state == "draining":
         left = len(snapshot.running_on(name))
-        said += f"; {left} VMs are still there" if left else "; it is empty"
+        there = "1 VM is" if left == 1 else f"{left} VMs are"
+        said += f"; {there} still there" if left else "; it is empty"
     if state is HostState.UP:
         return HostState(mark.state), said
     return state, f"{reason}; {mark.state}: {said}"

@@ -282,3 +282,64 @@ async def test_the_mark_is_seen_in_the_list_and_is_one_record(api: Any) -> None:
     task = await api.act("POST", "/v1/hosts/host2/actions/return", {})
     assert task["state"] == "completed"
     assert await api.store.get(keys.host_mark("host2")) is None
+
+
+async def orphan(cluster: Any, progress: dict[str, Any], mark: HostMark | None = None) -> str:
+    """A drain that a manager left which died at one moment of it."""
+    task = Task(
+        id="t-1",
+        request={"kind": "host.drain", "name": "host1"},
+        subject="host/host1",
+        state=TaskState.RUNNING,
+        created_at=1.0,
+        progress=progress,
+        worker="m0/1",
+    )
+    await cluster.records.cas(keys.task(task.id), task, 0)
+    if mark is not None:
+        await cluster.records.cas(keys.host_mark("host1"), mark, 0)
+    return task.id
+
+
+async def adopted(cluster: Any, task_id: str) -> Task:
+    def ended(now: Any) -> Task | None:
+        task = now.tasks.get(task_id)
+        return task if task is not None and task.state.final else None
+
+    found: Task = await eventually(cluster, ended)
+    return found
+
+
+async def test_a_drain_that_was_called_off_is_not_begun_again_by_who_adopts_it(
+    cluster: Any,
+) -> None:
+    async with cluster.serve():
+        await cluster.make_vm("a", start="host1")
+        await cluster.make_vm("b", start="host1")
+        await cluster.act("POST", "/v1/vms/b/actions/stop", {})
+    gone = HostMark(
+        state="draining", since=1.0, left=("a", "b"), stopped=("b",), task="t-1", cancelled="me"
+    )
+    task_id = await orphan(cluster, {"cleared": gone.model_dump(mode="json")})
+    async with cluster.serve():
+        done = await adopted(cluster, task_id)
+        assert done.state is TaskState.CANCELLED, done
+        assert where(cluster) == {"a": "host1", "b": "host1"}
+        assert cluster.manager.world.cache.snapshot.marks == {}
+        assert cluster.manager.world.cache.snapshot.migrations == {}
+
+
+@pytest.mark.parametrize(("whole", "state"), [(True, "completed"), (False, "failed")])
+async def test_a_drain_whose_end_is_written_only_concludes(
+    cluster: Any, whole: bool, state: str
+) -> None:
+    async with cluster.serve():
+        await cluster.make_vm("a", start="host1")
+    mark = HostMark(state="draining", since=1.0, left=("a",))
+    progress = {"ended": "host1 keeps a", "whole": whole, "staying": ["a"], "took_s": 1.0}
+    task_id = await orphan(cluster, progress, mark)
+    async with cluster.serve():
+        done = await adopted(cluster, task_id)
+        assert (done.state.value, done.reason) == (state, "host1 keeps a")
+        assert where(cluster) == {"a": "host1"}, "nothing moves any more"
+        assert cluster.manager.world.cache.snapshot.marks["host1"] == mark

@@ -135,3 +135,51 @@ async def test_a_manager_that_dies_in_an_update_goes_on_with_the_step(cluster: A
         assert done.state.value == "completed", done
         assert [len(agent.asked("upkeep")) for agent in cluster.agents.values()] == [1, 1]
         assert where(cluster) == {"a": "host1", "b": "host1"}
+
+
+async def test_a_part_that_was_begun_and_not_noted_is_found_again(cluster: Any) -> None:
+    async with cluster.serve():
+        await allowed(cluster)
+    enter = Task(
+        id="t-2",
+        request={
+            "kind": "host.maintenance.enter",
+            "name": "host1",
+            "reason": "update (t-1)",
+            "allow_quick": False,
+            "allow_shutdown": False,
+            "force": False,
+            "max_blackout_ms": 300.0,
+            "deadline_s": 600.0,
+        },
+        subject="host/host1",
+        created_at=1.0,
+        by="me (cluster.update t-1)",
+        worker="m0/1",
+    )
+    update = Task(
+        id="t-1",
+        request={"kind": "cluster.update", **COMMAND, "hosts": ["host1"]},
+        subject="cluster/update",
+        created_at=1.0,
+        by="me",
+        progress={"hosts": ["host1"], "done": [], "host": "host1", "step": "enter"},
+        worker="m0/1",
+    )
+    for task in (enter, update):
+        await cluster.records.cas(keys.task(task.id), task, 0)
+    async with cluster.serve():
+
+        def ended(now: Any) -> Task | None:
+            task = now.tasks.get("t-1")
+            return task if task is not None and task.state.final else None
+
+        done = await cluster.manager.world.cache.until(ended, timeout=LONG)
+        assert done is not None
+        assert done.state.value == "completed", done
+        entered = [
+            task
+            for task in cluster.manager.world.cache.snapshot.tasks.values()
+            if task.request["kind"] == "host.maintenance.enter"
+        ]
+        assert [task.id for task in entered] == ["t-2"]

@@ -16,14 +16,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NoReturn
 
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.work.batch import Batch
 from godwit.manager.work.drain_plan import plan_drain, vms_on
 from godwit.manager.work.mark_rules import EmptyHost
-from godwit.manager.work.marks import clear_mark, set_mark, tell
+from godwit.manager.work.marks import clear_mark, cleared, set_mark, tell
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.world import World
+from godwit.model import keys
 from godwit.model.drain import DrainPlan, PlannedVm
 from godwit.model.errors import Cancelled, ChecksFailed, Conflict, OperationFailed
 from godwit.model.marks import HostMark
@@ -39,6 +41,10 @@ _SHUTDOWN_S = 300.0
 
 async def empty(world: World, run: TaskRun, request: EmptyHost) -> Done:
     """Empty a host, whichever word was used; the task ends when it is empty."""
+    if (gone := cleared(run)) is not None:
+        await _Drain(world, run, request, None).called_off(gone)
+    if ended := run.task.progress.get("ended"):
+        return await _Drain(world, run, request, None).conclude(str(ended))
     mark = world.cache.snapshot.marks.get(request.name)
     plan = None
     if mark is None or mark.task != run.task.id:
@@ -188,10 +194,10 @@ class _Drain:
                 return  # last of all: whoever cancels before has nothing to start again
             moving = True
             self._tally.busy.pop(one.vm, None)
+            if one.way == "shutdown":
+                await self._note_stopped(one.vm)
             if why := await self._batch.begin(one.vm, self._part(one)):
                 self._tally.busy[one.vm] = why
-            elif one.way == "shutdown":
-                await self._note_stopped(one.vm)
 
     def _may_leave(self, snapshot: Snapshot, vm: str) -> bool:
         if vm in self._tally.given_up:
@@ -267,42 +273,53 @@ class _Drain:
     # How it ends
 
     async def _finish(self, here: tuple[str, ...]) -> Done:
-        host, world = self._host, self._world
-        took = world.clock.realtime() - self._began
+        """The mark says how it ended, and the task with it: adopted, it only concludes."""
+        took = self._world.clock.realtime() - self._began
         left = ", ".join(f"{vm} ({why})" for vm, why in sorted(self._tally.given_up.items()))
-        if here and not self._request.force:
-            await self._end_mark("draining", f"not empty: {left}")
-            raise OperationFailed(
-                f"{host} is not empty: {left}",
-                hint=f"it takes no VMs; ask again, or: godwit host return {host}",
-                left=sorted(here),
-            )
-        drains = isinstance(self._request, DrainHost)
-        state = "draining" if drains else "maintenance"
-        said = f"{host} is empty after {took:.1f} s" if not here else f"{host} keeps {left}"
-        mark = await self._end_mark("draining" if drains else "maintenance", said)
-        await tell(world, host, state, f"{said}; {state}: {mark.reason}")
-        return Done(
-            said,
-            {
-                "host": host,
-                "took_s": round(took, 3),
-                "bound_s": self._bound_s,
-                "left": list(mark.left),
-                "staying": sorted(here),
-                "stopped": list(mark.stopped),
-            },
-        )
+        whole = not here or self._request.force
+        drains = isinstance(self._request, DrainHost) or not whole
+        if not here:
+            said = f"{self._host} is empty after {took:.1f} s"
+        else:
+            said = f"{self._host} keeps {left}" if whole else f"{self._host} is not empty: {left}"
 
-    async def _end_mark(self, state: str, said: str) -> HostMark:
         def change(mark: HostMark | None) -> HostMark:
             if mark is None or mark.task != self._run.task.id:
                 raise Conflict(f"the mark of {self._host} is gone", hint="look: godwit host list")
+            state = "draining" if drains else "maintenance"
             return HostMark.model_validate(
                 {**dict(mark), "state": state, "task": "", "cancelled": ""}
             )
 
-        return await set_mark(self._world, self._run, self._host, change, said)
+        ended = {"ended": said, "whole": whole, "took_s": round(took, 3), "staying": list(here)}
+        mark = await set_mark(self._world, self._run, self._host, change, said, progress=ended)
+        if whole:
+            told = f"{said}; {mark.state}: {mark.reason}"
+            await tell(self._world, self._host, mark.state, told)
+        return await self.conclude(said)
+
+    async def conclude(self, said: str) -> Done:
+        """The end of a drain whose mark has been written already. Raises when VMs were left."""
+        host, progress = self._host, self._run.task.progress
+        if not progress.get("whole"):
+            raise OperationFailed(
+                said,
+                hint=f"it takes no VMs; ask again, or: godwit host return {host}",
+                left=progress.get("staying"),
+            )
+        found = await self._world.records.get(keys.host_mark(host), HostMark)
+        mark = found.value if found else None
+        return Done(
+            said,
+            {
+                "host": host,
+                "took_s": progress.get("took_s"),
+                "bound_s": self._bound_s,
+                "left": list(mark.left) if mark else [],
+                "staying": progress.get("staying"),
+                "stopped": list(mark.stopped) if mark else [],
+            },
+        )
 
     async def _call_off(self, by: str) -> Done:
         host, world, run = self._host, self._world, self._run
@@ -315,9 +332,15 @@ class _Drain:
             return mark
 
         mark = await clear_mark(world, run, host, check, f"{host} takes VMs again")
+        return await self.called_off(mark)
+
+    async def called_off(self, mark: HostMark) -> NoReturn:
+        """The end of a drain whose mark is gone: what was shut down starts, then Cancelled."""
+        host, world = self._host, self._world
         failed = await start_again(world, self._batch, mark.stopped, host)
         here = vms_on(world.cache.snapshot, host)
         moved = sorted(set(mark.left) - set(here) - set(failed))
+        by = mark.cancelled
         said = f"called off by {by}: {len(here)} VMs run on {host}, which takes VMs again"
         if moved:
             said += f"; these have moved and stay where they are: {', '.join(moved)}"

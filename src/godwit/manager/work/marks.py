@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from godwit.manager.work.tasks import TaskRun
 from godwit.manager.world import World
@@ -14,7 +15,13 @@ from godwit.store.records import CasFailed, encode
 
 
 async def set_mark(
-    world: World, run: TaskRun, host: str, change: Callable[[HostMark | None], HostMark], said: str
+    world: World,
+    run: TaskRun,
+    host: str,
+    change: Callable[[HostMark | None], HostMark],
+    said: str,
+    *,
+    progress: dict[str, Any] | None = None,
 ) -> HostMark:
     """Write a mark and where the task stands in one transaction. ``change`` may refuse."""
     key = keys.host_mark(host)
@@ -22,7 +29,7 @@ async def set_mark(
     mark = change(found.value if found else None)
     guard = mod_is(key, found.revision) if found else absent(key)
     try:
-        await run.say(said, compare=[guard], also=[put(key, encode(mark))])
+        await run.say(said, progress=progress, compare=[guard], also=[put(key, encode(mark))])
     except CasFailed:
         raise _changed(host) from None
     await world.cache.reached(run.revision)
@@ -32,11 +39,14 @@ async def set_mark(
 async def clear_mark(
     world: World, run: TaskRun, host: str, check: Callable[[HostMark | None], HostMark], said: str
 ) -> HostMark:
-    """Take a mark away and say so in one transaction; the mark as it was. ``check`` may refuse."""
+    """Take a mark away and say so in one transaction; the mark as it was. ``check`` may refuse.
+
+    The task's progress keeps it as ``cleared``, for whoever adopts the task.
+    """
     key = keys.host_mark(host)
     found = await world.records.get(key, HostMark)
     mark = check(found.value if found else None)
-    progress = {"left": list(mark.left), "stopped": list(mark.stopped)}
+    progress = {"cleared": mark.model_dump(mode="json")}
     try:
         await run.say(
             said,
@@ -48,6 +58,12 @@ async def clear_mark(
         raise _changed(host) from None
     await world.cache.reached(run.revision)
     return mark
+
+
+def cleared(run: TaskRun) -> HostMark | None:
+    """The mark that this task has taken away; None while it has not."""
+    found = run.task.progress.get("cleared")
+    return HostMark.model_validate(found) if found else None
 
 
 def _changed(host: str) -> Conflict:

@@ -12,7 +12,7 @@ from godwit.manager.snapshot import Snapshot
 from godwit.manager.work.batch import Batch
 from godwit.manager.work.drains import start_again
 from godwit.manager.work.mark_rules import FillHost, check_return
-from godwit.manager.work.marks import clear_mark, tell
+from godwit.manager.work.marks import clear_mark, cleared, tell
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.world import World
 from godwit.model.errors import OperationFailed
@@ -25,15 +25,15 @@ from godwit.model.task import TaskState
 async def fill(world: World, run: TaskRun, request: FillHost) -> Done:
     """Take the mark away; bring the VMs back that were there."""
     name = request.name
-    if "left" not in run.task.progress:
+    mark = cleared(run)
+    if mark is None:
 
-        def check(mark: HostMark | None) -> HostMark:
-            return check_return(mark, request)
+        def check(found: HostMark | None) -> HostMark:
+            return check_return(found, request)
 
-        await clear_mark(world, run, name, check, f"{name} takes VMs again")
+        mark = await clear_mark(world, run, name, check, f"{name} takes VMs again")
         await tell(world, name, "returned", f"{name} takes VMs again, says {run.task.by}")
-    left = tuple(run.task.progress["left"])
-    stopped = tuple(run.task.progress["stopped"])
+    left, stopped = mark.left, mark.stopped
     if not request.bring_back:
         return Done(f"{name} takes VMs again", {"host": name, "left": list(left)})
     batch = Batch(world, run)

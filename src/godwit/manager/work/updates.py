@@ -34,7 +34,7 @@ from godwit.model.errors import (
 )
 from godwit.model.host import HostInfo, HostState
 from godwit.model.requests import EnterMaintenance, ExitMaintenance, Request, UpdateCluster
-from godwit.model.task import TaskState
+from godwit.model.task import Task, TaskState
 
 _GRACE_S = 30.0
 _STEPS = ("enter", "run", "healthy", "exit")
@@ -204,8 +204,11 @@ class _Host:
 
     async def _part(self, name: str, request: Request) -> None:
         """A step that is a task of its own; an adopted one is followed to its end."""
-        task = self._batch.task(self._world.cache.snapshot, name)
-        if task is None:
+        snapshot = self._world.cache.snapshot
+        task = self._batch.task(snapshot, name) or self._begun(snapshot, request)
+        if task is not None:
+            self._batch.tasks[name] = task.id
+        else:
             if why := await self._batch.begin(name, request):
                 raise Refused(why, hint="look: godwit task list")
             await self._run.say(
@@ -217,6 +220,13 @@ class _Host:
             raise Cancelled(ended.reason, hint=f"see: godwit task show {ended.id}")
         if ended.state is not TaskState.COMPLETED:
             raise OperationFailed(ended.reason, hint=f"see: godwit task show {ended.id}")
+
+    def _begun(self, snapshot: Snapshot, request: Request) -> Task | None:
+        """The part as a manager before us had begun it, and died before it could note that."""
+        asked = request.model_dump(mode="json")
+        mine = f"({self._run.task.request.get('kind')} {self._run.task.id})"
+        found = (t for t in snapshot.tasks.values() if t.request == asked and mine in t.by)
+        return max(found, key=lambda task: task.id, default=None)
 
 
 def _membership(snapshot: Snapshot, name: str) -> tuple[HostState, str]:
