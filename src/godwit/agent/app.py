@@ -33,6 +33,8 @@ from godwit.agent.routes import disks_of as _disks
 from godwit.agent.routes import name_of as _name
 from godwit.agent.routes import route as _route
 from godwit.agent.seeds import Seeds
+from godwit.agent.validation import Validation
+from godwit.agent.validation_routes import validation_routes
 from godwit.agent.volume_routes import volume_routes
 from godwit.migration.peer import CheckAsk, PrepareAsk
 from godwit.model.base import Record, check_name
@@ -79,6 +81,7 @@ def build(rooms: Rooms) -> Starlette:
         *firmware_routes(rooms.desk, rooms.files),
         *_peer_routes(rooms),
         *volume_routes(rooms.desk),
+        *validation_routes(Validation(rooms.desk)),
         *_lab_routes(rooms),
         WebSocketRoute("/v1/vms/{vm}/console", _console(rooms)),
     ]
