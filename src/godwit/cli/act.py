@@ -30,17 +30,23 @@ def action_command(kind: str) -> click.Command:
         return perform(_request(action, words))
 
     noun = None if action.verb == "create" else action.noun
-    subject = click.Argument(
-        [action.subject],
-        metavar=action.subject.upper(),
-        shell_complete=completer(noun) if noun else None,
+    subject = (
+        [
+            click.Argument(
+                [action.subject],
+                metavar=action.subject.upper(),
+                shell_complete=completer(noun) if noun else None,
+            )
+        ]
+        if action.subject
+        else []
     )
     more = [
         click.Argument([flag.field], metavar=flag.metavar, required=flag.required)
         for flag in action.arguments
     ]
     options = [_option(flag) for flag in action.flags]
-    params = [subject, *more, *options]
+    params = [*subject, *more, *options]
     return Command(action.words[-1], params=params, callback=carry_out, help=action.help)
 
 
@@ -77,8 +83,8 @@ def _request(action: Action, words: dict[str, Any]) -> Request:
         except InvalidRequest as error:
             raise InvalidRequest(f"{flag.option}: {error.message}", hint=error.hint) from None
     try:
-        subject = {"kind": action.kind, action.subject: words[action.subject]}
-        return parse_request(subject | merge(placed, fields))
+        subject = {action.subject: words[action.subject]} if action.subject else {}
+        return parse_request({"kind": action.kind} | subject | merge(placed, fields))
     except InvalidRequest as error:
         raise _named_by_option(action, error) from None
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from godwit.client.link import Link
-from godwit.client.nouns import Hosts, Migrations, Networks, Tasks, Vms, Volumes
+from godwit.client.nouns import Cluster, Hosts, Migrations, Networks, Tasks, Vms, Volumes
 from godwit.client.settings import Target, resolve
 from godwit.client.waiting import OnProgress
 
@@ -59,6 +59,7 @@ class AsyncClient:
         self.volumes = Volumes(self)
         self.migrations = Migrations(self)
         self.tasks = Tasks(self)
+        self.cluster = Cluster(self)
 
     async def rows(self, noun: str) -> list[dict[str, Any]]:
         """The JSON objects of ``vms``, ``hosts``, ... as the API gives them."""

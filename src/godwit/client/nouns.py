@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 from urllib.parse import quote
 
+from godwit.client.cluster import Cluster as Cluster
 from godwit.client.host_nouns import Hosts as Hosts
 
 if TYPE_CHECKING:
@@ -229,6 +230,7 @@ class Vms:
         deadline_s: float = 600.0,
         allow_postcopy: bool = False,
         allow_throttle: bool = False,
+        allow_unvalidated: bool = False,
         dry_run: Literal[False] = False,
     ) -> Task: ...
 
@@ -243,6 +245,7 @@ class Vms:
         deadline_s: float = 600.0,
         allow_postcopy: bool = False,
         allow_throttle: bool = False,
+        allow_unvalidated: bool = False,
         dry_run: Literal[True],
     ) -> MovePlan: ...
 
@@ -256,6 +259,7 @@ class Vms:
         deadline_s: float = 600.0,
         allow_postcopy: bool = False,
         allow_throttle: bool = False,
+        allow_unvalidated: bool = False,
         dry_run: bool = False,
     ) -> Task | MovePlan:
         """Move a running VM to ``to`` or where it is placed; ``dry_run`` answers with the plan."""
@@ -267,6 +271,7 @@ class Vms:
             "deadline_s": deadline_s,
             "allow_postcopy": allow_postcopy,
             "allow_throttle": allow_throttle,
+            "allow_unvalidated": allow_unvalidated,
         }
         if dry_run:
             return await self._client.plan("vm.migrate", **fields)

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 from godwit.client.api import NAME, AsyncClient
 from godwit.client.loop import LoopThread
-from godwit.client.sync_nouns import Console, Hosts, Migrations, Networks, Tasks, Vms, Volumes
+from godwit.client.sync_nouns import (
+    Cluster,
+    Console,
+    Hosts,
+    Migrations,
+    Networks,
+    Tasks,
+    Vms,
+    Volumes,
+)
 from godwit.client.waiting import OnProgress
 
 if TYPE_CHECKING:
@@ -53,6 +62,7 @@ class Client:
         self.migrations = Migrations(self._loop, self._async.migrations)
         self.tasks = Tasks(self._loop, self._async.tasks)
         self.hosts = Hosts(self._loop, self._async.hosts)
+        self.cluster = Cluster(self._loop, self._async.cluster)
 
     def rows(self, noun: str) -> list[dict[str, Any]]:
         """The JSON objects of ``vms``, ``hosts``, ... as the API gives them."""

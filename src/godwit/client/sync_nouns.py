@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from godwit.model.power import PowerKind, PowerView
     from godwit.model.requests import NewDisk
     from godwit.model.task import Task
+    from godwit.model.validation import ValidationReport
     from godwit.model.vm import Checkpoint, DiskFormat, DiskTier, DiskView, VmView
     from godwit.model.volume import VolumeKind, VolumeView
 
@@ -243,6 +244,7 @@ class Vms:
         deadline_s: float = 600.0,
         allow_postcopy: bool = False,
         allow_throttle: bool = False,
+        allow_unvalidated: bool = False,
         dry_run: Literal[False] = False,
     ) -> Task: ...
 
@@ -257,6 +259,7 @@ class Vms:
         deadline_s: float = 600.0,
         allow_postcopy: bool = False,
         allow_throttle: bool = False,
+        allow_unvalidated: bool = False,
         dry_run: Literal[True],
     ) -> MovePlan: ...
 
@@ -270,6 +273,7 @@ class Vms:
         deadline_s: float = 600.0,
         allow_postcopy: bool = False,
         allow_throttle: bool = False,
+        allow_unvalidated: bool = False,
         dry_run: bool = False,
     ) -> Task | MovePlan:
         """Move a running VM to ``to`` or where it is placed; ``dry_run`` answers with the plan."""
@@ -283,6 +287,7 @@ class Vms:
                     deadline_s=deadline_s,
                     allow_postcopy=allow_postcopy,
                     allow_throttle=allow_throttle,
+                    allow_unvalidated=allow_unvalidated,
                     dry_run=True,
                 )
             )
@@ -295,6 +300,7 @@ class Vms:
                 deadline_s=deadline_s,
                 allow_postcopy=allow_postcopy,
                 allow_throttle=allow_throttle,
+                allow_unvalidated=allow_unvalidated,
                 dry_run=False,
             )
         )
@@ -516,3 +522,19 @@ class Hosts:
     def reset_power(self, name: str, *, force: bool = False, timeout_s: float = 60.0) -> Task:
         """Off with proof, then on."""
         return self._loop.run(self._async.reset_power(name, force=force, timeout_s=timeout_s))
+
+
+class Cluster:
+    """The cluster as a whole."""
+
+    def __init__(self, loop: LoopThread, mirrored: nouns.Cluster) -> None:
+        self._loop = loop
+        self._async = mirrored
+
+    def validate(self, *, live: bool = False) -> Task:
+        """Check everything and write a report; ``live`` also makes, moves and removes a VM."""
+        return self._loop.run(self._async.validate(live=live))
+
+    def validation(self) -> ValidationReport:
+        """The report of the last validation. Errors: NotFound when there was none."""
+        return self._loop.run(self._async.validation())

@@ -13,6 +13,7 @@ from godwit.model.network import Network
 from godwit.model.ownership import Owner
 from godwit.model.power import PowerConfig
 from godwit.model.task import Task
+from godwit.model.validation import HostValidated
 from godwit.model.vm import Vm, VmStatus
 from godwit.model.volume import Volume, VolumeOnHost
 
@@ -40,6 +41,7 @@ _NESTED: dict[str, dict[str, tuple[str, type[Record] | None]]] = {
         "lease": ("leases", None),
         "agent": ("agents", None),
         "power": ("powers", PowerConfig),
+        "validated": ("validated", HostValidated),
     },
 }
 # Names of two parts: "VOLUME/HOST".

@@ -11,6 +11,7 @@ from godwit.model.network import Network
 from godwit.model.ownership import Owner, OwnerState
 from godwit.model.power import PowerConfig
 from godwit.model.task import Task
+from godwit.model.validation import HostValidated
 from godwit.model.vm import Vm, VmStatus
 from godwit.model.volume import Volume, VolumeOnHost
 
@@ -24,6 +25,7 @@ class Snapshot:
     owners: Mapping[str, Owner] = field(default_factory=dict)
     statuses: Mapping[str, VmStatus] = field(default_factory=dict)
     hosts: Mapping[str, HostInfo] = field(default_factory=dict)
+    validated: Mapping[str, HostValidated] = field(default_factory=dict)
     leases: frozenset[str] = frozenset()
     agents: frozenset[str] = frozenset()
     powers: Mapping[str, PowerConfig] = field(default_factory=dict)

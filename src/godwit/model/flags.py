@@ -46,13 +46,18 @@ class Action:
     doing: str  # "Move VM {}"
     help: str
     flags: tuple[Flag, ...] = ()
-    subject: str = "name"  # the field that the command takes as its first argument
+    subject: str = "name"  # the field that the command takes as its first argument; "": none
     arguments: tuple[Flag, ...] = ()  # the arguments after it
 
     @property
     def noun(self) -> str:
         """``vm`` of ``vm.migrate``."""
         return self.kind.partition(".")[0]
+
+    @property
+    def nouns(self) -> str:
+        """``vms`` of ``vm.migrate``: where the client has it. Of clusters there is but one."""
+        return self.noun if self.noun == "cluster" else f"{self.noun}s"
 
     @property
     def verb(self) -> str:

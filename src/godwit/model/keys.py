@@ -13,6 +13,8 @@ TASKS = ROOT + "tasks/"
 EVENTS = ROOT + "events/"
 SECRETS = ROOT + "secrets/"  # handed in, sealed, not yet used; each under a lease of minutes
 LEADER = ROOT + "manager/leader"
+VALIDATION = ROOT + "validation/last"  # the report of the last one (``ValidationReport``)
+VALIDATION_TRY = ROOT + "validation/try"  # written to see how long a write takes
 
 
 def vm_spec(name: str) -> str:
@@ -58,6 +60,11 @@ def host_confirmed_down(name: str) -> str:
 def host_power(name: str) -> str:
     """How its power is switched (``PowerConfig``), with the password sealed."""
     return f"{HOSTS}{name}/power"
+
+
+def host_validated(name: str) -> str:
+    """That a host's network and system were checked and nothing failed (``HostValidated``)."""
+    return f"{HOSTS}{name}/validated"
 
 
 def host_reservation(name: str, vm: str) -> str:

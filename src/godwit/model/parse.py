@@ -64,13 +64,14 @@ def _cli(text: str) -> dict[str, Any]:
 
 
 def _placed(action: Action, words: list[str]) -> dict[str, Any]:
-    most = 1 + len(action.arguments)
+    first = 1 if action.subject else 0
+    most = first + len(action.arguments)
     if len(words) > most:
         raise InvalidRequest(
             f"{words[most]!r} is one word too many", hint="put quotes around a value with spaces"
         )
-    first = {action.subject: words[0]} if words else {}
-    return first | place_arguments(action, words[1:])
+    subject = {action.subject: words[0]} if first and words else {}
+    return subject | place_arguments(action, words[first:])
 
 
 def _option(action: Action, fields: dict[str, Any], option: str, values: Any) -> None:
@@ -133,13 +134,15 @@ def _python(text: str) -> dict[str, Any]:
 def _called(node: ast.Call) -> Action | None:
     match node.func:
         case ast.Attribute(value=ast.Attribute(value=ast.Name(id="client"), attr=nouns), attr=verb):
-            return METHODS.get((nouns.removesuffix("s"), verb))
+            return METHODS.get((nouns, verb))
     return None
 
 
 def _arguments(action: Action, node: ast.Call) -> dict[str, Any]:
     fields: dict[str, Any] = {"kind": action.kind}
-    names = [action.subject, *(one.field for one in action.arguments if not one.covers)]
+    names = [one.field for one in action.arguments if not one.covers]
+    if action.subject:
+        names.insert(0, action.subject)
     for name, value in zip(names, node.args, strict=True):
         fields[name] = ast.literal_eval(value)
     for keyword in node.keywords:

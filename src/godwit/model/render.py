@@ -60,7 +60,9 @@ def _cli(request: Request, wait: bool, dry_run: bool) -> str:
 
 def _arguments(action: Action, fields: dict[str, Any]) -> tuple[list[str], set[str]]:
     """The texts of the command's arguments, and the fields that they say."""
-    placed, said = [str(fields[action.subject])], {action.subject}
+    placed, said = [], set()
+    if action.subject:
+        placed, said = [str(fields[action.subject])], {action.subject}
     for flag in action.arguments:
         names = flag.said(fields)
         if names:
@@ -143,15 +145,15 @@ _PLANNED = """\
 
 def _python(request: Request, wait: bool, dry_run: bool) -> str:
     action, fields = ACTIONS[request.kind], said_fields(request)
-    subject = fields.pop(action.subject)
-    words = [_quoted(subject)]
+    subject = fields.pop(action.subject, "")
+    words = [_quoted(subject)] if action.subject else []
     words += [_quoted(fields.pop(one.field)) for one in action.arguments if not one.covers]
     for name, flag in action.fields.items():
         if name in fields:
             words.append(f"{name}={_literal(flag, fields[name])}")
     if dry_run:
         words.append("dry_run=True")
-    call = f"client.{action.noun}s.{action.method}({', '.join(words)})"
+    call = f"client.{action.nouns}.{action.method}({', '.join(words)})"
     body = _PLANNED if dry_run else _WAITED if wait else _NOT_WAITED
     return _PYTHON.format(doing=action.doing.format(subject), body=body.format(call=call))
 
@@ -227,7 +229,8 @@ _PLAN_IS_GOOD = (
 
 def _ansible(request: Request, wait: bool, dry_run: bool) -> str:
     method, path, body = _call(request, wait=False, dry_run=dry_run)
-    doing = ACTIONS[request.kind].doing.format(said_fields(request)[ACTIONS[request.kind].subject])
+    action = ACTIONS[request.kind]
+    doing = action.doing.format(said_fields(request).get(action.subject, ""))
     lines = ""
     if body is not None:
         lines = "        body_format: json\n"

@@ -23,6 +23,7 @@ from godwit.model.host_requests import ResetHost as ResetHost
 from godwit.model.host_requests import SetHostPower as SetHostPower
 from godwit.model.host_requests import SwitchHostOff as SwitchHostOff
 from godwit.model.host_requests import SwitchHostOn as SwitchHostOn
+from godwit.model.validation_requests import ValidateCluster as ValidateCluster
 from godwit.model.vm import DiskFormat, DiskTier
 from godwit.model.volume_requests import (
     CreateVolume as CreateVolume,
@@ -143,6 +144,7 @@ class MigrateVm(Value):
     deadline_s: float = Field(default=600.0, gt=0, le=31_622_400)
     allow_postcopy: bool = False
     allow_throttle: bool = False
+    allow_unvalidated: bool = False  # also where a first look at the hosts found what forbids it
 
 
 class CloneVm(Value):
@@ -360,6 +362,7 @@ Request = Annotated[
     | SwitchHostOn
     | SwitchHostOff
     | ResetHost
+    | ValidateCluster
     | CancelTask,
     Field(discriminator="kind"),
 ]
@@ -406,6 +409,7 @@ ROUTES: dict[str, tuple[str, str]] = {
     "host.power.on": ("POST", "/v1/hosts/{name}/power/actions/on"),
     "host.power.off": ("POST", "/v1/hosts/{name}/power/actions/off"),
     "host.power.reset": ("POST", "/v1/hosts/{name}/power/actions/reset"),
+    "cluster.validate": ("POST", "/v1/cluster/actions/validate"),
     "task.cancel": ("POST", "/v1/tasks/{id}/actions/cancel"),
 }
 

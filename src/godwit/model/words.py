@@ -17,6 +17,7 @@ from godwit.model.flags import Flag as Flag
 from godwit.model.flags import host_option, on
 from godwit.model.host_words import HOST_ACTIONS
 from godwit.model.spelling import read
+from godwit.model.validation_words import VALIDATE
 
 
 def _format(field: str, option: str, help_: str, *, more: tuple[str, ...] = ()) -> Flag:
@@ -125,6 +126,7 @@ _LIST: tuple[Action, ...] = (
             Flag("deadline_s", "--deadline", "seconds", "Give up after this (10m).", "TIME"),
             on("--allow-postcopy", "Let it finish by post-copy when it would not converge."),
             on("--allow-throttle", "Let it slow the guest down when it would not converge."),
+            on("--allow-unvalidated", "Move although the hosts' validation failed."),
         ),
     ),
     Action(
@@ -282,10 +284,11 @@ _LIST: tuple[Action, ...] = (
         ),
     ),
     *HOST_ACTIONS,
+    VALIDATE,
     Action("task.cancel", "Cancel task {}", "Ask a task to stop.", subject="id"),
 )
 ACTIONS: dict[str, Action] = {action.kind: action for action in _LIST}
-METHODS: dict[tuple[str, str], Action] = {(one.noun, one.method): one for one in _LIST}
+METHODS: dict[tuple[str, str], Action] = {(one.nouns, one.method): one for one in _LIST}
 
 
 def place_arguments(action: Action, texts: Sequence[str | None]) -> dict[str, Any]:

@@ -65,6 +65,8 @@ BY_FIELD: dict[str, st.SearchStrategy[object]] = {
     "deadline_s": st.floats(1e-6, 31_622_400) | st.integers(1, 500_000).map(float),
     "allow_postcopy": st.booleans(),
     "allow_throttle": st.booleans(),
+    "allow_unvalidated": st.booleans(),
+    "live": st.booleans(),
     "mtu": st.integers(576, 9216),
     "subnet": TEXTS,
     "uplink": TEXTS,
@@ -172,7 +174,7 @@ def test_the_tables_know_every_request_and_every_field() -> None:
     assert set(ACTIONS) == set(KINDS) == set(ROUTES)
     for kind, model in KINDS.items():
         action = ACTIONS[kind]
-        said = set(action.fields) | {action.subject, "kind"}
+        said = (set(action.fields) | {action.subject, "kind"}) - {""}
         assert said == set(model.model_fields), kind
 
 
@@ -313,13 +315,16 @@ def test_the_python_of_a_disk_calls_what_the_client_has() -> None:
 def test_every_python_form_has_its_method() -> None:
     import inspect
 
-    from godwit.client import nouns
+    from godwit.client import cluster, nouns
 
     for action in ACTIONS.values():
-        function = getattr(getattr(nouns, action.noun.capitalize() + "s"), action.method)
+        module = cluster if action.noun == "cluster" else nouns
+        function = getattr(getattr(module, action.nouns.capitalize()), action.method)
         parameters = list(inspect.signature(function).parameters.values())[1:]
         placed = [one for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
-        assert len(placed) == 1 + sum(not one.covers for one in action.arguments), action.kind
+        assert len(placed) == bool(action.subject) + sum(
+            not one.covers for one in action.arguments
+        ), action.kind
         named = {one.name for one in parameters} - {"dry_run"}
         fields = set(KINDS[action.kind].model_fields) - {"kind"}
         assert len(named) == len(fields), action.kind

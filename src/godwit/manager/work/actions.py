@@ -15,6 +15,7 @@ from godwit.manager.work import (
     host_acts,
     moves,
     power_acts,
+    validation,
     vms,
     volumes,
 )
@@ -63,6 +64,7 @@ ACTS: dict[type[Any], Act] = {
     ask.SwitchHostOn: power_acts.switch_on,
     ask.SwitchHostOff: power_acts.switch_off,
     ask.ResetHost: power_acts.switch_off,
+    ask.ValidateCluster: validation.validate,
     ask.CancelMigration: _cancel_move,
     ask.CancelTask: cancel.cancel_task,
 }

@@ -40,6 +40,8 @@ def subject_of(request: ask.Request) -> str:
         return f"migration/{request.id}"
     if isinstance(request, ask.CancelTask):
         return f"task/{request.id}"
+    if isinstance(request, ask.ValidateCluster):
+        return "cluster/validation"
     if isinstance(request, ask.ImportDisk):
         return f"image/{request.volume}/{request.name}"
     return f"{request.kind.partition('.')[0]}/{request.name}"
@@ -79,6 +81,8 @@ def admit(snapshot: Snapshot, request: ask.Request) -> str:
             | ask.ResetHost()
         ):
             admit_power(snapshot, request)
+        case ask.ValidateCluster():
+            pass
         case _:
             _admit_vm_action(snapshot, request)
     if not isinstance(request, ask.CancelMigration | ask.CancelTask):
