@@ -103,7 +103,8 @@ class Validation:
         desk = self._desk
         other = desk.peers.to(peer.host, peer.agent_url)
         path = PathSeen(source=desk.host, destination=peer.host)
-        path = path.but(**await self._clock(other))
+        if ask.packets:
+            path = path.but(**await self._clock(other))
         wants_rate = peer.host in ask.rate
         if wants_rate and desk.moving:
             wants_rate = False
@@ -126,6 +127,8 @@ class Validation:
             )
         except (GodwitError, PeerSilent) as error:
             return path.but(reason=f"{peer.host} does not listen: {error}")
+        if not ask.packets:
+            return await self._rate(path, peer, ports, token, ask) if ports.tcp else path
         full = min(interface.mtu, _LARGEST)
         path = path.but(full_bytes=full)
         try:

@@ -263,16 +263,10 @@ class Vms:
         dry_run: bool = False,
     ) -> Task | MovePlan:
         """Move a running VM to ``to`` or where it is placed; ``dry_run`` answers with the plan."""
-        fields: dict[str, Any] = {
-            "name": name,
-            "to": to,
-            "method": method,
-            "max_blackout_ms": max_blackout_ms,
-            "deadline_s": deadline_s,
-            "allow_postcopy": allow_postcopy,
-            "allow_throttle": allow_throttle,
-            "allow_unvalidated": allow_unvalidated,
-        }
+        fields: dict[str, Any] = {"name": name, "to": to, "method": method}
+        fields |= {"max_blackout_ms": max_blackout_ms, "deadline_s": deadline_s}
+        fields |= {"allow_postcopy": allow_postcopy, "allow_throttle": allow_throttle}
+        fields["allow_unvalidated"] = allow_unvalidated
         if dry_run:
             return await self._client.plan("vm.migrate", **fields)
         return await self._client.act("vm.migrate", **fields)

@@ -192,10 +192,14 @@ class PeerAt(Record):
 
 
 class PathsAsk(Record):
-    """What an agent is to measure to these hosts; ``rate`` to those named there only."""
+    """What an agent is to measure to these hosts; ``rate`` to those named there only.
+
+    Without ``packets`` neither packets nor clocks: for a rate of a path that is known already.
+    """
 
     peers: tuple[PeerAt, ...] = Field(max_length=256)
     rate: tuple[Name, ...] = ()
+    packets: bool = True
     bytes_limit: int = Field(default=64 << 20, ge=1 << 16, le=1 << 30)
     seconds_limit: float = Field(default=2.0, gt=0, le=30)
 

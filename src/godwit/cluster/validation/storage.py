@@ -67,22 +67,29 @@ def _same(found: Findings, volume: VolumeKnown, seen: list[VolumeSeen]) -> None:
         found.fail(
             "same-volume",
             f"hosts have different storage under the name {volume.name}: {listed(marks)}",
-            "a VM would not find its disks: mount the same storage everywhere",
+            f"mount the same storage everywhere; if each host is meant to have its own: "
+            f"godwit volume create {volume.name} --kind local",
             odd_ones(marks),
         )
 
 
 def _read(found: Findings, volume: VolumeKnown, seen: list[VolumeSeen]) -> None:
     """What one host writes the others must find."""
-    blind = [(one.host, writer, why) for one in seen for writer, why in one.unread.items()]
-    for host, writer, why in blind:
-        found.fail(
-            "written-and-read",
-            f"{host} does not find what {writer} wrote to volume {volume.name}: {why}",
-            "they have different directories under that name, or one serves old contents",
-            [host, writer],
-        )
-    good = [one for one in seen if not one.wrong]
+    good = [one for one in seen if not one.wrong and one.state != "unavailable"]
+    able = {one.host for one in good}
+    blind = False
+    for one in good:
+        unread = {writer: why for writer, why in one.unread.items() if writer in able}
+        if unread:
+            blind = True
+            found.fail(
+                "written-and-read",
+                f"{one.host} does not find what {names(unread)} wrote to volume {volume.name}: "
+                f"{next(iter(unread.values()))}",
+                "they have different directories under that name, or one serves old contents; "
+                f"meant to be each host's own: godwit volume create {volume.name} --kind local",
+                [one.host, *unread],
+            )
     if not blind and len(good) > 1:
         slowest = max((one.write_s or 0.0 for one in good), default=0.0)
         found.ok(

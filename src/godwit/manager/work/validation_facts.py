@@ -158,6 +158,7 @@ async def _with_rate(
     body = {
         "peers": [_peer(world, destination).model_dump(mode="json")],
         "rate": [destination.name],
+        "packets": False,
         "bytes_limit": _RATE_BYTES,
         "seconds_limit": _RATE_S,
     }
@@ -194,7 +195,7 @@ async def _volumes(
             wrote = await _files(world, hosts, "files/write", body)
             body["hosts"] = sorted(hosts)
             found = await _files(world, hosts, "files/read", body, wrote)
-            locks = await _locks(world, hosts, shared, wrote, run=run)
+            locks = await _locks(world, hosts, shared, wrote, found, run=run)
     finally:
         if shared:
             await asyncio.gather(
@@ -271,10 +272,14 @@ async def _locks(
     hosts: Mapping[str, HostInfo],
     shared: Sequence[str],
     wrote: Mapping[str, Mapping[str, VolumeSeen]],
+    read: Mapping[str, Mapping[str, VolumeSeen]],
     *,
     run: str,
 ) -> list[LockSeen]:
-    """One host locks, all others look; then a second one locks, and the first looks."""
+    """One host locks, all others look; then a second one locks, and the first looks.
+
+    Only where the observer has just read what the holder wrote: else there is no lock to see.
+    """
     good = [name for name in hosts if any(not wrote[name][volume].wrong for volume in shared)]
     if len(good) < 2:
         return []
@@ -283,7 +288,8 @@ async def _locks(
         volumes = [volume for volume in shared if not wrote[holder][volume].wrong]
         held = await _lock_answers(world, hosts[holder], "locks/hold", run, volumes, holder)
         for observer in observers:
-            both = [v for v in volumes if not wrote[observer][v].wrong]
+            there = read.get(observer, {})
+            both = [v for v in volumes if v in there and holder not in there[v].unread]
             said = await _lock_answers(world, hosts[observer], "locks/observe", run, both, holder)
             for volume in both:
                 why = held.get(volume, "") or said.get(volume, "")
