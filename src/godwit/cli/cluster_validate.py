@@ -28,8 +28,10 @@ def _validate(live: bool, html: str | None) -> int:
 
     now, request = session(), ValidateCluster(live=live)
     if now.script is not None or now.dry_run or now.no_wait:
+        if html is not None and now.no_wait:
+            raise InvalidRequest("--html needs the report", hint="leave --no-wait out")
         if html is not None:
-            raise InvalidRequest("--html needs the report, so it has to be waited for", hint="wait")
+            note("--html is the command line's own: the script makes no page")
         return perform(request)
     if html is not None:
         _writable(Path(html))

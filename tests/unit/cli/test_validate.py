@@ -104,4 +104,8 @@ def test_it_is_a_script_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "godwit cluster validate --live\n"
     assert run(["cluster", "validate", "--script", "python"]) == 0
     assert "client.cluster.validate()" in capsys.readouterr().out
-    assert run(["cluster", "validate", "--script", "cli", "--html", "x.html"]) == 2
+    assert run(["cluster", "validate", "--script", "cli", "--html", "x.html"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "godwit cluster validate\n"
+    assert "makes no page" in said.err
+    assert run(["cluster", "validate", "--no-wait", "--html", "x.html"]) == 2
