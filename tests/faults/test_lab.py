@@ -168,7 +168,7 @@ def test_clones_have_everything_and_leave_the_original_alone(cluster: Cluster) -
 
 def test_a_validation_finds_each_fault_and_moves_a_canary(cluster: Cluster) -> None:
     passed(validation.run(cluster))
-    passed(validation.live(cluster))
+    passed_once(lambda: validation.live(cluster))
 
 
 def test_a_full_volume_holds_its_vms_and_loses_nothing() -> None:

@@ -15,11 +15,11 @@ from godwit.agent.validation_routes import validation_routes
 from godwit.host.clock import RealClock
 from godwit.host.config import AgentConfig
 from godwit.host.ifctl import LinkControl
-from godwit.manager.work.validation import fit_hosts
+from godwit.manager.work.validation import fit_hosts, of_canary
 from godwit.manager.work.validation_facts import ring
 from godwit.model import keys
 from godwit.model.errors import NotFound
-from godwit.model.validation import HostValidated, ValidationCheck, ValidationReport
+from godwit.model.validation import Canary, HostValidated, ValidationCheck, ValidationReport
 from godwit.model.volume import Volume
 from godwit.store.records import encode
 from godwit.wire.errors import PeerRefused
@@ -299,6 +299,13 @@ def test_a_failure_counts_against_the_hosts_that_it_names() -> None:
     assert fit_hosts((check("system", "fail", "b"),), hosts) == ["a"]
     assert fit_hosts((check("network", "fail"),), hosts) == []
     assert fit_hosts((check("storage", "fail", "a"), check("system", "warn", "a")), hosts) == hosts
+
+
+def test_a_move_that_nobody_timed_is_not_called_measured() -> None:
+    canary = Canary(vm="canary", source="a", destination="b", migration="m-1", total_ms=900.0)
+    check = of_canary(canary)
+    assert (check.result, "nobody measured" in check.message) == ("warn", True)
+    assert of_canary(canary.but(blackout_ms=50.0)).result == "pass"
 
 
 def test_bandwidth_is_measured_round_the_hosts() -> None:
