@@ -27,9 +27,9 @@ T = TypeVar("T")
 PREFIX = ".godwit-validate"
 LOOK_S = 10.0
 HELD_S = 60.0
-# QEMU marks a permission it uses by a shared lock on byte 100 + its number (block/file-posix.c);
-# 1 is "write". Whoever opens the image asks whether an exclusive one could be had there.
-_WRITE_BYTE = 101
+# QEMU says that nobody else may write to an image by a shared lock on its byte 201; whoever is
+# about to write asks whether an exclusive one could be had there (block/file-posix.c, and seen).
+_WRITE_BYTE = 201
 _FLOCK = struct.Struct("hhxxxxqqixxxx")
 _SIZE = 1 << 16
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -67,6 +69,21 @@ async def test_a_lock_is_seen_until_it_is_cleared(root: Path) -> None:
     await one.clear(ask())
     assert "is not there" in (await two.observe(ask("host1"))).volumes["shared"]
     assert list((root / "shared").iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("qemu-io") is None, reason="qemu-utils is not installed")
+async def test_the_lock_is_the_one_that_qemu_looks_for(root: Path) -> None:
+    marks = Marks("host1", root)
+    await marks.write(ask())
+    mark = root / "shared" / f"{PREFIX}.t-1.host1"
+    look = ["qemu-io", "-f", "raw", "-c", "read 0 512", str(mark)]
+    free = await asyncio.to_thread(subprocess.run, look, capture_output=True, text=True)
+    assert free.returncode == 0, free.stderr
+    await marks.lock(ask("host1"))
+    held = await asyncio.to_thread(subprocess.run, look, capture_output=True, text=True)
+    await marks.clear(ask())
+    assert held.returncode == 1
+    assert '"write" lock' in held.stderr
 
 
 async def test_clearing_takes_ones_own_marks_away_and_no_others(root: Path) -> None:

@@ -50,6 +50,26 @@ async def test_without_the_token_nothing_is_answered(monkeypatch: pytest.MonkeyP
     task.cancel()
 
 
+async def test_a_packet_with_another_token_gets_no_answer_at_all() -> None:
+    end = listening()
+    task = await served(end)
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.bind((HERE, 0))
+        stranger.setblocking(False)
+        # In order, so that the answer to the second one says that the first had none.
+        for token in (b"x" * 16, TOKEN):
+            stranger.sendto(token + bytes(84), (HERE, end.udp_port))
+        async with asyncio.timeout(5.0):
+            answer = await loop.sock_recv(stranger, 256)
+        assert answer.startswith(TOKEN)
+        stranger.sendto(TOKEN + bytes(20), (HERE, end.udp_port))
+        async with asyncio.timeout(5.0):
+            second = await loop.sock_recv(stranger, 256)
+        assert int.from_bytes(second[-4:], "big") == 36  # no answer lay between
+    task.cancel()
+
+
 async def test_another_address_than_the_peers_is_not_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
