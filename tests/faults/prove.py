@@ -272,6 +272,8 @@ def _validation() -> Section:
         parts["live"] = validation.live(cluster)
     with _lab(section) as cluster:
         parts["two hosts"] = validation.witness(cluster)
+    with _lab(section, store="etcd") as cluster:
+        parts["two hosts on etcd"] = validation.on_etcd(cluster)
     return _joined(section, parts)
 
 

@@ -146,10 +146,15 @@ class StoreMember(Record):
 
 
 class StoreSeen(Record):
-    """The store: what it is, who it consists of, how long a durable write took."""
+    """The store: what it is, who it consists of, how long a durable write took.
+
+    ``voters`` is how many members have a vote, as the members say; more than those listed when
+    this cluster was not told of one.
+    """
 
     kind: Literal["embedded", "etcd"] = "embedded"
     members: tuple[StoreMember, ...] = ()
+    voters: int = 0
     write_s: tuple[float, ...] = ()
     reason: str = ""  # why it could not be written to
 

@@ -21,7 +21,7 @@ from typing import Any
 from godwit.host.namespaces import enter_argv
 from godwit.host.shaping import shape
 from godwit.lab import fault
-from godwit.lab.layout import MIG
+from godwit.lab.layout import CONTROL, MIG
 from godwit.model.errors import GodwitError
 
 from .cluster import Cluster
@@ -78,6 +78,24 @@ def witness(cluster: Cluster, say: Say = tell) -> Section:
     """Two hosts, and nobody else who has a vote."""
     section = Section("witness")
     _judge_witness(cluster, section, _validate(cluster, say, "no witness"))
+    return section
+
+
+def on_etcd(cluster: Cluster, say: Say = tell) -> Section:
+    """Two hosts and a witness: it is good, and the witness is missed when it is away."""
+    section = Section("etcd")
+    good = _validate(cluster, say, "nothing, on etcd")
+    section.judge(
+        "two hosts with a witness on etcd: nothing fails, witness and fencing pass",
+        good["failed"] == [] and not {"witness", "fencing"} & {c["name"] for c in good["warned"]},
+        good,
+    )
+    fault.kill_process(cluster.lab, CONTROL, "etcd", hold=True)
+    found = _validate(cluster, say, "the witness is away")
+    fault.thaw_process(cluster.lab, CONTROL, "etcd")
+    rows = [row for row in found["failed"] if row["name"] == "store"]
+    section.judge("a store member that is away: store fails and says so", bool(rows), rows)
+    section.figures |= {"good": good, "away": found}
     return section
 
 

@@ -381,6 +381,18 @@ def test_two_hosts_without_a_witness_are_told() -> None:
     assert (check.result, "no witness" in check.message) == ("warn", True)
     four = store.but(members=(*store.members, store.members[0]))
     assert only(facts(store=four), "witness").result == "warn"
+    assert only(facts(store=store.but(voters=4)), "witness").result == "warn"
+
+
+def test_two_members_on_one_of_two_hosts_are_no_witness() -> None:
+    store = facts().store
+    assert store
+    one, two, three = store.members
+    crowded = (one.but(host="host1"), two.but(host="host1"), three.but(host="host2"))
+    check = only(facts(HOSTS[:2], store=store.but(members=crowded)), "witness")
+    assert (check.result, check.hosts) == ("fail", ("host1",))
+    spread = (one.but(host="host1"), two.but(host="host2"), three)
+    assert not_passed(facts(HOSTS[:2], store=store.but(members=spread))) == {}
 
 
 def test_a_store_member_that_is_away_or_slow_is_found() -> None:
@@ -393,7 +405,8 @@ def test_a_store_member_that_is_away_or_slow_is_found() -> None:
 
     assert only(with_first(healthy=False, reason="no answer"), "store").result == "fail"
     assert only(with_first(fsync_p99_s=0.030), "store-fsync").result == "warn"
-    assert only(with_first(fsync_p99_s=0.200), "store-fsync").result == "fail"
+    assert only(with_first(fsync_p99_s=0.512), "store-fsync").result == "fail"
+    assert only(with_first(fsync_p99_s=None), "store-fsync").result == "warn"
     assert only(facts(store=store.but(write_s=(0.2, 0.2, 0.2))), "store-write").result == "warn"
     assert only(facts(store=store.but(write_s=(2.0, 2.0, 0.2))), "store-write").result == "fail"
     assert only(facts(store=store.but(reason="no leader")), "store").result == "fail"

@@ -11,7 +11,7 @@ import re
 _BUCKET = re.compile(
     r'^etcd_disk_wal_fsync_duration_seconds_bucket\{le="([^"]+)"\}\s+([0-9.e+]+)\s*$', re.MULTILINE
 )
-_FEWEST = 20
+_FEWEST = 200
 
 
 def fsync_p99_s(metrics: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from statistics import median
 from typing import Final
 
@@ -11,8 +12,8 @@ from godwit.model.validation_facts import RUNG_WORDS, ClusterFacts, StoreSeen
 
 FSYNC_WARN_S: Final = 0.010
 """etcd's own advice for the 99th percentile of its log's fsync."""
-FSYNC_FAIL_S: Final = 0.100
-"""With an election timeout of a second such a disk loses leaders, and leases with them."""
+FSYNC_FAIL_S: Final = 0.500
+"""Half of the members' election timeout: such a disk loses leaders."""
 WRITE_WARN_S: Final = 0.100
 WRITE_FAIL_S: Final = 1.0
 """A commit is part of every blackout; a second is the peer's whole time in a hand-over."""
@@ -55,6 +56,14 @@ def _count(store: StoreSeen) -> str:
 def _latency(found: Findings, store: StoreSeen) -> None:
     for member in store.members:
         if member.fsync_p99_s is None:
+            if store.kind == "etcd" and member.healthy:
+                found.warn(
+                    "store-fsync",
+                    f"store member {member.name} has not said how long its disk takes",
+                    "it has written too little since it started, or its figures cannot be read: "
+                    "validate again later",
+                    [member.host] if member.host else [],
+                )
             continue
         text = f"its disk takes {member.fsync_p99_s * 1000:.1f} ms for a write to be safe (p99)"
         hint = "give the store a disk of its own, an SSD with power-loss protection at best"
@@ -81,7 +90,10 @@ def _latency(found: Findings, store: StoreSeen) -> None:
 
 def _quorum(found: Findings, facts: ClusterFacts, store: StoreSeen) -> None:
     """Whoever takes over must hold a majority: two hosts alone have none without a third vote."""
-    hosts, members = len(facts.hosts), len(store.members)
+    hosts, members = len(facts.hosts), max(store.voters, len(store.members))
+    majority = members // 2 + 1
+    on_host = Counter(member.host for member in store.members if member.host)
+    crowded = [name for name, count in on_host.items() if members - count < majority]
     if store.kind == "embedded":
         say = "two hosts have no witness" if hosts == 2 else "the store has no second member"
         found.warn(
@@ -93,9 +105,17 @@ def _quorum(found: Findings, facts: ClusterFacts, store: StoreSeen) -> None:
         say = "two hosts have no witness" if hosts == 2 else "the store cannot lose a member"
         found.fail(
             "witness",
-            f"{say}: of {members} store members {members // 2 + 1} must always answer",
+            f"{say}: of {members} store members {majority} must always answer",
             "add a store member until there are three, on any small machine: automatic failover "
             "is refused without one",
+        )
+    elif crowded:
+        found.fail(
+            "witness",
+            f"{names(crowded)} has so many of the {members} store members that the rest is no "
+            "majority: the cluster stands still without it",
+            "put each member on a machine of its own; the third may be any small machine",
+            crowded,
         )
     elif members % 2 == 0:
         found.warn(

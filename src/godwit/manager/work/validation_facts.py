@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import all_volumes, host_state
+from godwit.manager.work.validation_store import rungs_seen, store_seen
 from godwit.manager.world import World
-from godwit.model import keys
 from godwit.model.base import Record
 from godwit.model.errors import GodwitError
 from godwit.model.host import HostInfo
@@ -27,12 +27,9 @@ from godwit.model.validation_facts import (
     PathSeen,
     PathsSeen,
     PeerAt,
-    StoreMember,
-    StoreSeen,
     VolumeKnown,
     VolumeSeen,
 )
-from godwit.store.errors import StoreError
 
 T = TypeVar("T", bound=Record)
 Say = Callable[[str], Awaitable[None]]
@@ -42,8 +39,6 @@ _PAIR_S = 15.0
 _FILES_S = 30.0
 _RATE_BYTES = 64 << 20
 _RATE_S = 2.0
-_WRITES = 7
-_WRITE_S = 10.0
 
 
 async def gather(world: World, say: Say, *, run: str) -> ClusterFacts:
@@ -60,7 +55,7 @@ async def gather(world: World, say: Say, *, run: str) -> ClusterFacts:
     volumes = [VolumeKnown(name=v.name, kind=v.kind) for v in all_volumes(snapshot)]
     await say(f"writing to and reading from {len(volumes)} volumes")
     seen, locks = await _volumes(world, able, volumes, run=run)
-    await say("writing to the store")
+    await say("asking the store, and trying each way to fence a host")
     return ClusterFacts(
         hosts=hosts,
         paths=tuple(paths),
@@ -68,7 +63,8 @@ async def gather(world: World, say: Say, *, run: str) -> ClusterFacts:
         volumes_seen=tuple(seen),
         locks=tuple(locks),
         networks={name: network.mtu for name, network in snapshot.networks.items()},
-        store=await _store(world),
+        store=await store_seen(world),
+        rungs=await rungs_seen(world, hosts),
     )
 
 
@@ -311,20 +307,3 @@ async def _lock_answers(
     except GodwitError as error:
         return dict.fromkeys(volumes, error.message)
     return answer.volumes
-
-
-async def _store(world: World) -> StoreSeen:
-    """How long writes take that are safe when they are answered, and who answers."""
-    store, clock = world.records.store, world.clock
-    took = []
-    try:
-        status = await store.status(timeout=_WRITE_S)
-        for number in range(_WRITES):
-            began = clock.monotonic()
-            await store.put(keys.VALIDATION_TRY, str(number).encode(), timeout=_WRITE_S)
-            took.append(clock.monotonic() - began)
-        await store.delete(keys.VALIDATION_TRY, timeout=_WRITE_S)
-    except StoreError as error:
-        return StoreSeen(reason=str(error), write_s=tuple(took))
-    member = StoreMember(name=f"{status.member_id:x}")
-    return StoreSeen(kind="embedded", members=(member,), write_s=tuple(took))
