@@ -21,6 +21,7 @@ from typing import Any
 from godwit.host.namespaces import enter_argv
 from godwit.host.shaping import shape
 from godwit.lab import fault
+from godwit.lab.bmcs import UNIT
 from godwit.lab.layout import CONTROL, MIG
 from godwit.model.errors import GodwitError
 
@@ -299,6 +300,16 @@ def unmounted(cluster: Cluster, host: str) -> Iterator[None]:
 
 
 @contextmanager
+def bmc(cluster: Cluster, host: str) -> Iterator[None]:
+    """A host's power device that nobody reaches."""
+    fault.kill_process(cluster.lab, host, UNIT)
+    try:
+        yield
+    finally:
+        fault.restart_daemon(cluster.lab, host, UNIT)
+
+
+@contextmanager
 def clock(cluster: Cluster, host: str) -> Iterator[None]:
     """The host's agent sees a clock that is off: libfaketime in place of its own."""
     lab = cluster.lab
@@ -366,6 +377,7 @@ FAULTS: dict[str, tuple[Plant, str, str]] = {
     "a missing CPU feature": (feature, "cpu-features", "warn"),
     "a smaller MTU": (mtu, "mtu&full-packets", "fail"),
     "a wrong subnet": (subnet, "subnet", "fail"),
+    "a BMC that is out of reach": (bmc, "fencing", "fail"),
     "a slow migration network": (slow, "bandwidth", "fail"),
     "a volume that is not mounted": (unmounted, "volumes|written-and-read", "fail"),
 }

@@ -154,8 +154,8 @@ def _fencing(found: Findings, facts: ClusterFacts) -> None:
         if not rung.answers:
             found.fail(
                 "fencing",
-                f"{rung.device or RUNG_WORDS[rung.rung]} of {rung.host} does not answer: "
-                f"{rung.reason or 'no reason given'}",
+                f"{rung.device or RUNG_WORDS[rung.rung]} is of no use to fence {rung.host}: "
+                f"{rung.reason or 'it does not answer'}",
                 _RUNG_HINTS[rung.rung],
                 [rung.host],
             )

@@ -62,10 +62,8 @@ def admit(snapshot: Snapshot, request: ask.Request) -> str:
         case ask.DeleteNetwork():
             known(snapshot.networks.get(request.name), "network", request.name)
             check_unused(snapshot, request.name)
-        case ask.CancelMigration():
-            known(snapshot.migrations.get(request.id), "migration", request.id)
-        case ask.CancelTask():
-            known(snapshot.tasks.get(request.id), "task", request.id)
+        case ask.CancelMigration() | ask.CancelTask():
+            _admit_cancel(snapshot, request)
         case ask.CreateVolume() | ask.DeleteVolume() | ask.ImportDisk():
             admit_volume(snapshot, request)
         case ask.RedirectVolume() | ask.RestoreVolume():
@@ -95,6 +93,13 @@ def known(found: _T | None, kind: str, name: str) -> _T:
     if found is None:
         raise NotFound(f"no {kind} {name}", hint=f"look with: godwit {kind} list")
     return found
+
+
+def _admit_cancel(snapshot: Snapshot, request: ask.CancelMigration | ask.CancelTask) -> None:
+    if isinstance(request, ask.CancelMigration):
+        known(snapshot.migrations.get(request.id), "migration", request.id)
+    else:
+        known(snapshot.tasks.get(request.id), "task", request.id)
 
 
 def host_that_is_up(snapshot: Snapshot, name: str) -> HostInfo:

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import all_volumes, host_state
-from godwit.manager.work.validation_store import rungs_seen, store_seen
+from godwit.manager.work.validation_rungs import rungs_seen
+from godwit.manager.work.validation_store import store_seen
 from godwit.manager.world import World
 from godwit.model.base import Record
 from godwit.model.errors import GodwitError

@@ -1,4 +1,4 @@
-"""What a validation asks of the store and of the guards' renewals: votes, disks, deadlines."""
+"""What a validation asks of the store: votes, disks, how long a write takes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from godwit.cluster.validation.etcd_metrics import fsync_p99_s
 from godwit.manager.world import World
 from godwit.model import keys
 from godwit.model.errors import GodwitError
-from godwit.model.membership import Renewal
-from godwit.model.validation_facts import HostSeen, RungSeen, StoreMember, StoreSeen
+from godwit.model.validation_facts import StoreMember, StoreSeen
 from godwit.store.api import MemberView
 from godwit.store.errors import StoreError
 
@@ -64,28 +63,3 @@ async def _member(world: World, view: MemberView, *, etcd: bool) -> StoreMember:
     except GodwitError:
         return member  # how it is, is said above; its figures are not there
     return member.but(fsync_p99_s=fsync_p99_s(metrics))
-
-
-async def deadline_rungs(world: World, hosts: tuple[HostSeen, ...]) -> list[RungSeen]:
-    """Hosts whose own deadline is proof: a watchdog stands behind it, and the guard keeps it.
-
-    As their guards said with the last renewal that is in the store.
-    """
-    found = await world.records.list(keys.HOSTS, Renewal, suffix="/renewal")
-    rungs = []
-    for host in hosts:
-        record = found.get(keys.host_renewal(host.name))
-        if record is None or not record.value.watchdog:
-            continue
-        armed = record.value.guard == "armed"
-        reason = "" if armed else "the guard cannot freeze a highly available VM there"
-        rungs.append(RungSeen(host=host.name, rung="deadline", answers=armed, reason=reason))
-    return rungs
-
-
-async def rungs_seen(world: World, hosts: tuple[HostSeen, ...]) -> tuple[RungSeen, ...] | None:
-    """Every way to fence these hosts, tried; None when the store does not answer."""
-    try:
-        return tuple(await deadline_rungs(world, hosts))
-    except StoreError:
-        return None
