@@ -49,6 +49,7 @@ from tests.faults.kit import (
     stamping,
     starts,
     uefi,
+    validation,
 )
 from tests.faults.kit.cluster import Cluster
 from tests.faults.kit.report import Section, tell
@@ -269,6 +270,24 @@ def _drain() -> Section:
     return section
 
 
+def _validation() -> Section:
+    """Each fault alone on three hosts, an old QEMU among them; two hosts, and a canary."""
+    section = Section("validation")
+    program: Path | None = None
+    try:
+        program = old_qemu()
+    except NoOldQemu as problem:
+        section.judge("QEMU 7.2 is there to be found", False, str(problem))
+    with _lab(section, hosts=3) as cluster:
+        parts = {"three hosts": validation.each(cluster, program)}
+        parts["live"] = validation.live(cluster)
+    with _lab(section) as cluster:
+        parts["two hosts"] = validation.witness(cluster)
+    with _lab(section, store="etcd") as cluster:
+        parts["two hosts on etcd"] = validation.on_etcd(cluster)
+    return _joined(section, parts)
+
+
 Work = Callable[[], Section]
 _A: dict[str, Work] = {
     "matrix": lambda: _on_lab(matrix.run),
@@ -303,6 +322,7 @@ _C: dict[str, Work] = {
     "etcd": _etcd,
     "store-rates": _store_rates,
     "drain": _drain,
+    "validation": _validation,
 }
 ISSUES = {"A": _A, "B": _B, "C": _C}
 

@@ -33,6 +33,7 @@ from .kit import (
     stamping,
     starts,
     uefi,
+    validation,
 )
 from .kit.cluster import Cluster
 from .kit.report import Section
@@ -170,6 +171,11 @@ def test_uefi_variables_go_where_the_vm_goes(cluster: Cluster) -> None:
 
 def test_clones_have_everything_and_leave_the_original_alone(cluster: Cluster) -> None:
     passed(clones.run(cluster))
+
+
+def test_a_validation_finds_each_fault_and_moves_a_canary(cluster: Cluster) -> None:
+    passed(validation.run(cluster))
+    passed_once(lambda: validation.live(cluster))
 
 
 def test_a_full_volume_holds_its_vms_and_loses_nothing() -> None:

@@ -34,6 +34,8 @@ from godwit.agent.routes import name_of as _name
 from godwit.agent.routes import route as _route
 from godwit.agent.seeds import Seeds
 from godwit.agent.upkeep import Upkeep, upkeep_routes
+from godwit.agent.validation import Validation
+from godwit.agent.validation_routes import validation_routes
 from godwit.agent.volume_routes import volume_routes
 from godwit.migration.peer import CheckAsk, PrepareAsk
 from godwit.model.base import Record, check_name
@@ -82,6 +84,7 @@ def build(rooms: Rooms) -> Starlette:
         *_peer_routes(rooms),
         *volume_routes(rooms.desk),
         *upkeep_routes(rooms.upkeep),
+        *validation_routes(Validation(rooms.desk)),
         *_lab_routes(rooms),
         WebSocketRoute("/v1/vms/{vm}/console", _console(rooms)),
     ]

@@ -17,6 +17,7 @@ from godwit.migration.peer import (
     TakenOver,
 )
 from godwit.model.base import Record
+from godwit.model.validation_facts import MeasureAsk, MeasurePorts
 from godwit.storage.lending import (
     ExportAnswer,
     ExportAsk,
@@ -87,6 +88,10 @@ class HttpPeer:
         async with _silence(timeout):
             answer = await self._client.get("/v1/clock", deadline_s=timeout)
             return float(answer["realtime"])
+
+    async def measure(self, ask: MeasureAsk, *, timeout: float) -> MeasurePorts:
+        """Have it listen on the migration network for one measurement."""
+        return await self._call("measure", ask.model_dump(mode="json"), MeasurePorts, timeout)
 
     async def export(self, ask: ExportAsk, *, timeout: float) -> ExportAnswer:
         """Ask for exports of a VM's disks; errors as all the others."""

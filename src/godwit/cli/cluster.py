@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from godwit.cli.act import action_command
+from godwit.cli.cluster_validate import validate
 from godwit.cli.look import looking, noun_group
 from godwit.cli.session import Command, say, say_json
 
@@ -25,3 +26,4 @@ cluster.add_command(
 )
 cluster.add_command(action_command("cluster.set"))
 cluster.add_command(action_command("cluster.update"))
+cluster.add_command(validate)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from godwit.client.api import AsyncClient
     from godwit.model.settings import ClusterSettings
     from godwit.model.task import Task
+    from godwit.model.validation import ValidationReport
 
 
 class Cluster:
@@ -65,3 +66,13 @@ class Cluster:
             allow_quick=allow_quick,
             allow_shutdown=allow_shutdown,
         )
+
+    async def validate(self, *, live: bool = False) -> Task:
+        """Check everything and write a report; ``live`` also makes, moves and removes a VM."""
+        return await self._client.act("cluster.validate", live=live)
+
+    async def validation(self) -> ValidationReport:
+        """The report of the last validation. Errors: NotFound when there was none."""
+        from godwit.model.validation import ValidationReport
+
+        return ValidationReport.model_validate(await self._client.row("cluster", "validation"))

@@ -274,6 +274,7 @@ class Vms:
         deadline_s: float = 600.0,
         allow_postcopy: bool = False,
         allow_throttle: bool = False,
+        allow_unvalidated: bool = False,
         dry_run: Literal[False] = False,
     ) -> Task: ...
 
@@ -288,6 +289,7 @@ class Vms:
         deadline_s: float = 600.0,
         allow_postcopy: bool = False,
         allow_throttle: bool = False,
+        allow_unvalidated: bool = False,
         dry_run: Literal[True],
     ) -> MovePlan: ...
 
@@ -301,18 +303,14 @@ class Vms:
         deadline_s: float = 600.0,
         allow_postcopy: bool = False,
         allow_throttle: bool = False,
+        allow_unvalidated: bool = False,
         dry_run: bool = False,
     ) -> Task | MovePlan:
         """Move a running VM to ``to`` or where it is placed; ``dry_run`` answers with the plan."""
-        fields: dict[str, Any] = {
-            "name": name,
-            "to": to,
-            "method": method,
-            "max_blackout_ms": max_blackout_ms,
-            "deadline_s": deadline_s,
-            "allow_postcopy": allow_postcopy,
-            "allow_throttle": allow_throttle,
-        }
+        fields: dict[str, Any] = {"name": name, "to": to, "method": method}
+        fields |= {"max_blackout_ms": max_blackout_ms, "deadline_s": deadline_s}
+        fields |= {"allow_postcopy": allow_postcopy, "allow_throttle": allow_throttle}
+        fields["allow_unvalidated"] = allow_unvalidated
         if dry_run:
             return await self._client.plan("vm.migrate", **fields)
         return await self._client.act("vm.migrate", **fields)

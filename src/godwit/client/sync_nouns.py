@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from godwit.model.rules import OnShutdown
     from godwit.model.settings import ClusterSettings
     from godwit.model.task import Task
+    from godwit.model.validation import ValidationReport
     from godwit.model.vm import Checkpoint, DiskFormat, DiskTier, DiskView, VmView
     from godwit.model.volume import VolumeKind, VolumeView
 
@@ -292,6 +293,7 @@ class Vms:
         deadline_s: float = 600.0,
         allow_postcopy: bool = False,
         allow_throttle: bool = False,
+        allow_unvalidated: bool = False,
         dry_run: Literal[False] = False,
     ) -> Task: ...
 
@@ -306,6 +308,7 @@ class Vms:
         deadline_s: float = 600.0,
         allow_postcopy: bool = False,
         allow_throttle: bool = False,
+        allow_unvalidated: bool = False,
         dry_run: Literal[True],
     ) -> MovePlan: ...
 
@@ -319,6 +322,7 @@ class Vms:
         deadline_s: float = 600.0,
         allow_postcopy: bool = False,
         allow_throttle: bool = False,
+        allow_unvalidated: bool = False,
         dry_run: bool = False,
     ) -> Task | MovePlan:
         """Move a running VM to ``to`` or where it is placed; ``dry_run`` answers with the plan."""
@@ -332,6 +336,7 @@ class Vms:
                     deadline_s=deadline_s,
                     allow_postcopy=allow_postcopy,
                     allow_throttle=allow_throttle,
+                    allow_unvalidated=allow_unvalidated,
                     dry_run=True,
                 )
             )
@@ -344,6 +349,7 @@ class Vms:
                 deadline_s=deadline_s,
                 allow_postcopy=allow_postcopy,
                 allow_throttle=allow_throttle,
+                allow_unvalidated=allow_unvalidated,
                 dry_run=False,
             )
         )
@@ -761,3 +767,11 @@ class Cluster:
                 allow_shutdown=allow_shutdown,
             )
         )
+
+    def validate(self, *, live: bool = False) -> Task:
+        """Check everything and write a report; ``live`` also makes, moves and removes a VM."""
+        return self._loop.run(self._async.validate(live=live))
+
+    def validation(self) -> ValidationReport:
+        """The report of the last validation. Errors: NotFound when there was none."""
+        return self._loop.run(self._async.validation())

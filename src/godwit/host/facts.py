@@ -32,6 +32,13 @@ class CpuFacts:
     vendor: str
     model_name: str
     flags: frozenset[str]
+    virtualization_flags: frozenset[str] = frozenset()  # "vmx flags": Linux 5.6 lists them apart
+
+    @property
+    def slat(self) -> str:
+        """``ept``, ``npt``, or nothing when guests' addresses are not translated in hardware."""
+        shown = self.flags | self.virtualization_flags
+        return next((flag for flag in ("ept", "npt") if flag in shown), "")
 
     @property
     def virtualization(self) -> str:
@@ -78,6 +85,7 @@ def cpu_facts(root: Path = _ROOT) -> CpuFacts:
         vendor=first.get("vendor_id", ""),
         model_name=first.get("model name", ""),
         flags=frozenset(first.get("flags", first.get("Features", "")).split()),
+        virtualization_flags=frozenset(first.get("vmx flags", "").split()),
     )
 
 

@@ -19,7 +19,7 @@ from godwit.model.errors import GodwitError, OutcomeUnknown, Unavailable
 from godwit.model.host import HostInfo
 from godwit.wire.errors import PeerOutcomeUnknown, PeerRefused, PeerUnreachable
 from godwit.wire.http import PeerClient
-from godwit.wire.identity import HOST, Identity
+from godwit.wire.identity import HOST, STORE, Identity
 from godwit.wire.tls import ClientTls, Expect
 
 if TYPE_CHECKING:
@@ -51,6 +51,10 @@ class Agents(Protocol):
         self, host: HostInfo, vm: str
     ) -> contextlib.AbstractAsyncContextManager[ClientConnection]:
         """The serial console of a VM as an open WebSocket."""
+        ...
+
+    async def store_metrics(self, endpoint: str, *, deadline_s: float) -> str:
+        """What a member of etcd counts of itself, as text for Prometheus. Godwit errors only."""
         ...
 
     async def aclose(self) -> None:
@@ -106,6 +110,21 @@ class HttpAgents:
                     self._client(host).websocket(f"/v1/vms/{vm}/console")
                 )
             yield opened
+
+    async def store_metrics(self, endpoint: str, *, deadline_s: float) -> str:
+        tls = None
+        if self._identity is not None:
+            tls = ClientTls.for_daemon(self._identity, Expect(STORE))
+        try:
+            client = PeerClient(endpoint, tls=tls)
+        except ValueError as error:
+            raise Unavailable(f"{endpoint} is no address of etcd", hint=str(error)) from None
+        try:
+            with translated(endpoint):
+                answer = await client.request("GET", "/metrics", deadline_s=deadline_s)
+        finally:
+            await client.close()
+        return answer.body.decode(errors="replace")
 
     async def aclose(self) -> None:
         clients, self._clients = list(self._clients.values()), {}

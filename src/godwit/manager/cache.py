@@ -217,7 +217,7 @@ class Cache:
         typed: dict[str, object] = {
             name: rooms.get(name, {})
             for name in (
-                *("vms", "owners", "statuses", "hosts", "powers", "marks"),
+                *("vms", "owners", "statuses", "hosts", "powers", "marks", "validated"),
                 *("networks", "volumes", "volume_states", "migrations", "tasks"),
             )
         }

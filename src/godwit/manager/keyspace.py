@@ -15,6 +15,7 @@ from godwit.model.ownership import Owner
 from godwit.model.power import PowerConfig
 from godwit.model.settings import ClusterSettings
 from godwit.model.task import Task
+from godwit.model.validation import HostValidated
 from godwit.model.vm import Vm, VmStatus
 from godwit.model.volume import Volume, VolumeOnHost
 
@@ -43,6 +44,7 @@ _NESTED: dict[str, dict[str, tuple[str, type[Record] | None]]] = {
         "agent": ("agents", None),
         "power": ("powers", PowerConfig),
         "mark": ("marks", HostMark),
+        "validated": ("validated", HostValidated),
     },
 }
 # Names of two parts: "VOLUME/HOST".

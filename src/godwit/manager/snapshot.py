@@ -13,6 +13,7 @@ from godwit.model.ownership import Owner, OwnerState
 from godwit.model.power import PowerConfig
 from godwit.model.settings import ClusterSettings
 from godwit.model.task import Task
+from godwit.model.validation import HostValidated
 from godwit.model.vm import Vm, VmStatus
 from godwit.model.volume import Volume, VolumeOnHost
 
@@ -28,6 +29,7 @@ class Snapshot:
     hosts: Mapping[str, HostInfo] = field(default_factory=dict)
     marks: Mapping[str, HostMark] = field(default_factory=dict)
     settings: ClusterSettings = field(default_factory=ClusterSettings)
+    validated: Mapping[str, HostValidated] = field(default_factory=dict)
     leases: frozenset[str] = frozenset()
     agents: frozenset[str] = frozenset()
     powers: Mapping[str, PowerConfig] = field(default_factory=dict)

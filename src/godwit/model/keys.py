@@ -15,6 +15,8 @@ SECRETS = ROOT + "secrets/"  # handed in, sealed, not yet used; each under a lea
 LEADER = ROOT + "manager/leader"
 QUEUE = ROOT + "manager/queue"  # the move that had its turn last; see manager.work.queueing
 CLUSTER = ROOT + "cluster"
+VALIDATION = ROOT + "validation/last"  # the report of the last one (``ValidationReport``)
+VALIDATION_TRY = ROOT + "validation/try"  # written to see how long a write takes
 
 
 def vm_spec(name: str) -> str:
@@ -65,6 +67,11 @@ def host_power(name: str) -> str:
 def host_mark(name: str) -> str:
     """Why a host takes no new VMs (``HostMark``); absent when it does."""
     return f"{HOSTS}{name}/mark"
+
+
+def host_validated(name: str) -> str:
+    """That a host's network and system were checked and nothing failed (``HostValidated``)."""
+    return f"{HOSTS}{name}/validated"
 
 
 def host_reservation(name: str, vm: str) -> str:

@@ -36,6 +36,7 @@ from godwit.model.maintenance_requests import ExitMaintenance as ExitMaintenance
 from godwit.model.maintenance_requests import ReturnHost as ReturnHost
 from godwit.model.rule_requests import SetVm as SetVm
 from godwit.model.rule_requests import WithRules as WithRules
+from godwit.model.validation_requests import ValidateCluster as ValidateCluster
 from godwit.model.volume_requests import (
     CreateVolume as CreateVolume,
 )
@@ -146,6 +147,7 @@ class MigrateVm(Value):
     deadline_s: float = Field(default=600.0, gt=0, le=31_622_400)
     allow_postcopy: bool = False
     allow_throttle: bool = False
+    allow_unvalidated: bool = False  # also where a first look at the hosts found what forbids it
 
 
 class CloneVm(Value):
@@ -258,6 +260,7 @@ Request = Annotated[
     | ExitMaintenance
     | SetCluster
     | UpdateCluster
+    | ValidateCluster
     | CancelTask,
     Field(discriminator="kind"),
 ]
@@ -311,6 +314,7 @@ ROUTES: dict[str, tuple[str, str]] = {
     "host.maintenance.exit": ("POST", "/v1/hosts/{name}/actions/exit-maintenance"),
     "cluster.set": ("POST", "/v1/cluster/actions/set"),
     "cluster.update": ("POST", "/v1/cluster/actions/update"),
+    "cluster.validate": ("POST", "/v1/cluster/actions/validate"),
     "task.cancel": ("POST", "/v1/tasks/{id}/actions/cancel"),
 }
 

@@ -20,6 +20,7 @@ from godwit.model.host_words import HOST_ACTIONS
 from godwit.model.maintenance_words import MAINTENANCE_ACTIONS
 from godwit.model.rule_words import RULES, SET_VM
 from godwit.model.spelling import read
+from godwit.model.validation_words import VALIDATE
 
 
 def _format(field: str, option: str, help_: str, *, more: tuple[str, ...] = ()) -> Flag:
@@ -130,6 +131,7 @@ _LIST: tuple[Action, ...] = (
             Flag("deadline_s", "--deadline", "seconds", "Give up after this (10m).", "TIME"),
             on("--allow-postcopy", "Let it finish by post-copy when it would not converge."),
             on("--allow-throttle", "Let it slow the guest down when it would not converge."),
+            on("--allow-unvalidated", "Move although the hosts' validation failed."),
         ),
     ),
     Action(
@@ -289,6 +291,7 @@ _LIST: tuple[Action, ...] = (
     *HOST_ACTIONS,
     *MAINTENANCE_ACTIONS,
     *CLUSTER_ACTIONS,
+    VALIDATE,
     Action("task.cancel", "Cancel task {}", "Ask a task to stop.", subject="id"),
 )
 ACTIONS: dict[str, Action] = {action.kind: action for action in _LIST}

@@ -126,6 +126,8 @@ class FakeAgent:
         @app.post("/v1/images/{image}/publish")
         async def publish(image: str) -> dict[str, Any]:
             self.calls.append(("publish", {"image": image}))
+            if "publish" in self.refuse:
+                raise self.refuse["publish"]
             root = "/clusterstorage/shared/.godwit/boot"
             return {"kernel": f"{root}/aa", "initrd": f"{root}/bb", "append": "console=ttyS0"}
 

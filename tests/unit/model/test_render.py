@@ -86,6 +86,8 @@ BY_FIELD: dict[str, st.SearchStrategy[object]] = {
     "deadline_s": st.floats(1e-6, 31_622_400) | st.integers(1, 500_000).map(float),
     "allow_postcopy": st.booleans(),
     "allow_throttle": st.booleans(),
+    "allow_unvalidated": st.booleans(),
+    "live": st.booleans(),
     "mtu": st.integers(576, 9216),
     "subnet": TEXTS,
     "uplink": TEXTS,

@@ -19,6 +19,7 @@ from godwit.manager.work import (
     returns,
     settings,
     updates,
+    validation,
     vms,
     volumes,
 )
@@ -74,6 +75,7 @@ ACTS: dict[type[Any], Act] = {
     ask.SwitchHostOn: power_acts.switch_on,
     ask.SwitchHostOff: power_acts.switch_off,
     ask.ResetHost: power_acts.switch_off,
+    ask.ValidateCluster: validation.validate,
     ask.CancelMigration: _cancel_move,
     ask.CancelTask: cancel.cancel_task,
 }

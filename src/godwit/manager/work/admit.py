@@ -78,6 +78,8 @@ def subject_of(request: ask.Request) -> str:
         return f"migration/{request.id}"
     if isinstance(request, ask.CancelTask):
         return f"task/{request.id}"
+    if isinstance(request, ask.ValidateCluster):
+        return "cluster/validation"
     if isinstance(request, ask.ImportDisk):
         return f"image/{request.volume}/{request.name}"
     if isinstance(request, ask.SetCluster | ask.UpdateCluster):
@@ -92,7 +94,7 @@ def admit(snapshot: Snapshot, request: ask.Request) -> str:
         admit_standing(snapshot, request)
     elif isinstance(request, PowerRequest):
         admit_power(snapshot, request)
-    else:
+    elif not isinstance(request, ask.ValidateCluster):  # that looks, and changes nothing
         _admit_action(snapshot, request)
     if not isinstance(request, ask.CancelMigration | ask.CancelTask):
         _admit_beside(snapshot, request, subject)
@@ -112,10 +114,8 @@ def _admit_action(snapshot: Snapshot, request: Action) -> None:
         case ask.DeleteNetwork():
             known(snapshot.networks.get(request.name), "network", request.name)
             check_unused(snapshot, request.name)
-        case ask.CancelMigration():
-            known(snapshot.migrations.get(request.id), "migration", request.id)
-        case ask.CancelTask():
-            known(snapshot.tasks.get(request.id), "task", request.id)
+        case ask.CancelMigration() | ask.CancelTask():
+            _admit_cancel(snapshot, request)
         case ask.CreateVolume() | ask.DeleteVolume() | ask.ImportDisk():
             admit_volume(snapshot, request)
         case ask.RedirectVolume() | ask.RestoreVolume():
@@ -124,6 +124,13 @@ def _admit_action(snapshot: Snapshot, request: Action) -> None:
             check_silent(snapshot, request.name)
         case _:
             _admit_vm_action(snapshot, request)
+
+
+def _admit_cancel(snapshot: Snapshot, request: ask.CancelMigration | ask.CancelTask) -> None:
+    if isinstance(request, ask.CancelMigration):
+        known(snapshot.migrations.get(request.id), "migration", request.id)
+    else:
+        known(snapshot.tasks.get(request.id), "task", request.id)
 
 
 def host_that_is_up(snapshot: Snapshot, name: str) -> HostInfo:

@@ -13,6 +13,7 @@ from godwit.manager.rooms import rooms_of
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.work.admit import check_action, host_that_is_up, known, need_of
 from godwit.manager.work.cancel import close_waiting, final_move
+from godwit.manager.work.first_move import check_first_move
 from godwit.manager.work.queueing import take_turn, waits_for
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.work.vms import fresh_owner, host_of
@@ -151,6 +152,9 @@ async def _open(world: World, run: TaskRun, request: MigrateVm) -> Migration:
             hint=first.hint or "see all checks with --dry-run",
             checks=[check.model_dump(mode="json") for check in planned.checks],
         )
+    await check_first_move(
+        world, request, source=source.name, destination=destination, by=run.task.id
+    )
     move = Migration(
         id=new_id("m", world.clock.realtime()),
         vm=request.name,

@@ -1,0 +1,127 @@
+"""A live validation: a small VM is made, started, moved live, moved back, and removed.
+
+It goes the way of every VM: each step is a request of its own, with its own task and record, and
+bound by the same checks and the same queue. It needs two hosts that are up and the demo image on
+one of them; the VM has no disk and no network card, so nothing of anybody's is touched.
+
+Draining its host and failing it over are for whoever does those: a step in ``STEPS`` gets the
+canary as it is and gives it back with what was seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from godwit.manager.views import host_state
+from godwit.manager.work.tasks import TaskRun
+from godwit.manager.world import World
+from godwit.model.errors import GodwitError, NotFound, OperationFailed, from_problem
+from godwit.model.host import HostState
+from godwit.model.requests import CreateVm, DeleteVm, MigrateVm, Request, StartVm, StopVm
+from godwit.model.task import Task, TaskState
+from godwit.model.validation import Canary, CanaryStep
+
+Say = Callable[[str], Awaitable[None]]
+MEMORY_BYTES = 128 << 20
+IMAGE = "demo"
+_BLACKOUT_MS = 1000.0
+"""Its own budget: the figure is what the report is about, so a long pause must be seen, not
+refused."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a step works with."""
+
+    world: World
+    by: str
+    say: Say
+
+    async def do(self, request: Request, what: str) -> tuple[Task, CanaryStep]:
+        """Carry a request out as if somebody had asked. Raises what it failed with."""
+        await self.say(what)
+        began = self.world.clock.monotonic()
+        task = await self.world.errands.run(request, by=self.by)
+        if task.state is not TaskState.COMPLETED:
+            error = from_problem(task.error) if task.error else OperationFailed(task.reason)
+            raise type(error)(f"{what}: {error.message}", hint=error.hint)
+        spent = self.world.clock.monotonic() - began
+        return task, CanaryStep(name=what, seconds=spent, message=task.reason)
+
+
+Step = Callable[[Stage, Canary], Awaitable[Canary]]
+
+
+async def try_canary(world: World, run: TaskRun, say: Say) -> Canary:
+    """The canary's whole life; what it could not do is in the result. It leaves no VM behind."""
+    snapshot = world.cache.snapshot
+    up = [name for name in sorted(snapshot.hosts) if _is_up(world, name)]
+    canary = Canary(vm=f"canary-{run.task.id}"[:63])
+    if len(up) < 2:
+        return canary.but(not_done=("two hosts that are up are needed",))
+    stage = Stage(world, f"{run.task.by} through {run.task.id}", say)
+    canary = canary.but(source=up[0], destination=up[1])
+    if run.adopted:  # what the manager before us had begun
+        await _remove(stage, canary.vm)
+    try:
+        for step in STEPS:
+            canary = await step(stage, canary)
+    except NotFound as error:
+        canary = canary.but(not_done=(f"{error.message}: {error.hint or 'it is needed'}",))
+    except GodwitError as error:
+        canary = canary.but(failure=f"the canary VM failed: {error.message}")
+    finally:
+        await _remove(stage, canary.vm)
+    return canary
+
+
+def _is_up(world: World, name: str) -> bool:
+    snapshot = world.cache.snapshot
+    state, _ = host_state(leased=name in snapshot.leases, agent=name in snapshot.agents)
+    return state is HostState.UP
+
+
+async def _start(stage: Stage, canary: Canary) -> Canary:
+    make = CreateVm(name=canary.vm, memory_bytes=MEMORY_BYTES, image=IMAGE, host=canary.source)
+    _, made = await stage.do(make, "making a small VM")
+    start = StartVm(name=canary.vm, host=canary.source)
+    _, started = await stage.do(start, f"starting it on {canary.source}")
+    return canary.but(steps=(*canary.steps, made, started))
+
+
+async def _move(stage: Stage, canary: Canary) -> Canary:
+    # The report is being made at this moment: a refusal for want of one would be circular.
+    move = MigrateVm(
+        name=canary.vm,
+        to=canary.destination,
+        max_blackout_ms=_BLACKOUT_MS,
+        allow_unvalidated=True,
+    )
+    task, step = await stage.do(move, f"moving it live to {canary.destination}")
+    found = await stage.world.records.migration(str(task.progress.get("migration", "")))
+    canary = canary.but(steps=(*canary.steps, step))
+    if found is None:
+        return canary
+    report = found.value
+    return canary.but(migration=report.id, blackout_ms=report.blackout_ms, total_ms=report.total_ms)
+
+
+async def _elsewhere(_stage: Stage, canary: Canary) -> Canary:
+    """Say what was left out, so that nobody takes it for tried."""
+    left_out = ("a drain and a failover were not tried",)
+    return canary.but(not_done=(*canary.not_done, *left_out))
+
+
+STEPS: tuple[Step, ...] = (_start, _move, _elsewhere)
+
+
+async def _remove(stage: Stage, vm: str) -> None:
+    """Stop and forget it, whatever came of it; what is not there is no trouble."""
+    errands, by = stage.world.errands, stage.by
+    if vm not in stage.world.cache.snapshot.vms:
+        return
+    for request in (StopVm(name=vm, force=True), DeleteVm(name=vm)):
+        with contextlib.suppress(GodwitError):  # it is stopped already, or gone
+            await errands.run(request, by=by)

@@ -1,0 +1,13 @@
+"""How a validation is asked for on a command line. A room of `godwit.model.words`."""
+
+from __future__ import annotations
+
+from godwit.model.flags import Action, on
+
+VALIDATE = Action(
+    "cluster.validate",
+    "Validate the cluster",
+    "Check hosts, networks, storage and the cluster; print a report.",
+    (on("--live", "Make a small VM, move it live and remove it, too."),),
+    subject="",
+)
