@@ -81,9 +81,10 @@ class StoreClient:
         *,
         linearizable: bool = True,
         limit: int = 0,
+        after: str = "",
         timeout: float | None = None,
     ) -> RangeResult:
-        body = codec.span(prefix, prefix=True)
+        body = codec.span(prefix, prefix=True, after=after)
         if limit:
             body["limit"] = str(limit)
         answer = await self._range(body, linearizable, timeout)

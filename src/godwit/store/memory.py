@@ -104,10 +104,11 @@ class MemoryStore:
         *,
         linearizable: bool = True,
         limit: int = 0,
+        after: str = "",
         timeout: float | None = None,
     ) -> RangeResult:
         self._begin()
-        found = self._engine.get(Get(*prefix_range(key_bytes(prefix)), limit))
+        found = self._engine.get(Get(*prefix_range(key_bytes(prefix), key_bytes(after)), limit))
         return RangeResult(tuple(_kv(record) for record in found.records), self._engine.revision)
 
     async def put(
