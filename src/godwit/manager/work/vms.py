@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from godwit.manager.agents import free_memory
 from godwit.manager.rooms import rooms_of
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.work.admit import check_action, host_that_is_up, known, need_of
@@ -116,7 +115,7 @@ async def start(world: World, run: TaskRun, request: StartVm | RestoreVm) -> Don
 async def _place(world: World, request: StartVm | RestoreVm, owner: Owner) -> tuple[HostInfo, str]:
     snapshot = world.cache.snapshot
     need = need_of(snapshot, request.name)
-    rooms = rooms_of(snapshot, await free_memory(world.agents, snapshot))
+    rooms = rooms_of(snapshot, await world.free.for_placement(snapshot))
     by_name = {room.info.name: room for room in rooms}
     at_home = any(disk.local for disk in snapshot.vms[request.name].disks)
     if at_home and owner.host is not None:
