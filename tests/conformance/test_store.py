@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -116,6 +117,8 @@ async def test_a_range_is_the_prefix_in_byte_order(store: Store, base: str) -> N
     assert [kv.key.removeprefix(base) for kv in behind] == names[1:]
     assert (await store.range(base, after=base + "\U0010ffff")).kvs == ()
     assert (await store.range(base, after="\x00")).kvs == found.kvs  # before the prefix
+    bare = (await store.range(base, keys_only=True)).kvs
+    assert bare == tuple(replace(kv, value=b"") for kv in found.kvs)
     assert found.revision == (await store.status()).revision
 
 
