@@ -98,13 +98,15 @@ async def start(world: World, run: TaskRun, request: StartVm | RestoreVm) -> Don
     else:
         host = known(world.cache.snapshot.hosts.get(run.task.progress["host"]), "host", vm)
     restores = owner.state is OwnerState.SAVED or isinstance(request, RestoreVm)
+    # No snapshot is newer than this; a host that knows it need not look through all VMs.
+    revision, clones = world.cache.revision, world.cache.snapshot.clones.get(vm)
     how = await ask_agent(
         world,
         run,
         host,
         vm=vm,
         verb="restore" if restores else "start",
-        body={},
+        body={} if clones else {"no_clones_at": revision},
         deadline_s=_MEMORY_IO_S if restores else _START_S,
         happened=lambda now: now.epoch > epoch and now.state is OwnerState.RUNNING,
     )
