@@ -144,7 +144,9 @@ class Link:
         self, path: str, *, query: Query | None = None, deadline_s: float | None = None
     ) -> Any:
         """The JSON found there."""
-        return (await self._read(path, query, deadline_s)).json()
+        answer = await self._read(path, query, deadline_s)
+        with self._plain_errors():
+            return answer.json()
 
     async def _read(
         self, path: str, query: Query | None = None, deadline_s: float | None = None
