@@ -96,10 +96,9 @@ def _with_manager(
             "manager": vars(usage(serving.pid)),
             "store": vars(usage(running.pid)),
         }
-    snapshot, cache, took = asyncio.run(figures.snapshot_of(place, running))
-    assert len(snapshot.vms) == len(cluster.vms)
-    found["cache"] = took
-    found["decisions"] = figures.decisions(snapshot, cache, rounds=given.rounds)
+    cache, found["cache"] = asyncio.run(figures.read_all(place, running))
+    assert len(cache.snapshot.vms) == len(cluster.vms)
+    found["decisions"] = figures.decisions(cache, rounds=given.rounds)
     return found
 
 

@@ -271,7 +271,7 @@ async def _watch(place: Place, store: RunningStore, seen: dict[int, float]) -> N
 # Decisions
 
 
-async def snapshot_of(place: Place, store: RunningStore) -> tuple[Snapshot, Cache, Figures]:
+async def read_all(place: Place, store: RunningStore) -> tuple[Cache, Figures]:
     """The cluster as a manager has it in memory, read here the same way; and what that took."""
     client = place.store_client(store.endpoint)
     cache = Cache(client)
@@ -279,15 +279,15 @@ async def snapshot_of(place: Place, store: RunningStore) -> tuple[Snapshot, Cach
     following = asyncio.create_task(cache.run())
     await cache.ready.wait()
     took = {"seconds": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
-    snapshot = cache.snapshot
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
     await client.aclose()
-    return snapshot, cache, took
+    return cache, took
 
 
-def decisions(snapshot: Snapshot, cache: Cache, *, rounds: int) -> Figures:
+def decisions(cache: Cache, *, rounds: int) -> Figures:
     """One look of each kind at the whole cluster, and the placement of VMs; seconds."""
+    snapshot = cache.snapshot
     vms = sorted(name for name, one in snapshot.owners.items() if one.state is OwnerState.RUNNING)
     hosts = sorted(snapshot.hosts)
     free: dict[str, int | None] = dict.fromkeys(hosts, FREE)

@@ -23,8 +23,9 @@ from scale_records import host_names
 from godwit.store.api import put
 from godwit.store.client import StoreClient
 from godwit.store.errors import StoreError
+from godwit.store.etcd import EtcdMember, argv
 from godwit.wire.ca import ClusterCa, issue, write_identity
-from godwit.wire.identity import HOST, MANAGER, STORE, Identity
+from godwit.wire.identity import HOST, MANAGER, STORE, STORE_MEMBER_DNS, Identity
 from godwit.wire.tls import ClientTls, Expect
 
 EMBEDDED, ETCD = "embedded", "etcd"
@@ -66,7 +67,8 @@ class Place:
         }
         ca = ClusterCa.create(cluster="scale")
         for role, name in ((STORE, "store"), (MANAGER, "manager"), (HOST, "guards")):
-            made = issue(ca, role=role, name=name, dns=["localhost"], ips=["127.0.0.1"])
+            names = ["localhost", *([STORE_MEMBER_DNS] if role == STORE else [])]
+            made = issue(ca, role=role, name=name, dns=names, ips=["127.0.0.1"])
             write_identity(self.identity(name), made)
         for number, name in enumerate(self.names):
             made = issue(ca, role=HOST, name=name, ips=[address(number)])
@@ -145,16 +147,17 @@ def _etcd(place: Place, root: Path, port: int) -> list[str]:
     program = shutil.which("etcd")
     if program is None:
         raise NotThere("etcd is not installed: apt-get install etcd-server")
-    pki = place.identity("store")
-    client, peer = f"https://127.0.0.1:{port}", f"http://127.0.0.1:{free_port()}"
-    argv = [program, "--name", "one", "--data-dir", str(root / "data")]
-    argv += ["--listen-client-urls", client, "--advertise-client-urls", client]
-    argv += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
-    argv += ["--initial-cluster", f"one={peer}", "--log-level", "error", "--logger", "zap"]
-    argv += ["--cert-file", str(pki / "cert.pem"), "--key-file", str(pki / "key.pem")]
-    argv += ["--trusted-ca-file", str(pki / "ca.pem"), "--client-cert-auth"]
-    argv += ["--auto-compaction-mode", "periodic", "--auto-compaction-retention", "10m"]
-    return [*argv, "--snapshot-count", "10000"]
+    me = EtcdMember("one", "127.0.0.1", client_port=port, peer_port=free_port())
+    words = argv(
+        me,
+        [me],
+        data=root / "data",
+        tls=place.identity("store"),
+        member_dns=STORE_MEMBER_DNS,
+        cluster="scale",
+        program=program,
+    )
+    return list(words)
 
 
 async def _answering(place: Place, endpoint: str, running: subprocess.Popen[bytes]) -> str:
