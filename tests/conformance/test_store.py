@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -107,6 +108,17 @@ async def test_a_range_is_the_prefix_in_byte_order(store: Store, base: str) -> N
         base + "ab",
     ]
     assert len((await store.range(base, limit=3)).kvs) == 3
+    pages, after = [], ""
+    while page := (await store.range(base, limit=3, after=after)).kvs:
+        pages.append([kv.key.removeprefix(base) for kv in page])
+        after = page[-1].key
+    assert pages == [names[:3], names[3:6], names[6:]]
+    behind = (await store.range(base, after=base + "a/0")).kvs  # which is no key itself
+    assert [kv.key.removeprefix(base) for kv in behind] == names[1:]
+    assert (await store.range(base, after=base + "\U0010ffff")).kvs == ()
+    assert (await store.range(base, after="\x00")).kvs == found.kvs  # before the prefix
+    bare = (await store.range(base, keys_only=True)).kvs
+    assert bare == tuple(replace(kv, value=b"") for kv in found.kvs)
     assert found.revision == (await store.status()).revision
 
 

@@ -139,14 +139,21 @@ def _host_routes(rooms: Rooms) -> list[Route]:
     ]
 
 
+async def _no_clones_at(request: Request) -> int:
+    """What a manager says that it has seen; nothing when it does not say it."""
+    said = (await _body(request)).get("no_clones_at", 0)
+    return said if isinstance(said, int) else 0
+
+
 def _vm_routes(rooms: Rooms) -> list[Route]:
     power, moves, files = rooms.power, rooms.departures, rooms.files
 
     async def start(request: Request) -> Record:
-        return await power.start(_name(request))
+        return await power.start(_name(request), no_clones_at=await _no_clones_at(request))
 
     async def restore(request: Request) -> Record:
-        return await power.start(_name(request), restore=True)
+        seen = await _no_clones_at(request)
+        return await power.start(_name(request), restore=True, no_clones_at=seen)
 
     async def stop(request: Request) -> Record:
         body = await _body(request)

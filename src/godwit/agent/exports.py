@@ -211,24 +211,33 @@ class Exports:
     # Their lives.
 
     async def serve(self) -> None:
-        """End what the records no longer stand behind, for ever; the watch is only a hint."""
-        self._desk.background(self._look_often(), "exports: look")
-        store = self._desk.records.store
-        while True:
-            try:
-                async with store.watch(keys.VMS) as watch:
-                    async for batch in watch:
-                        if batch.events and self._exports:
-                            await self._look()
-            except StoreError as error:
-                _log.warning("exports: %s", error)
-                await self._desk.clock.sleep(1.0)
+        """End what the records no longer stand behind, for ever: a look every few seconds.
 
-    async def _look_often(self) -> None:
+        Beside it every export has a watch of its own; where nothing is lent, nothing is watched.
+        """
         while True:
             await self._desk.clock.sleep(LOOK_S)
             with contextlib.suppress(StoreError):
-                await self._look()
+                await self._heed_word()
+            for vm in tuple(self._exports):
+                await self._look(vm)
+
+    async def _follow(self, vm: str, peer: PeerExport) -> None:
+        """Look at an export whenever its owner record changes; the watch is only a hint."""
+        store = self._desk.records.store
+        while self._exports.get(vm) is peer:
+            try:
+                looked = False
+                async with store.watch(keys.vm_owner(vm)) as watch:
+                    async for batch in watch:
+                        # The first one says that the watch stands: before it things may be missed.
+                        if batch.events or not looked:
+                            # Beside this: an export that ends ends its watch, and us with it.
+                            self._desk.background(self._look(vm), f"export of {vm}: look")
+                            looked = True
+            except StoreError as error:
+                _log.warning("the export of %s: %s", vm, error)
+                await self._desk.clock.sleep(1.0)
 
     async def _heed_word(self) -> None:
         """Somebody has said that this very boot is over: then nothing of it may be lent.
@@ -262,19 +271,20 @@ class Exports:
         said = f"{self._desk.host} was said to be down and is not: its export ends"
         await self._desk.event("vm.export", vm, said, level="warning")
 
-    async def _look(self) -> None:
-        await self._heed_word()
-        for vm in tuple(self._exports):
-            async with self._lock(vm):
-                here = self._exports.get(vm)
-                if here is None:
-                    continue
+    async def _look(self, vm: str) -> None:
+        async with self._lock(vm):
+            here = self._exports.get(vm)
+            if here is None:
+                return
+            try:
                 found = await self._desk.records.owner(vm)
-                epochs = set(here.record.exports.values()) or {0}
-                if found is not None and _serves(found.value, here.record.lessee, max(epochs)):
-                    continue
-                _log.info("%s: its owner is another now, its export ends", vm)
-                await self._end(vm)
+            except StoreError:
+                return  # the next look may know more
+            epochs = set(here.record.exports.values()) or {0}
+            if found is not None and _serves(found.value, here.record.lessee, max(epochs)):
+                return
+            _log.info("%s: its owner is another now, its export ends", vm)
+            await self._end(vm)
 
     async def adopt(self) -> None:
         """After a restart of the agent: take the exports over; what is dead is cleared away."""
@@ -333,7 +343,9 @@ class Exports:
     def _keep(self, vm: str, peer: PeerExport) -> None:
         self._exports[vm] = peer
         self._desk.volumes.wake()
-        self._desk.background(self._tend(vm, peer), f"export of {vm}")
+        tending = self._desk.background(self._tend(vm, peer), f"export of {vm}")
+        following = self._desk.background(self._follow(vm, peer), f"export of {vm}: owner")
+        tending.add_done_callback(lambda _: following.cancel())
 
     async def _tend(self, vm: str, peer: PeerExport) -> None:
         """Notice its end, and end one that is silent; its owner asks and hears of it."""

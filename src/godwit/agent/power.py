@@ -49,15 +49,23 @@ class Power:
 
     # Verbs.
 
-    async def start(self, name: str, *, restore: bool = False) -> VmStatus:
-        """Power on; with ``restore`` go on from the saved memory instead of booting."""
+    async def start(self, name: str, *, restore: bool = False, no_clones_at: int = 0) -> VmStatus:
+        """Power on; with ``restore`` go on from the saved memory instead of booting.
+
+        ``no_clones_at``: a store revision at which no linked clone stood on the VM's images.
+        """
         async with self.desk.lock(name):
             spec, found = await self._records(name)
             vm, owner = spec.value, found.value
             if restore and owner.state is not OwnerState.SAVED:
                 raise Refused(f"{name} has no saved state", hint=f"godwit vm start {name}")
             await self._check(vm)
-            await self._check_images(vm)
+            # Making a clone writes the owner record, which is compared below: who saw no clone when
+            # that record was as it is now, need not look through all VMs once more.
+            if no_clones_at < found.revision:
+                await self._check_images(vm)
+            else:
+                check_whole(vm)
             if name in self.desk.slots:
                 raise Conflict(f"{name} already runs on {self.desk.host}", hint="nothing to do")
             if not restore:

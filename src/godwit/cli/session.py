@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from godwit.model.render import Form
 
 NAME = "cli/0.1"
+_LONG_LIST = 500  # from here on indenting takes longer than fetching
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -55,8 +56,12 @@ def say(text: str) -> None:
 
 
 def say_json(value: Any) -> None:
-    """Print one JSON document to standard output."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print one JSON document to standard output; a long list has a line for each object."""
+    if isinstance(value, list) and len(value) > _LONG_LIST:
+        rows = (json.dumps(row, ensure_ascii=False) for row in value)
+        click.echo("[\n" + ",\n".join(rows) + "\n]")
+    else:
+        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def note(text: str) -> None:

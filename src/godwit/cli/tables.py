@@ -132,6 +132,11 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("REASON", _text("reason")),
     ),
 }
+# What the columns of the lists that may be long are made of; the API is asked for nothing else.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "vm": ("name", "state", "host", "cpus", "memory_bytes", "ha", "reason"),
+    "host": ("name", "state", "vms", "cpus", "memory_bytes", "memory_free_bytes"),
+}
 _NUMBERS = {
     *("VMS", "CPUS", "MEMORY", "FREE", "MTU", "TOTAL", "BLACKOUT", "BYTES"),
     *("LUN", "SIZE", "USED", "CAPACITY"),

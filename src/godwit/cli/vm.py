@@ -57,7 +57,21 @@ def _show_checkpoint(name: str, checkpoint: str) -> None:
 
 vm = noun_group("vm", "Virtual machines.")
 vm.add_command(action_command("vm.create"))
-vm.add_command(list_command("vm", "All VMs: their state and where they run."))
+vm.add_command(
+    list_command(
+        "vm",
+        "All VMs: their state and where they run.",
+        filters=[
+            click.Option(
+                ["--host"],
+                metavar="HOST",
+                shell_complete=completer("host"),
+                help="Only those on this host.",
+            ),
+            click.Option(["--state"], metavar="STATE", help="Only those in this state."),
+        ],
+    )
+)
 vm.add_command(show_command("vm", "One VM: disks, network cards, state."))
 vm.add_command(action_command("vm.set"))
 for verb in ("start", "stop", "pause", "resume", "save", "restore", "migrate", "clone", "delete"):

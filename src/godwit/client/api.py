@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -62,9 +62,17 @@ class AsyncClient:
         self.tasks = Tasks(self)
         self.cluster = Cluster(self)
 
-    async def rows(self, noun: str) -> list[dict[str, Any]]:
-        """The JSON objects of ``vms``, ``hosts``, ... as the API gives them."""
-        return await self._link.rows(f"/v1/{noun}")
+    async def rows(
+        self, noun: str, *, fields: Sequence[str] = (), **only: str | None
+    ) -> list[dict[str, Any]]:
+        """The JSON objects of ``vms``, ``hosts``, ... as the API gives them.
+
+        ``fields``: not more of each of them, for nouns of which there may be thousands. ``only``
+        are the filters of that list, such as ``host`` of VMs.
+        """
+        return await self._link.rows(
+            f"/v1/{noun}", query={"fields": ",".join(fields) or None, **only}
+        )
 
     async def row(self, noun: str, name: str) -> dict[str, Any]:
         """One JSON object as the API gives it. Errors: NotFound."""

@@ -21,6 +21,7 @@ from collections.abc import (
     Mapping,
 )
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 from godwit.model.errors import (
     GodwitError,
@@ -37,16 +38,29 @@ if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
     from godwit.client.settings import Target
+    from godwit.wire.answer import Answer
 
 DEADLINE_S = 30.0
 _IDLE_S = 45.0  # servers send comments more often than that
 
+PAGE_ROWS = 2000
 # With several managers: how long one may take to say how it is, and to answer a read, before
 # another is looked for; and how long one is taken to be well without asking.
 _NEXT_S, _READ_S, _WELL_S = 2.0, 4.0, 1.0
 
 Query = Mapping[str, str | int | float | bool | None]
 _T = TypeVar("_T")
+
+
+def next_page(link: str) -> Query | None:
+    """The query of the page that follows, from an answer's ``Link`` header; None: it was the last.
+
+    A list that does not come in pages has no such header.
+    """
+    target, _, more = link.partition(";")
+    if 'rel="next"' not in more:
+        return None
+    return dict(parse_qsl(urlsplit(target.strip(" <>")).query))
 
 
 class Link:
@@ -130,17 +144,34 @@ class Link:
         self, path: str, *, query: Query | None = None, deadline_s: float | None = None
     ) -> Any:
         """The JSON found there."""
+        answer = await self._read(path, query, deadline_s)
+        with self._plain_errors():
+            return answer.json()
+
+    async def _read(
+        self, path: str, query: Query | None = None, deadline_s: float | None = None
+    ) -> Answer:
         if deadline_s is None and len(self._open()) > 1:
             deadline_s = _READ_S
         with self._plain_errors():
             return await self._ask(
-                lambda peer: peer.get(path, query=query, deadline_s=deadline_s), safe=True
+                lambda peer: peer.request("GET", path, query=query, deadline_s=deadline_s),
+                safe=True,
             )
 
     async def rows(self, path: str, *, query: Query | None = None) -> list[dict[str, Any]]:
-        """The JSON objects of a list."""
-        found = await self.get(path, query=query)
-        return list(found)
+        """The JSON objects of a list, which comes in pages when it is long.
+
+        Two pages may come from two managers: the next one begins behind a name.
+        """
+        found: list[dict[str, Any]] = []
+        asked: Query | None = {"limit": PAGE_ROWS, **(query or {})}
+        while asked is not None:
+            answer = await self._read(path, asked)
+            with self._plain_errors():
+                found += answer.json()
+            asked = next_page(answer.headers.get("link", ""))
+        return found
 
     async def call(
         self, method: str, path: str, body: Any = None, *, query: Query | None = None

@@ -34,11 +34,12 @@ class Vms:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    async def list(self) -> list[VmView]:
-        """All VMs."""
+    async def list(self, *, host: str | None = None, state: str | None = None) -> list[VmView]:
+        """All VMs, or those on a host, in a state."""
         from godwit.model.vm import VmView
 
-        return [VmView.model_validate(row) for row in await self._client.rows("vms")]
+        rows = await self._client.rows("vms", host=host, state=state)
+        return [VmView.model_validate(row) for row in rows]
 
     async def get(self, name: str) -> VmView:
         """One VM. Errors: NotFound."""

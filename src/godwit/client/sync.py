@@ -6,7 +6,7 @@ the client's own thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -65,9 +65,15 @@ class Client:
         self.volumes = Volumes(self._loop, self._async.volumes)
         self.cluster = Cluster(self._loop, self._async.cluster)
 
-    def rows(self, noun: str) -> list[dict[str, Any]]:
-        """The JSON objects of ``vms``, ``hosts``, ... as the API gives them."""
-        return self._loop.run(self._async.rows(noun))
+    def rows(
+        self, noun: str, *, fields: Sequence[str] = (), **only: str | None
+    ) -> list[dict[str, Any]]:
+        """The JSON objects of ``vms``, ``hosts``, ... as the API gives them.
+
+        ``fields``: not more of each of them, for nouns of which there may be thousands. ``only``
+        are the filters of that list, such as ``host`` of VMs.
+        """
+        return self._loop.run(self._async.rows(noun, fields=fields, **only))
 
     def row(self, noun: str, name: str) -> dict[str, Any]:
         """One JSON object as the API gives it. Errors: NotFound."""

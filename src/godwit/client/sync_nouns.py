@@ -72,9 +72,9 @@ class Vms:
         self._loop = loop
         self._async = mirrored
 
-    def list(self) -> list[VmView]:
-        """All VMs."""
-        return self._loop.run(self._async.list())
+    def list(self, *, host: str | None = None, state: str | None = None) -> list[VmView]:
+        """All VMs, or those on a host, in a state."""
+        return self._loop.run(self._async.list(host=host, state=state))
 
     def get(self, name: str) -> VmView:
         """One VM. Errors: NotFound."""

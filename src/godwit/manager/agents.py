@@ -7,13 +7,11 @@ meant.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from godwit.manager.snapshot import Snapshot
 from godwit.manager.upload import upload
 from godwit.model.errors import GodwitError, OutcomeUnknown, Unavailable
 from godwit.model.host import HostInfo
@@ -24,8 +22,6 @@ from godwit.wire.tls import ClientTls, Expect
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
-
-_CAPACITY_S = 1.0
 
 
 class Agents(Protocol):
@@ -162,21 +158,3 @@ def _refusal(host: str, error: PeerRefused) -> GodwitError:
             host=host,
         )
     return error.error
-
-
-async def free_memory(
-    agents: Agents, snapshot: Snapshot, *, deadline_s: float = _CAPACITY_S
-) -> dict[str, int | None]:
-    """Bytes free on every host whose agent lives, asked in parallel; None = no answer in time."""
-    alive = [info for info in snapshot.hosts.values() if info.name in snapshot.agents]
-
-    async def ask(info: HostInfo) -> int | None:
-        try:
-            answer = await agents.call(info, "GET", "/v1/capacity", deadline_s=deadline_s)
-        except GodwitError:
-            return None
-        free = answer.get("memory_free_bytes") if isinstance(answer, dict) else None
-        return int(free) if isinstance(free, int | float) else None
-
-    found = await asyncio.gather(*(ask(info) for info in alive))
-    return {info.name: free for info, free in zip(alive, found, strict=True)}

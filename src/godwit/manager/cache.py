@@ -3,19 +3,28 @@
 The watch is a hint: every ``resync_s``, however much it told meanwhile, everything is listed again
 and what differs is taken as news. One watch over all keys keeps the store's order, so whoever has
 seen a revision here has seen every earlier one: that is what read-your-writes rests on.
+
+The list comes in pages, so that neither the store nor we stand still over a large one. Pages are
+of different revisions; the changes between the first and the last are taken from the watch before
+anybody sees the list (`godwit.manager.listing`).
+
+A change costs what it touches: a snapshot is made when somebody looks, and only the kinds of
+records that changed since the last look are copied for it. Most revisions of a large cluster are
+renewals, which are no part of a snapshot.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
 from godwit.manager.keyspace import Place, place_of
+from godwit.manager.listing import PAGE, Listed, catch_up, fill_in, read_pages
 from godwit.manager.snapshot import Snapshot
 from godwit.model import keys
 from godwit.model.base import Record
@@ -28,6 +37,12 @@ _T = TypeVar("_T")
 _LONGEST_PAUSE_S = 2.0
 
 Value = Record | bytes
+# The kinds of records in a snapshot; of those alive only the names count.
+_KEPT: Final = (
+    *("vms", "owners", "statuses", "hosts", "powers", "marks", "validated"),
+    *("networks", "volumes", "volume_states", "migrations", "tasks"),
+)
+_ALIVE: Final = ("leases", "agents", "members")
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,10 @@ class Change:
     first: bool = False
 
 
+# Revision, key and place of a change, and the new value (None = deleted).
+Step = tuple[int, str, Place, Value | None]
+_TURN: Final = 250  # records of a list that are read before others have their turn
+
 Listener = Callable[[tuple[Change, ...]], None]
 
 
@@ -52,13 +71,18 @@ class Cache:
     for that revision; they must not raise and not take long.
     """
 
-    def __init__(self, store: Store, *, resync_s: float = 45.0) -> None:
+    def __init__(self, store: Store, *, resync_s: float = 45.0, page: int = PAGE) -> None:
         self._store = store
         self._resync_s = resync_s
+        self._page = page
         self._values: dict[str, tuple[int, Place, Value]] = {}
-        self._snapshot: Snapshot | None = None
+        self._rooms: dict[str, dict[str, Value]] = {}  # kind -> name -> value, without the events
+        self._copies: dict[str, Any] = {}  # those of them that a snapshot has and that still hold
+        self._snapshot = Snapshot()
+        self._stale = False  # a record of the snapshot changed since it was made
         self._revision = 0
-        self._news = asyncio.Event()
+        self._news = asyncio.Event()  # a revision was reached
+        self._changed = asyncio.Event()  # a record of the snapshot changed
         self._listeners: list[Listener] = []
         self.ready = asyncio.Event()
         self.problem = ""  # why the cache may be stale now; empty when it follows the store
@@ -70,9 +94,12 @@ class Cache:
 
     @property
     def snapshot(self) -> Snapshot:
-        """The cluster as of :attr:`revision`; the same value until something changes."""
-        if self._snapshot is None:
-            self._snapshot = self._build()
+        """The cluster as of :attr:`revision`; the same value until something in it changes.
+
+        Its own ``revision`` is that at which it was made: what came since is no part of it.
+        """
+        if self._stale:
+            self._snapshot, self._stale = self._build(), False
         return self._snapshot
 
     def keys_in(self, room: str) -> list[str]:
@@ -98,14 +125,17 @@ class Cache:
     async def until(
         self, look: Callable[[Snapshot], _T | None], *, timeout: float | None = None
     ) -> _T | None:
-        """The first answer of ``look`` that is not None; None when the time is up."""
+        """The first answer of ``look`` that is not None; None when the time is up.
+
+        It is asked again whenever a record of the snapshot has changed, and never otherwise.
+        """
         try:
             async with asyncio.timeout(timeout):
                 while True:
                     found = look(self.snapshot)
                     if found is not None:
                         return found
-                    await self._news.wait()
+                    await self._changed.wait()
         except TimeoutError:
             return None
 
@@ -114,9 +144,10 @@ class Cache:
         pause_s = 0.1
         while True:
             try:
-                await self._list()
-                pause_s = 0.1
-                async with self._store.watch(keys.ROOT, start_revision=self._revision + 1) as watch:
+                listed = await self._read()
+                async with self._store.watch(keys.ROOT, start_revision=listed.first + 1) as watch:
+                    await self._settle(watch, listed)
+                    pause_s = 0.1
                     await self._follow(watch)
             except Compacted:
                 _LOG.warning("the watch fell behind the store's history; listing again")
@@ -133,7 +164,7 @@ class Cache:
         due = now() + self._resync_s
         while True:
             if now() >= due:
-                if await self._list():
+                if await self._settle(watch, await self._read()):
                     _LOG.info("listed again: the watch had not told everything yet")
                 due = now() + self._resync_s
             try:
@@ -143,90 +174,127 @@ class Cache:
                 return
             except TimeoutError:
                 continue
+            # A list may hold some changes beyond its revision: those are known.
             if batch.revision > self._revision:
-                self._apply(batch.revision, [_step(event) for event in batch.events])
+                self._apply(batch.revision, batch.events)
 
-    async def _list(self) -> int:
+    async def _read(self) -> Listed:
+        """Everything at first; later, when most of it is known, only what revision it has."""
+        return await read_pages(self._store, page=self._page, bare=self.ready.is_set())
+
+    async def _settle(self, watch: Watch, listed: Listed) -> int:
         """Take the store's word for everything; how many records differed from what we knew."""
-        listing = await self._store.range(keys.ROOT)
-        fresh = {kv.key: kv for kv in listing.kvs}
-        gone = [key for key in self._values if key not in fresh]
-        steps: list[tuple[int, str, KeyValue | None]] = [
-            (kv.mod_revision, key, kv)
-            for key, kv in fresh.items()
-            if key not in self._values or self._values[key][0] != kv.mod_revision
-        ]
-        steps += [(listing.revision, key, None) for key in gone]
+        try:
+            await catch_up(watch, listed)
+        except StoreError:
+            if not listed.bare:  # a list is better than none, however the watch is
+                await self._install(listed)
+            raise
+        if listed.bare:
+            known = {key: revision for key, (revision, _, _) in self._values.items()}
+            await fill_in(self._store, listed, known)
+        return await self._install(listed)
+
+    async def _install(self, listed: Listed) -> int:
         first = not self.ready.is_set()
-        changes = [
-            change
-            for revision, key, kv in sorted(steps, key=lambda step: step[:2])
-            if (change := self._take(revision, key, kv, first=first)) is not None
-        ]
-        self._revision = max(self._revision, listing.revision)
+        steps: list[Step] = []
+        for number, kv in enumerate(listed.records.values(), start=1):
+            # What is newer than the list is told by the watch, in its order; at first nobody reads.
+            if self._revision_of(kv.key) != kv.mod_revision and (
+                first or kv.mod_revision <= listed.revision
+            ):
+                steps += _steps(kv.mod_revision, kv.key, kv)
+            if number % _TURN == 0:
+                await asyncio.sleep(0)
+        # From here on without a pause: nobody sees half of a list.
+        for key in self._values.keys() - listed.records.keys():
+            steps += _steps(listed.revision, key, None)
+        steps.sort(key=lambda step: step[:2])
+        changes = [change for step in steps if (change := self._take(*step, first=first))]
+        self._revision = max(self._revision, listed.revision)
         self.problem = ""
         self._publish(changes)
         self.ready.set()
         return len(changes)
 
-    def _apply(self, revision: int, steps: list[tuple[str, KeyValue | None]]) -> None:
-        found = [self._take(revision, key, kv) for key, kv in sorted(steps, key=lambda s: s[0])]
+    def _revision_of(self, key: str) -> int:
+        return self._values[key][0] if key in self._values else 0
+
+    def _apply(self, revision: int, events: Sequence[WatchEvent]) -> None:
+        steps: list[Step] = []
+        for event in sorted(events, key=lambda one: one.kv.key):
+            gone = event.kind is WatchKind.DELETE
+            steps += _steps(revision, event.kv.key, None if gone else event.kv)
+        changes = [change for step in steps if (change := self._take(*step))]
         self._revision = revision
-        self._publish([change for change in found if change is not None])
+        self._publish(changes)
 
     def _take(
-        self, revision: int, key: str, kv: KeyValue | None, *, first: bool = False
+        self, revision: int, key: str, place: Place, new: Value | None, *, first: bool = False
     ) -> Change | None:
-        place = place_of(key)
-        if place is None:
-            return None
         before = self._values.get(key)
-        old = before[2] if before else None
-        new: Value | None = None
-        if kv is None:
+        if before is not None and before[0] >= revision:
+            return None  # a list of several pages knew of it already
+        if new is None:
             self._values.pop(key, None)
-        else:
-            try:
-                new = place.kind.model_validate_json(kv.value) if place.kind else kv.value
-            except ValidationError as error:
-                _LOG.error("%s does not hold what it should: %s", key, error)
-                return None
+        elif place.room == "events":
             # The event log is read through the feed; here only its revisions are needed.
-            self._values[key] = (revision, place, b"" if place.room == "events" else new)
-        return Change(revision, key, place, old, new, first)
+            self._values[key] = (revision, place, b"")
+        else:
+            self._values[key] = (revision, place, new)
+        if place.room != "events":
+            room = self._rooms.setdefault(place.room, {})
+            if new is None:
+                room.pop(place.name, None)
+            else:
+                room[place.name] = new
+            self._copies.pop(place.room, None)
+            self._stale = True
+        return Change(revision, key, place, before[2] if before else None, new, first)
 
     def _publish(self, changes: list[Change]) -> None:
-        if changes:
-            self._snapshot = None
-            start = 0
-            for index in range(1, len(changes) + 1):
-                if index == len(changes) or changes[index].revision != changes[start].revision:
-                    for listener in self._listeners:
-                        listener(tuple(changes[start:index]))
-                    start = index
-        else:
-            self._snapshot = None  # the revision moved on
-        self._news.set()
-        self._news = asyncio.Event()
+        start = 0
+        for index in range(1, len(changes) + 1):
+            if index == len(changes) or changes[index].revision != changes[start].revision:
+                for listener in self._listeners:
+                    listener(tuple(changes[start:index]))
+                start = index
+        _wake(self._news)
+        if self._stale:
+            _wake(self._changed)
 
     def _build(self) -> Snapshot:
-        rooms: dict[str, dict[str, Value]] = {}
-        for _, place, value in self._values.values():
-            if place.room != "events":
-                rooms.setdefault(place.room, {})[place.name] = value
-        typed: dict[str, object] = {
-            name: rooms.get(name, {})
-            for name in (
-                *("vms", "owners", "statuses", "hosts", "powers", "marks", "validated"),
-                *("networks", "volumes", "volume_states", "migrations", "tasks"),
-            )
-        }
-        settings = rooms.get("settings", {}).get("cluster")
+        """A snapshot of now; kinds of records without a change are the very same as before."""
+        kept = {room: self._copy(room, dict) for room in _KEPT}
+        alive = {room: self._copy(room, frozenset) for room in _ALIVE}
+        settings = self._rooms.get("settings", {}).get("cluster")
         if settings is not None:
-            typed["settings"] = settings
-        alive = {name: frozenset(rooms.get(name, {})) for name in ("leases", "agents", "members")}
-        return Snapshot(revision=self._revision, **typed, **alive)  # type: ignore[arg-type]
+            kept["settings"] = settings
+        made = Snapshot(revision=self._revision, **kept, **alive)
+        made.inherit(self._snapshot)
+        return made
+
+    def _copy(self, room: str, kind: Callable[[Mapping[str, Value]], Any]) -> Any:
+        if room not in self._copies:
+            self._copies[room] = kind(self._rooms.get(room, {}))
+        return self._copies[room]
 
 
-def _step(event: WatchEvent) -> tuple[str, KeyValue | None]:
-    return event.kv.key, None if event.kind is WatchKind.DELETE else event.kv
+def _wake(event: asyncio.Event) -> None:
+    """Let all who wait now look once; who waits after this waits for the next time."""
+    event.set()
+    event.clear()
+
+
+def _steps(revision: int, key: str, kv: KeyValue | None) -> Iterator[Step]:
+    """What a key's new value means; nothing when it is none of ours or makes no sense."""
+    place = place_of(key)
+    if place is None:
+        return
+    if kv is None or place.kind is None:
+        yield revision, key, place, None if kv is None else kv.value
+        return
+    try:
+        yield revision, key, place, place.kind.model_validate_json(kv.value)
+    except ValidationError as error:
+        _LOG.error("%s does not hold what it should: %s", key, error)

@@ -17,6 +17,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 from godwit.manager.cache import Change
 from godwit.model.event import Event
@@ -25,6 +26,7 @@ from godwit.model.task import Task
 from godwit.model.volume import VolumeOnHost, VolumeState
 from godwit.wire.sse import HELLO, KEEPALIVE, SseEvent
 
+AT_ONCE = 64  # items in one write to a reader
 _BULKY = {"log", "passes", "stages", "checks"}  # left out of progress items: read the record
 
 
@@ -39,8 +41,9 @@ class Item:
     data: str  # an Event as JSON
     ends: bool = True  # the last item of its revision
 
-    def encode(self) -> bytes:
-        """The item as server-sent event."""
+    @cached_property
+    def encoded(self) -> bytes:
+        """The item as server-sent event, the same bytes for every reader."""
         resume_at = str(self.revision) if self.ends else ""
         return SseEvent(data=self.data, event=self.kind, id=resume_at).encode()
 
@@ -108,16 +111,18 @@ class Feed:
         yield HELLO + f"id: {max(since or 0, 0) if backlog else self._revision}\n\n".encode()
         for item in backlog:
             if _wanted(item, subjects, kinds):
-                yield item.encode()
+                yield item.encoded
         while not self._closed:
             oldest = self._appended - len(self._ring)
             if position < oldest:
                 return  # too slow: the reader comes back with its last id and gets the rest
             if position < self._appended:
-                item = self._ring[position - oldest]
-                position += 1
-                if _wanted(item, subjects, kinds):
-                    yield item.encode()
+                # What has come together goes out together: one write instead of many.
+                until = min(self._appended, position + AT_ONCE)
+                together = [self._ring[place - oldest] for place in range(position, until)]
+                position = until
+                if found := [one.encoded for one in together if _wanted(one, subjects, kinds)]:
+                    yield b"".join(found)
                 continue
             news = self._news
             try:

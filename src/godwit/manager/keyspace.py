@@ -23,7 +23,7 @@ from godwit.model.volume import Volume, VolumeOnHost
 MEMBERS = keys.ROOT + "manager/members/"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a record belongs in the snapshot; ``kind`` None = only its presence counts."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections import Counter
+
+import prometheus_client as prometheus
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 
 from godwit.manager.cache import Cache, Change
 from godwit.manager.snapshot import Snapshot
-from godwit.manager.views import all_vms, all_volumes, host_state
+from godwit.manager.views import all_volumes, host_state, state_of_vm
 from godwit.model.host import HostState
 from godwit.model.migration import Migration
 from godwit.model.task import Task
@@ -21,18 +24,18 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
+        self.requests = prometheus.Counter(
             "godwit_api_requests", "API requests answered", ("method", "status"),
             registry=self.registry,
         )  # fmt: skip
-        self._tasks = Counter(
+        self._tasks = prometheus.Counter(
             "godwit_tasks_ended", "Tasks ended", ("kind", "state"), registry=self.registry
         )
-        self._moves = Counter(
+        self._moves = prometheus.Counter(
             "godwit_migrations_ended", "Moves ended", ("method", "strategy", "outcome"),
             registry=self.registry,
         )  # fmt: skip
-        self._bytes = Counter(
+        self._bytes = prometheus.Counter(
             "godwit_migration_bytes", "Bytes sent by moves", ("method",), registry=self.registry
         )
         self._blackout = Histogram(
@@ -83,15 +86,15 @@ class Metrics:
     def render(self, cache: Cache) -> bytes:
         """The text that Prometheus reads."""
         snapshot: Snapshot = cache.snapshot
-        vms = [view.state for view in all_vms(snapshot)]
+        vms = Counter(state_of_vm(snapshot, name)[0] for name in snapshot.vms)
         for state in VmState:
-            self._vms.labels(state.value).set(vms.count(state))
-        hosts = [
+            self._vms.labels(state.value).set(vms[state])
+        hosts = Counter(
             host_state(leased=name in snapshot.leases, agent=name in snapshot.agents)[0]
             for name in snapshot.hosts
-        ]
+        )
         for kind in HostState:
-            self._hosts.labels(kind.value).set(hosts.count(kind))
+            self._hosts.labels(kind.value).set(hosts[kind])
         self._render_volumes(snapshot)
         self._revision.set(cache.revision)
         return generate_latest(self.registry)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from godwit.manager import index
+from godwit.model.clones import all_clones
 from godwit.model.host import HostInfo
 from godwit.model.marks import HostMark
 from godwit.model.migration import Migration
 from godwit.model.network import Network
-from godwit.model.ownership import Owner, OwnerState
+from godwit.model.ownership import Owner
 from godwit.model.power import PowerConfig
 from godwit.model.settings import ClusterSettings
 from godwit.model.task import Task
@@ -20,7 +23,10 @@ from godwit.model.volume import Volume, VolumeOnHost
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """All records as of ``revision``; ``leases``, ``agents`` and ``members`` are those alive."""
+    """All records as of ``revision``; ``leases``, ``agents`` and ``members`` are those alive.
+
+    What is found by looking at many records is looked for once, see `godwit.manager.index`.
+    """
 
     revision: int = 0
     vms: Mapping[str, Vm] = field(default_factory=dict)
@@ -66,25 +72,61 @@ class Snapshot:
             return seen if seen.since >= defined.created_at else None
         return seen if seen.defined_at == defined.created_at else None
 
+    def inherit(self, before: Snapshot) -> None:
+        """Keep what was found in ``before`` wherever it rests on the very same records."""
+        for name, rooms in index.RESTS_ON.items():
+            if name in before.__dict__ and all(
+                getattr(self, room) is getattr(before, room) for room in rooms
+            ):
+                self.__dict__[name] = before.__dict__[name]
+
+    @cached_property
+    def vm_names(self) -> tuple[str, ...]:
+        """The names of all VMs, sorted."""
+        return tuple(sorted(self.vms))
+
+    @cached_property
+    def present(self) -> Mapping[str, tuple[Vm, ...]]:
+        """Host -> the VMs it owns and runs (or is starting)."""
+        return index.present(self.vms, self.owners)
+
+    @cached_property
+    def coming(self) -> Mapping[str, tuple[Vm, ...]]:
+        """Host -> the VMs on their way to it."""
+        return index.coming(self.vms, self.owners)
+
+    @cached_property
+    def clones(self) -> Mapping[str, tuple[str, ...]]:
+        """VM -> the linked clones that stand on its images; only those that have some."""
+        return all_clones(self.vms.values())
+
+    @cached_property
+    def network_vms(self) -> Mapping[str, int]:
+        """Network -> how many VMs have a card on it."""
+        return index.network_vms(self.vms.values())
+
+    @cached_property
+    def network_hosts(self) -> Mapping[str, tuple[str, ...]]:
+        """Network -> the hosts that have its bridge."""
+        return index.network_hosts(self.hosts.values())
+
+    @cached_property
+    def volume_names(self) -> frozenset[str]:
+        """The volumes that hosts report or that were defined."""
+        return index.volume_names(self.hosts.values(), self.volumes)
+
+    @cached_property
+    def volume_hosts(self) -> Mapping[str, Mapping[str, VolumeOnHost]]:
+        """Volume -> host -> what the host said of it last."""
+        return index.volume_hosts(self.volume_states)
+
     def running_on(self, host: str) -> tuple[Vm, ...]:
         """The VMs this host owns and runs (or is starting)."""
-        return tuple(
-            self.vms[name]
-            for name, owner in self.owners.items()
-            if owner.host == host
-            and owner.state in (OwnerState.RUNNING, OwnerState.STARTING)
-            and name in self.vms
-        )
+        return self.present.get(host, ())
 
     def arriving_at(self, host: str) -> tuple[Vm, ...]:
         """The VMs on their way to this host; their memory is promised there."""
-        return tuple(
-            self.vms[name]
-            for name, owner in self.owners.items()
-            if owner.migration is not None
-            and owner.migration.destination == host != owner.host
-            and name in self.vms
-        )
+        return self.coming.get(host, ())
 
     def active_tasks(self, subject: str) -> tuple[Task, ...]:
         """The unfinished tasks about one object, oldest first."""

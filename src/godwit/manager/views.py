@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from godwit.manager.snapshot import Snapshot
 from godwit.model.base import Name
-from godwit.model.clones import clones_of
 from godwit.model.disks import CLUSTER_STORAGE, tier_of
 from godwit.model.host import HostInfo, HostState, HostView
 from godwit.model.network import Network, NetworkView
@@ -101,6 +100,18 @@ def view_vm(
     )
 
 
+def state_of_vm(snapshot: Snapshot, name: Name) -> tuple[VmState, str]:
+    """The state of one VM of the snapshot, without the rest of its row."""
+    owner = snapshot.owners.get(name)
+    host = owner.host if owner else None
+    return vm_state(
+        owner,
+        snapshot.statuses.get(name),
+        leased=host in snapshot.leases,
+        agent=host in snapshot.agents,
+    )
+
+
 def vm_of(snapshot: Snapshot, name: Name) -> VmView | None:
     """The row of one VM, None when there is none."""
     spec = snapshot.vms.get(name)
@@ -114,14 +125,8 @@ def vm_of(snapshot: Snapshot, name: Name) -> VmView | None:
         snapshot.statuses.get(name),
         leased=host in snapshot.leases,
         agent=host in snapshot.agents,
-        clones=clones_of(spec, snapshot.vms.values()),
+        clones=snapshot.clones.get(name, ()),
     )
-
-
-def all_vms(snapshot: Snapshot) -> list[VmView]:
-    """Every VM by name."""
-    found = (vm_of(snapshot, name) for name in sorted(snapshot.vms))
-    return [view for view in found if view is not None]
 
 
 def host_state(*, leased: bool, agent: bool) -> tuple[HostState, str]:
@@ -184,8 +189,8 @@ def view_network(snapshot: Snapshot, network: Network) -> NetworkView:
     """One row of ``network list``."""
     return NetworkView(
         **dict(network),
-        hosts=tuple(sorted(h.name for h in snapshot.hosts.values() if network.name in h.networks)),
-        vms=sum(any(n.network == network.name for n in vm.nics) for vm in snapshot.vms.values()),
+        hosts=snapshot.network_hosts.get(network.name, ()),
+        vms=snapshot.network_vms.get(network.name, 0),
     )
 
 
@@ -197,16 +202,20 @@ def view_disks(vm: Vm) -> list[DiskView]:
 
 def all_volumes(snapshot: Snapshot) -> list[VolumeView]:
     """The volumes that hosts report or that were defined, by name."""
-    names = {volume for info in snapshot.hosts.values() for volume in info.volumes}
-    return [
-        view_volume(snapshot, snapshot.volumes.get(name) or Volume(name=name))
-        for name in sorted(names | set(snapshot.volumes))
-    ]
+    found = (volume_of(snapshot, name) for name in sorted(snapshot.volume_names))
+    return [view for view in found if view is not None]
+
+
+def volume_of(snapshot: Snapshot, name: str) -> VolumeView | None:
+    """The row of one volume, None when nobody reports or defined it."""
+    if name not in snapshot.volume_names:
+        return None
+    return view_volume(snapshot, snapshot.volumes.get(name) or Volume(name=name))
 
 
 def view_volume(snapshot: Snapshot, volume: Volume) -> VolumeView:
     """One row of ``volume list``; sizes are what the last host to speak has measured."""
-    seen = _seen_by(snapshot, volume.name)
+    seen = snapshot.volume_hosts.get(volume.name, {})
     hosts = {
         info.name: _reach(snapshot, info, volume.name, seen.get(info.name))
         for _, info in sorted(snapshot.hosts.items())
@@ -232,15 +241,6 @@ def view_volume(snapshot: Snapshot, volume: Volume) -> VolumeView:
         hosts=hosts,
         created_at=volume.created_at,
     )
-
-
-def _seen_by(snapshot: Snapshot, volume: str) -> dict[str, VolumeOnHost]:
-    found = {}
-    for name, state in snapshot.volume_states.items():
-        seen, _, host = name.partition("/")
-        if seen == volume:
-            found[host] = state
-    return found
 
 
 def _reach(

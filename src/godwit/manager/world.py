@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 from godwit.manager.agents import Agents
 from godwit.manager.cache import Cache
+from godwit.manager.capacity import FreeMemory
 from godwit.manager.errands import Errands
 from godwit.model.errors import Conflict, GodwitError, OutcomeUnknown, Unavailable
 from godwit.model.host import HostInfo
@@ -40,6 +41,10 @@ class World:
     vault: Vault = field(default_factory=lambda: Vault(None))
     errands: Errands = field(default_factory=Errands)
     locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+    free: FreeMemory = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "free", FreeMemory(self.agents, now=self.clock.monotonic))
 
     def lock(self, name: str) -> asyncio.Lock:
         """One lock per name, as long as somebody holds on to it."""

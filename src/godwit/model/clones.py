@@ -24,6 +24,21 @@ def clones_of(vm: Vm, vms: Iterable[Vm]) -> tuple[str, ...]:
     )
 
 
+def all_clones(vms: Iterable[Vm]) -> dict[str, tuple[str, ...]]:
+    """`clones_of` for every VM that has some, looking at each disk once."""
+    standing: dict[str, set[str]] = {}  # image -> VMs whose images stand on it
+    disks = [(vm.name, disk) for vm in vms for disk in vm.disks]
+    for name, disk in disks:
+        if disk.backing is not None:
+            standing.setdefault(disk.backing.path, set()).add(name)
+    found: dict[str, set[str]] = {}
+    if standing:
+        for name, disk in disks:
+            if others := standing.get(disk.path, set()) - {name}:
+                found.setdefault(name, set()).update(others)
+    return {name: tuple(sorted(clones)) for name, clones in found.items()}
+
+
 def refuse_if_cloned(vm: Vm, vms: Iterable[Vm], verb: str) -> None:
     """Refused while linked clones stand on the VM's images; they are named."""
     clones = clones_of(vm, vms)

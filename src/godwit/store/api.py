@@ -286,9 +286,15 @@ class Store(Protocol):
         *,
         linearizable: bool = True,
         limit: int = 0,
+        after: str = "",
+        keys_only: bool = False,
         timeout: float | None = None,
     ) -> RangeResult:
-        """Every key that starts with ``prefix`` (all keys for an empty one), at most ``limit``."""
+        """Every key that starts with ``prefix`` (all keys for an empty one), at most ``limit``.
+
+        ``after``: only those behind this key, which is how a long list is read in pages. Each page
+        has a revision of its own. ``keys_only``: without the values.
+        """
 
     async def put(
         self, key: str, value: bytes, *, lease: int = 0, timeout: float | None = None

@@ -81,11 +81,15 @@ class StoreClient:
         *,
         linearizable: bool = True,
         limit: int = 0,
+        after: str = "",
+        keys_only: bool = False,
         timeout: float | None = None,
     ) -> RangeResult:
-        body = codec.span(prefix, prefix=True)
+        body = codec.span(prefix, prefix=True, after=after)
         if limit:
             body["limit"] = str(limit)
+        if keys_only:
+            body["keys_only"] = True
         answer = await self._range(body, linearizable, timeout)
         return RangeResult(codec.decode_kvs(answer), codec.header(answer))
 

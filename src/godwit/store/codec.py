@@ -55,9 +55,9 @@ def prefix_end(prefix: bytes) -> bytes:
     return head[:-1] + bytes((head[-1] + 1,))
 
 
-def prefix_range(prefix: bytes) -> tuple[bytes, bytes]:
-    """Key and range end that together mean "everything under this prefix"."""
-    return (prefix or b"\0"), prefix_end(prefix)
+def prefix_range(prefix: bytes, after: bytes = b"") -> tuple[bytes, bytes]:
+    """Key and range end that together mean "everything under this prefix", behind ``after``."""
+    return max(prefix or b"\0", after and after + b"\0"), prefix_end(prefix)
 
 
 def text64(data: bytes) -> str:
@@ -70,12 +70,12 @@ def dump(body: Json) -> bytes:
     return json.dumps(body, separators=(",", ":")).encode("ascii")
 
 
-def span(key: str, *, prefix: bool) -> Json:
+def span(key: str, *, prefix: bool, after: str = "") -> Json:
     """The ``key`` and ``range_end`` fields."""
     raw = key_bytes(key)
     if not prefix:
         return {"key": text64(raw)}
-    start, end = prefix_range(raw)
+    start, end = prefix_range(raw, key_bytes(after))
     return {"key": text64(start), "range_end": text64(end)}
 
 

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from math import ceil, inf
 from types import TracebackType
@@ -104,11 +104,16 @@ class MemoryStore:
         *,
         linearizable: bool = True,
         limit: int = 0,
+        after: str = "",
+        keys_only: bool = False,
         timeout: float | None = None,
     ) -> RangeResult:
         self._begin()
-        found = self._engine.get(Get(*prefix_range(key_bytes(prefix)), limit))
-        return RangeResult(tuple(_kv(record) for record in found.records), self._engine.revision)
+        found = self._engine.get(Get(*prefix_range(key_bytes(prefix), key_bytes(after)), limit))
+        kvs = tuple(_kv(record) for record in found.records)
+        if keys_only:
+            kvs = tuple(replace(kv, value=b"") for kv in kvs)
+        return RangeResult(kvs, self._engine.revision)
 
     async def put(
         self, key: str, value: bytes, *, lease: int = 0, timeout: float | None = None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from godwit.agent.power import Power
-from godwit.model import keys
+from godwit.model import keys, ownership
 from godwit.model.errors import Conflict
 from godwit.model.ownership import Owner, OwnerState
 from godwit.model.vm import Pins, Vm
@@ -82,3 +82,26 @@ async def test_a_definition_that_changes_meanwhile_is_not_started(world: World) 
         await world.power.start("web")
     assert world.started == []
     assert await world.state() == (OwnerState.STOPPED, 0)
+
+
+async def test_clones_are_looked_for_among_all_vms_only_without_word_of_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listing 20,000 VMs for each one that starts would cost a host seconds, and the store more."""
+    looked: list[str] = []
+
+    async def look(vm: Vm) -> None:
+        looked.append(vm.name)
+
+    monkeypatch.setattr(world.power, "_check_images", look)
+    found = await world.records.owner("web")
+    assert found is not None
+    await world.power.start("web", no_clones_at=found.revision)
+    assert looked == []
+    # A clone that was begun after that word has written the owner record: the word is too old.
+    await world.records.update(keys.vm_owner("web"), Owner, ownership.stopped)
+    await world.power.start("web", no_clones_at=found.revision)
+    assert looked == ["web"]
+    await world.records.update(keys.vm_owner("web"), Owner, ownership.stopped)
+    await world.power.start("web")
+    assert looked == ["web", "web"]

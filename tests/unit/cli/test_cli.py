@@ -15,7 +15,9 @@ from typing import Any
 import click
 import pytest
 
+from godwit.cli import session, tables
 from godwit.cli.main import godwit, run
+from godwit.cli.session import say_json
 from godwit.model.errors import ALL, Conflict, GodwitError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -54,6 +56,27 @@ def test_lists_and_single_objects(api: Any, capfd: pytest.CaptureFixture[str]) -
     assert "512 MiB" in out
     for noun in ("network", "volume", "migration", "task"):
         assert godwit_(capfd, noun, "list")[0] == 0
+
+
+def test_a_table_is_made_of_the_fields_that_are_asked_for(api: Any) -> None:
+    for noun, fields in tables.FIELDS.items():
+        rows = list(api.rows[f"{noun}s"].values())
+        assert rows
+        few = [{field: row[field] for field in fields if field in row} for row in rows]
+        assert tables.table(noun, few) == tables.table(noun, rows)
+
+
+def test_a_long_list_is_json_with_a_line_for_each(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"name": f"vm{number}", "host": None, "said": "größer"} for number in range(5)]
+    say_json(rows)
+    short = capsys.readouterr().out
+    monkeypatch.setattr(session, "_LONG_LIST", 4)
+    say_json(rows)
+    long = capsys.readouterr().out
+    assert json.loads(short) == json.loads(long) == rows
+    assert len(long.splitlines()) == 7
 
 
 DISKS = """\

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from godwit.manager.cache import Cache
-from godwit.manager.keyspace import MEMBERS
+from godwit.manager.keyspace import MEMBERS, place_of
 from godwit.manager.leadership import prune
 from godwit.model import keys
 from godwit.model.errors import Unavailable
@@ -209,3 +209,218 @@ async def test_old_history_is_pruned(api: Any, monkeypatch: pytest.MonkeyPatch) 
     tasks = (await api.store.range(keys.TASKS)).kvs
     assert [kv.key for kv in tasks] == [keys.task(newest)]
     assert len((await api.store.range(keys.EVENTS)).kvs) == 2
+
+
+# Large clusters.
+
+
+def renewal(number: int) -> bytes:
+    return b'{"boot_id":"b","number":%d,"guard":"armed","watchdog":true}' % number
+
+
+async def test_renewals_cost_no_snapshot_and_wake_nobody() -> None:
+    """Most revisions of a large cluster are renewals: who waits for records is not asked again."""
+    store = MemoryStore()
+    await store.put(keys.network("a"), network("a"))
+    async with following(store) as cache:
+        before, looks = cache.snapshot, 0
+
+        def look(snapshot: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            return has("a", "b")(snapshot)
+
+        waiting = asyncio.create_task(cache.until(look, timeout=5))
+        revision = 0
+        for number in range(50):
+            revision = await store.put(f"{keys.HOSTS}h1/renewal", renewal(number))
+        await cache.reached(revision)
+        assert cache.revision >= revision
+        assert cache.snapshot is before
+        assert looks == 1
+        await store.put(keys.network("b"), network("b"))
+        assert await waiting
+        assert looks == 2
+
+
+async def test_a_change_copies_the_records_of_its_kind_only() -> None:
+    store = MemoryStore()
+    for number in range(20):
+        await store.put(keys.network(f"n{number}"), network(f"n{number}"))
+    async with following(store) as cache:
+        before = cache.snapshot
+        assert before.clones == {}
+        await cache.reached(await store.put(keys.host_lease("h1"), b"{}"))
+        after = cache.snapshot
+        assert after is not before
+        assert after.leases == {"h1"}
+        assert after.networks is before.networks
+        # What was found in records that are the same is not looked for again.
+        assert after.clones is before.clones
+
+
+class Paged(MemoryStore):
+    """A store on which something happens between the pages of a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.between: list[Any] = []
+        self.pages = 0
+
+    async def range(self, prefix: str, **options: Any) -> Any:
+        found = await super().range(prefix, **options)
+        if options.get("limit", 0) > 1:
+            self.pages += 1
+            if self.between:
+                await self.between.pop(0)()
+        return found
+
+
+async def test_a_list_in_pages_is_true_at_one_revision() -> None:
+    store = Paged()
+    for name in "bdfhjln":
+        await store.put(keys.network(name), network(name))
+
+    async def first() -> None:  # the page with b and d has been read, that with h not yet
+        await store.delete(keys.network("b"))
+        await store.put(keys.network("a"), network("a"))
+        await store.put(keys.network("h"), encode(Network(name="h", bridge="br-new")))
+        await store.delete(keys.network("l"))
+
+    async def second() -> None:
+        await store.put(keys.network("l"), encode(Network(name="l", bridge="br-again")))
+        await store.delete(keys.network("d"))
+        await store.put(keys.network("d"), encode(Network(name="d", bridge="br-back")))
+
+    store.between = [first, second]
+    seen: list[tuple[str, bool]] = []
+    cache = Cache(store, page=2)
+    cache.listen(lambda changes: seen.extend((c.key, c.first) for c in changes))
+    task = asyncio.create_task(cache.run())
+    async with asyncio.timeout(5):
+        await cache.ready.wait()
+    try:
+        assert store.pages >= 3
+        assert sorted(cache.snapshot.networks) == list("adfhjln")
+        bridges = {name: one.bridge for name, one in cache.snapshot.networks.items()}
+        assert (bridges["h"], bridges["l"], bridges["d"]) == ("br-new", "br-again", "br-back")
+        # Each record was told once, as a part of the first list.
+        assert sorted(seen) == [(keys.network(name), True) for name in "adfhjln"]
+        revision = await store.put(keys.network("z"), network("z"))
+        await cache.reached(revision)
+        assert "z" in cache.snapshot.networks
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await store.aclose()
+
+
+async def test_pages_and_a_silent_watch_are_found_out_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What happened between the pages is missed by a silent watch, and found by the next look."""
+    monkeypatch.setattr("godwit.manager.listing.SILENCE_S", 0.01)
+
+    class Silent(Paged, Hard):
+        silent = True
+
+    store = Silent()
+    for name in "bdf":
+        await store.put(keys.network(name), network(name))
+
+    async def between() -> None:
+        await store.delete(keys.network("b"))
+
+    store.between = [between]
+    async with following(store, page=2, resync_s=0.05) as cache:
+        assert await cache.until(has("d", "f"), timeout=5)
+
+
+async def test_an_older_change_does_not_undo_what_a_later_page_said() -> None:
+    """A watch that was silent at first tells of the time between the pages after all."""
+    async with following(MemoryStore()) as cache:
+        place = place_of(keys.network("a"))
+        assert place is not None
+        newest = cache.revision + 9
+        cache._take(newest, keys.network("a"), place, Network(name="a", bridge="br-a"))
+        stale = Network(name="a", bridge="br-old")
+        assert cache._take(newest - 1, keys.network("a"), place, stale) is None
+        assert cache._take(newest, keys.network("a"), place, None) is None
+        assert cache.snapshot.networks["a"].bridge == "br-a"
+
+
+class Leaky(MemoryStore):
+    """A watch that leaves out every change, and a count of the values that were read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values_read = 0
+
+    async def range(self, prefix: str, **options: Any) -> Any:
+        found = await super().range(prefix, **options)
+        self.values_read += sum(bool(kv.value) for kv in found.kvs)
+        return found
+
+    async def get(self, key: str, **options: Any) -> Any:
+        found = await super().get(key, **options)
+        self.values_read += found is not None
+        return found
+
+    def watch(self, prefix: str, *, start_revision: int | None = None) -> Any:
+        inner = super().watch(prefix, start_revision=start_revision)
+
+        class Deaf:
+            async def __aenter__(self) -> Deaf:
+                return self
+
+            async def __aexit__(self, *_: object) -> None:
+                await inner.aclose()
+
+            async def __anext__(self) -> WatchBatch:
+                return WatchBatch((await anext(inner)).revision)
+
+        return Deaf()
+
+
+@pytest.mark.parametrize("many", [500, 1])
+async def test_a_later_list_reads_the_values_of_what_changed(
+    many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known already is compared by its revision: most of 40 MB, every 45 s."""
+    monkeypatch.setattr("godwit.manager.listing.MANY", many)
+    store = Leaky()
+    for number in range(40):
+        await store.put(keys.network(f"n{number}"), network(f"n{number}"))
+    async with following(store, page=7, resync_s=0.05) as cache:
+        assert store.values_read == 40
+        await store.put(keys.network("n3"), encode(Network(name="n3", bridge="br-new")))
+        await store.put(keys.network("new"), network("new"))
+        await store.delete(keys.network("n5"))
+
+        def told(snapshot: Any) -> Any:
+            found = snapshot.networks
+            return ("new" in found and "n5" not in found and found["n3"].bridge == "br-new") or None
+
+        assert await cache.until(told, timeout=5)
+        assert len(cache.snapshot.networks) == 40
+        assert store.values_read == (42 if many == 500 else 40 + 40)
+        # The next looks find nothing to read.
+        looks = store.values_read
+        await asyncio.sleep(0.2)
+        assert store.values_read == looks
+
+
+async def test_others_have_their_turn_while_a_list_is_read() -> None:
+    """Else a supervisor believes that a manager which reads 20,000 VMs has stopped."""
+    store, turns = MemoryStore(), 0
+    for number in range(2000):
+        await store.put(keys.network(f"n{number}"), network(f"n{number}"))
+    cache = Cache(store, page=4000)
+    task = asyncio.create_task(cache.run())
+    while not cache.ready.is_set():
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns >= 8
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await store.aclose()

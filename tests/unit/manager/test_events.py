@@ -7,13 +7,15 @@ import contextlib
 import json
 from typing import Any
 
+import pytest
+
 from godwit.manager.cache import Change
-from godwit.manager.feed import Feed
+from godwit.manager.feed import AT_ONCE, Feed
 from godwit.manager.keyspace import place_of
 from godwit.model import keys
 from godwit.model.event import Event
 from godwit.model.migration import Migration, MoveState, Progress, Stage
-from godwit.wire.sse import KEEPALIVE, SseParser
+from godwit.wire.sse import KEEPALIVE, SseEvent, SseParser
 
 
 async def read(api: Any, count: int, **options: Any) -> list[Any]:
@@ -140,3 +142,34 @@ async def test_silence_is_filled_with_keepalives() -> None:
     assert await anext(stream) == KEEPALIVE
     feed.close()
     assert [chunk async for chunk in stream] == []
+
+
+async def test_an_item_is_made_once_however_many_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    encode = SseEvent.encode
+
+    def counted(event: SseEvent) -> bytes:
+        made.append(event.id)
+        return encode(event)
+
+    monkeypatch.setattr(SseEvent, "encode", counted)
+    feed = Feed(now=lambda: 0.0)
+    streams = [feed.stream() for _ in range(50)]
+    for stream in streams:
+        await anext(stream)
+    feed.take((event_change(5, "a"),))
+    told = {await anext(stream) for stream in streams}
+    assert len(told) == 1
+    assert made == ["5"]
+
+
+async def test_what_came_together_goes_out_together() -> None:
+    feed = Feed(now=lambda: 0.0)
+    stream = feed.stream(kinds={"test.one"})
+    await anext(stream)
+    for number in range(1, AT_ONCE + 11):
+        feed.take((event_change(number, f"e{number:03}"),))
+    parser = SseParser()
+    first, second = list(parser.feed(await anext(stream))), list(parser.feed(await anext(stream)))
+    assert (len(first), len(second)) == (AT_ONCE, 10)
+    assert [int(event.id) for event in (*first, *second)] == list(range(1, AT_ONCE + 11))

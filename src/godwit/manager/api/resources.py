@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Query
+from fastapi import Request as HttpRequest
 from pydantic import BaseModel, TypeAdapter
 from starlette.responses import Response
 
 from godwit.manager import views
-from godwit.manager.agents import free_memory
+from godwit.manager.api.listing import After, FieldsAsked, Limit, RowsAnswer, next_page
+from godwit.manager.rows import ALL, Fields, VmRows, choose_vms, encode, fields_of, page_of
 from godwit.manager.work.admit import known
 from godwit.manager.work.checkpoint_rules import find_checkpoint
-from godwit.manager.world import World
-from godwit.model.host import HostView
+from godwit.model.host import HostInfo, HostView
 from godwit.model.migration import Migration
 from godwit.model.network import NetworkView
 from godwit.model.settings import ClusterSettings
 from godwit.model.task import Task
-from godwit.model.vm import Checkpoint, DiskView, VmView
+from godwit.model.vm import Checkpoint, DiskView, VmState, VmView
 from godwit.model.volume import VolumeView
 
 if TYPE_CHECKING:
     from godwit.manager.api.app import Rooms
 
-_FREE_FOR_S = 2.0  # how long a host's answer about its free memory is shown
-_ASK_S = 0.4
 LONGEST_WAIT_S = 60.0
 
 _MANY: dict[type[BaseModel], TypeAdapter[Any]] = {
     kind: TypeAdapter(list[kind])  # type: ignore[valid-type]
-    for kind in (VmView, Checkpoint, DiskView, HostView, NetworkView, VolumeView, Migration, Task)
+    for kind in (Checkpoint, DiskView, NetworkView, VolumeView, Migration, Task)
 }
 Wait = Annotated[
     float, Query(ge=0, le=3600, description="hold the answer until the task is final, in seconds")
@@ -49,26 +47,6 @@ def one(value: BaseModel, *, status: int = 200, headers: dict[str, str] | None =
 def many(kind: type[BaseModel], values: Iterable[BaseModel]) -> Response:
     """A list as the answer."""
     return Response(_MANY[kind].dump_json(list(values)), media_type="application/json")
-
-
-class FreeMemory:
-    """What hosts last said of their free memory; asked again when people look, never otherwise."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._lock = asyncio.Lock()
-        self._at = float("-inf")
-        self._found: dict[str, int | None] = {}
-
-    async def look(self) -> dict[str, int | None]:
-        """Bytes free by host, at most a few seconds old."""
-        async with self._lock:
-            now = self._world.clock.monotonic()
-            if now - self._at > _FREE_FOR_S:
-                snapshot = self._world.cache.snapshot
-                self._found = await free_memory(self._world.agents, snapshot, deadline_s=_ASK_S)
-                self._at = now
-            return self._found
 
 
 def add_routes(app: FastAPI, rooms: Rooms) -> None:
@@ -88,11 +66,27 @@ def _get(app: FastAPI, path: str, kind: Any, summary: str) -> Callable[[_Route],
 
 
 def _add_vms_and_hosts(app: FastAPI, rooms: Rooms) -> None:
-    free = FreeMemory(rooms.world)
+    rows = VmRows()
+
+    async def look(hosts: Collection[HostInfo], fields: Fields = ALL) -> Mapping[str, int | None]:
+        """Ask hosts how much memory is free; nobody, when it is not to be shown."""
+        if fields and "memory_free_bytes" not in fields:
+            return {}
+        return await rooms.world.free.for_list(rooms.cache.snapshot, hosts)
 
     @_get(app, "/v1/vms", list[VmView], "All VMs")
-    async def vms() -> Response:
-        return many(VmView, views.all_vms(rooms.cache.snapshot))
+    async def vms(
+        request: HttpRequest,
+        fields: FieldsAsked = "",
+        limit: Limit = None,
+        after: After = "",
+        host: Annotated[str | None, Query(description="only VMs that are there")] = None,
+        state: Annotated[VmState | None, Query(description="only VMs in this state")] = None,
+    ) -> Response:
+        snapshot, chosen = rooms.cache.snapshot, fields_of(VmView, fields)
+        page = page_of(choose_vms(snapshot, host=host, state=state), limit=limit, after=after)
+        found = await rows.of(snapshot, page.names, chosen)
+        return RowsAnswer(found, link=next_page(request, page))
 
     @_get(app, "/v1/vms/{name}", VmView, "One VM")
     async def vm(name: str) -> Response:
@@ -113,22 +107,27 @@ def _add_vms_and_hosts(app: FastAPI, rooms: Rooms) -> None:
         return one(find_checkpoint(vm, checkpoint))
 
     @_get(app, "/v1/hosts", list[HostView], "All hosts")
-    async def hosts() -> Response:
-        found, snapshot = await free.look(), rooms.cache.snapshot
-        return many(
-            HostView,
-            (
-                views.view_host(snapshot, info, memory_free_bytes=found.get(name))
-                for name, info in sorted(snapshot.hosts.items())
-            ),
+    async def hosts(
+        request: HttpRequest, fields: FieldsAsked = "", limit: Limit = None, after: After = ""
+    ) -> Response:
+        chosen = fields_of(HostView, fields)
+        known_now = rooms.cache.snapshot.hosts
+        page = page_of(sorted(known_now), limit=limit, after=after)
+        free = await look([known_now[name] for name in page.names], chosen)
+        snapshot = rooms.cache.snapshot
+        found = (
+            views.view_host(snapshot, snapshot.hosts[name], memory_free_bytes=free.get(name))
+            for name in page.names
+            if name in snapshot.hosts
         )
+        return RowsAnswer([encode(view, chosen) for view in found], link=next_page(request, page))
 
     @_get(app, "/v1/hosts/{name}", HostView, "One host")
     async def host(name: str) -> Response:
         info = known(rooms.cache.snapshot.hosts.get(name), "host", name)
-        found = await free.look()
+        free = await look([info])
         snapshot = rooms.cache.snapshot
-        return one(views.view_host(snapshot, info, memory_free_bytes=found.get(name)))
+        return one(views.view_host(snapshot, info, memory_free_bytes=free.get(name)))
 
 
 def _add_settings(app: FastAPI, rooms: Rooms) -> None:
@@ -156,8 +155,7 @@ def _add_networks_and_volumes(app: FastAPI, rooms: Rooms) -> None:
 
     @_get(app, "/v1/volumes/{name}", VolumeView, "One volume")
     async def volume(name: str) -> Response:
-        found = {entry.name: entry for entry in views.all_volumes(rooms.cache.snapshot)}
-        return one(known(found.get(name), "volume", name))
+        return one(known(views.volume_of(rooms.cache.snapshot, name), "volume", name))
 
 
 def _add_history(app: FastAPI, rooms: Rooms) -> None:

@@ -7,7 +7,7 @@ steps that act decide again on fresh records; this is courtesy and queueing, not
 from __future__ import annotations
 
 from godwit.manager.snapshot import Snapshot
-from godwit.manager.views import all_volumes, host_state, state_of
+from godwit.manager.views import host_state, state_of, volume_of
 from godwit.manager.work.checkpoint_rules import CheckpointRequest, check_request, check_state
 from godwit.manager.work.clone_rules import admit_clone
 from godwit.manager.work.define import uefi_of, variables_volume
@@ -155,10 +155,9 @@ def check_silent(snapshot: Snapshot, name: str) -> HostInfo:
 
 
 def _admit_redirect(snapshot: Snapshot, request: ask.RedirectVolume | ask.RestoreVolume) -> None:
-    volumes = {volume.name: volume for volume in all_volumes(snapshot)}
-    known(volumes.get(request.name), "volume", request.name)
+    volume = known(volume_of(snapshot, request.name), "volume", request.name)
     host_that_answers(snapshot, request.host)
-    if request.host not in volumes[request.name].hosts:
+    if request.host not in volume.hosts:
         raise NotFound(
             f"{request.host} does not see the volume {request.name}",
             hint=f"look: godwit volume show {request.name}",
@@ -174,7 +173,7 @@ def _admit_create(snapshot: Snapshot, request: ask.CreateVm) -> None:
     _check_boot(request)
     for network in request.networks:
         known(snapshot.networks.get(network), "network", network)
-    volumes = {volume.name for volume in all_volumes(snapshot)}
+    volumes = snapshot.volume_names
     for disk in request.disks:
         known(disk.volume if disk.volume in volumes else None, "volume", disk.volume)
         check_kind(snapshot, disk.volume, lun=False)

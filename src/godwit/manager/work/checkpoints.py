@@ -26,6 +26,7 @@ from godwit.manager.work.checkpoint_rules import (
     without_checkpoint,
 )
 from godwit.manager.work.define_acts import on_some_host
+from godwit.manager.work.fresh import vms_since
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.work.vms import host_of
 from godwit.manager.world import World
@@ -174,7 +175,9 @@ async def _check(
     """The same as at the door, on fresh records."""
     check_action(owner.value if owner else Owner(), request)
     check_request(vm, request)
-    refuse_if_cloned(vm, (await world.records.vms()).values(), "change the disks of")
+    # Making a clone writes the owner record, which is compared when this is written.
+    vms = await vms_since(world, owner.revision if owner else 0)
+    refuse_if_cloned(vm, vms, "change the disks of")
 
 
 def _runs(owner: Versioned[Owner] | None) -> bool:

@@ -75,7 +75,7 @@ async def _planned(world: World, run: TaskRun, vm: Vm, request: CloneVm) -> Vm:
         request,
         uuid=str(uuid4()),
         mark=f"{run.task.id[-6:]}{'' if tries == 1 else tries}",
-        taken=(nic.mac for one in (await world.records.vms()).values() for nic in one.nics),
+        taken=(nic.mac for one in world.cache.snapshot.vms.values() for nic in one.nics),
         now=world.clock.realtime(),
     )
     disks = [disk.model_dump(mode="json") for disk in new.written]

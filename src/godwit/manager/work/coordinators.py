@@ -39,9 +39,9 @@ def successions(snapshot: Snapshot) -> list[Succession]:
     load = Counter(volume.coordinator for volume in snapshot.volumes.values())
     found = []
     for name, volume in sorted(snapshot.volumes.items()):
-        why = _unfit(snapshot, volume)
-        able = [info.name for info in helpers(snapshot, None, volumes={name})]
-        if not why or not able or volume.kind == "local":
+        why = "" if volume.kind == "local" else _unfit(snapshot, volume)
+        able = [info.name for info in helpers(snapshot, None, volumes={name})] if why else []
+        if not able:
             continue
         host = min(able, key=lambda one: (load[one], one))
         load[host] += 1

@@ -14,6 +14,7 @@ from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import host_state
 from godwit.manager.work.admit import check_action, check_unused
 from godwit.manager.work.define import define_network, define_vm
+from godwit.manager.work.fresh import vms_since
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.world import World
 from godwit.model import keys
@@ -232,7 +233,9 @@ async def delete_vm(world: World, run: TaskRun, request: DeleteVm) -> Done:
         found = await world.records.owner(name)
         owner = found.value if found else Owner()
         check_action(owner, request)
-        refuse_if_cloned(vm, (await world.records.vms()).values(), "delete")
+        # Making a clone writes the owner record, which is compared below.
+        since = found.revision if found else spec.revision
+        refuse_if_cloned(vm, await vms_since(world, since), "delete")
         saved = owner.saved.path if owner.saved else None
         owner_key = keys.vm_owner(name)
         names = (keys.vm_spec(name), owner_key, keys.vm_status(name))

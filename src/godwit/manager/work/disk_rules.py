@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from godwit.manager.snapshot import Snapshot
-from godwit.manager.views import all_volumes
 from godwit.model.checkpoints import check_movable, check_removal, check_whole
 from godwit.model.clones import refuse_if_cloned
 from godwit.model.disks import (
@@ -332,7 +331,7 @@ def _uses(vm: Vm, owners: Mapping[str, Owner], volume: str) -> bool:
 
 
 def _know_volume(snapshot: Snapshot, name: str) -> None:
-    if name not in {volume.name for volume in all_volumes(snapshot)}:
+    if name not in snapshot.volume_names:
         raise NotFound(f"no volume {name}", hint="look with: godwit volume list")
 
 

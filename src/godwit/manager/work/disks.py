@@ -28,6 +28,7 @@ from godwit.manager.work.disk_rules import (
     with_disk,
     without_disk,
 )
+from godwit.manager.work.fresh import vms_since
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.work.vms import host_of
 from godwit.manager.world import World
@@ -70,9 +71,10 @@ class Work:
             raise NotFound(f"no vm {name}", hint="look with: godwit vm list")
         owner = await world.records.owner(name)
         check_action(owner.value if owner else Owner(), request)
-        vms = await world.records.vms()  # after the owner: making a clone writes that too
+        # Making a clone writes the owner record, too, which is compared when this is written.
+        vms = await vms_since(world, max(spec.revision, owner.revision if owner else 0))
         check_whole(spec.value)
-        refuse_if_cloned(spec.value, vms.values(), "change the disks of")
+        refuse_if_cloned(spec.value, vms, "change the disks of")
         return Work(world, run, spec, owner)
 
     @property

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 
-from godwit.manager.agents import free_memory
 from godwit.manager.rooms import RUNS, rooms_of
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.work.admit import need_of
@@ -46,7 +45,7 @@ async def plan_drain(
     snapshot = world.cache.snapshot
     info = host_that_answers(snapshot, request.name)
     names = [name for name in vms_on(snapshot, info.name) if only is None or name in only]
-    rooms = rooms_of(snapshot, await free_memory(world.agents, snapshot))
+    rooms = rooms_of(snapshot, await world.free.for_placement(snapshot))
     planner = _Planner(world, snapshot, info, request)
     best = await planner.best_ways(names, rooms)
     settled = [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from godwit.manager.agents import free_memory
 from godwit.manager.rooms import rooms_of
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.work.admit import check_action, host_that_is_up, known, need_of
@@ -72,7 +71,7 @@ async def plan(world: World, request: MigrateVm) -> MovePlan:
     owner = await fresh_owner(world, request.name)
     source = _source(world.cache.snapshot, owner, request)
     snapshot = world.cache.snapshot
-    rooms = rooms_of(snapshot, await free_memory(world.agents, snapshot))
+    rooms = rooms_of(snapshot, await world.free.for_placement(snapshot))
     need = need_of(snapshot, request.name)
     out = excluded(snapshot, source, request)
     hosts = candidates(rooms, need, exclude=out)
@@ -188,7 +187,7 @@ async def _destination(world: World, source: HostInfo, request: MigrateVm) -> tu
     if request.to is not None:
         _may_go(snapshot, request.to, need_of(snapshot, request.name))
         return request.to, f"{request.to} was asked for"
-    rooms = rooms_of(snapshot, await free_memory(world.agents, snapshot))
+    rooms = rooms_of(snapshot, await world.free.for_placement(snapshot))
     decision: Decision = choose(
         rooms, need_of(snapshot, request.name), exclude=excluded(snapshot, source, request)
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from godwit.manager.agents import free_memory
 from godwit.manager.rooms import rooms_of
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.work.admit import check_action, host_that_is_up, known, need_of
@@ -99,13 +98,15 @@ async def start(world: World, run: TaskRun, request: StartVm | RestoreVm) -> Don
     else:
         host = known(world.cache.snapshot.hosts.get(run.task.progress["host"]), "host", vm)
     restores = owner.state is OwnerState.SAVED or isinstance(request, RestoreVm)
+    # No snapshot is newer than this; a host that knows it need not look through all VMs.
+    revision, clones = world.cache.revision, world.cache.snapshot.clones.get(vm)
     how = await ask_agent(
         world,
         run,
         host,
         vm=vm,
         verb="restore" if restores else "start",
-        body={},
+        body={} if clones else {"no_clones_at": revision},
         deadline_s=_MEMORY_IO_S if restores else _START_S,
         happened=lambda now: now.epoch > epoch and now.state is OwnerState.RUNNING,
     )
@@ -116,7 +117,7 @@ async def start(world: World, run: TaskRun, request: StartVm | RestoreVm) -> Don
 async def _place(world: World, request: StartVm | RestoreVm, owner: Owner) -> tuple[HostInfo, str]:
     snapshot = world.cache.snapshot
     need = need_of(snapshot, request.name)
-    rooms = rooms_of(snapshot, await free_memory(world.agents, snapshot))
+    rooms = rooms_of(snapshot, await world.free.for_placement(snapshot))
     by_name = {room.info.name: room for room in rooms}
     at_home = any(disk.local for disk in snapshot.vms[request.name].disks)
     if at_home and owner.host is not None:

@@ -8,6 +8,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -188,6 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s"
     )
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    # Each host has some connections; the usual soft limit of 1024 is that of few hosts.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         settings = settings_from(sys.argv[1:] if arguments is None else arguments)
         database = Database(settings.data)
