@@ -163,3 +163,15 @@ def gift_back(owner: Owner, migration_id: str) -> Owner:
     if owner.host != intent.destination:
         raise Conflict("only the owner may give the VM back", hint="read the record")
     return owner.but(host=intent.source, epoch=owner.epoch + 1, migration=None)
+
+
+def fail_over(owner: Owner, *, host: str) -> Owner:
+    """Take the VM for ``host`` to start it from its disks; ``host`` may be the owner it had.
+
+    Only for who holds a proof that the epoch of the record runs nowhere and will not run again
+    (`godwit.cluster.fencing`). A move that bound the VM is over with it, and so is a saved image
+    that was being restored.
+    """
+    if owner.state not in (OwnerState.STARTING, OwnerState.RUNNING):
+        raise Refused(f"the VM is {owner.state.value}: there is nothing to restart", hint="")
+    return Owner(host=host, epoch=owner.epoch + 1, state=OwnerState.STARTING)

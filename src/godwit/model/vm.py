@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from godwit.model.base import Name, Record
 from godwit.model.firmware import FirmwareImage
+from godwit.model.rules import Rules
 
 DiskFormat = Literal["raw", "qcow2", "vhd-fixed", "vhd", "vhdx"]
 DiskTier = Literal["auto", "direct", "brokered"]
@@ -169,6 +170,7 @@ class Vm(Record):
     cdroms: tuple[Cdrom, ...] = Field(default=(), max_length=4)
     nics: tuple[Nic, ...] = ()
     ha: bool = False
+    rules: Rules = Rules()
     pins: Pins
     created_at: float
     checkpoints: tuple[Checkpoint, ...] = ()

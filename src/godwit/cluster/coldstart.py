@@ -1,0 +1,101 @@
+"""After a loss of all power: every VM that ran starts once, what matters most first.
+
+Nothing proves then that a VM stands still, except its own host when it is back and shows nothing
+running. So VMs wait for their hosts, at most `Timings.cold_s` for the last of them, and start where
+they were, group by group: priority, then order; a group when the one before runs. Highly available
+or not: the record says that they run. VMs whose host does not come back are left to the fencing
+ladder.
+
+It is recognised by this: records say that VMs run, no answering host has a process of any, and
+each of their hosts has another boot than the one this manager saw a VM run in, if it saw any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from godwit.cluster.facts import ColdStart, Memory, Snapshot, VmSeen
+
+
+@dataclass(frozen=True)
+class Cold:
+    """``held``: VMs that may not be started yet. ``due``: those whose turn it is."""
+
+    held: frozenset[str] = frozenset()
+    due: frozenset[str] = frozenset()
+    sentence: str = ""
+
+
+def remember(memory: Memory, snapshot: Snapshot, now: float) -> Memory:
+    """Notice a loss of all power, and what is left of it to do."""
+    if not snapshot.store.leader:
+        return memory
+    running = [vm for vm in snapshot.vms.values() if vm.wanted]
+    pending = frozenset(vm.name for vm in running if not vm.processes)
+    cold = memory.cold
+    if cold is not None:
+        rest = cold.vms & pending
+        cold = ColdStart(cold.since, rest) if rest else None
+    elif pending and len(pending) == len(running) and _all_new(memory, snapshot, running):
+        cold = ColdStart(now, pending)
+    ran = dict(memory.ran)
+    for vm in running:
+        for process in vm.processes:
+            if process.host in snapshot.hosts:
+                ran[process.host] = snapshot.hosts[process.host].boot_id
+    return replace(memory, cold=cold, ran=ran)
+
+
+def _all_new(memory: Memory, snapshot: Snapshot, running: list[VmSeen]) -> bool:
+    """At least one host is back with nothing running, and none is the boot that ran them."""
+    back = False
+    for name in {vm.owner.host for vm in running if vm.owner.host}:
+        host = snapshot.hosts.get(name)
+        if host is None:
+            continue
+        if memory.ran.get(name) == host.boot_id:
+            return False
+        back = back or (host.renewal is not None and host.listed)
+    return back
+
+
+def phase(snapshot: Snapshot, now: float) -> Cold:
+    """Whose turn it is. Without a loss of power nobody is held."""
+    cold = snapshot.heard.cold
+    if cold is None:
+        return Cold()
+    vms = [snapshot.vms[name] for name in sorted(cold.vms) if name in snapshot.vms]
+    vms = [vm for vm in vms if vm.wanted and not vm.refused]
+    names = frozenset(vm.name for vm in vms)
+    away = sorted({vm.owner.host for vm in vms if vm.owner.host and not _is_back(snapshot, vm)})
+    left = cold.since + snapshot.timings.cold_s - now
+    if away and left > 0:
+        return Cold(held=names, sentence=_waiting(away, left))
+    ready = [vm for vm in vms if _is_back(snapshot, vm)]
+    if not ready:
+        return Cold(sentence=_gone(away))
+    first = min(_turn(vm) for vm in ready)
+    due = frozenset(vm.name for vm in ready if _turn(vm) == first)
+    held = frozenset(vm.name for vm in ready) - due
+    return Cold(held=held, due=due, sentence=f"all power was lost: {_list(sorted(due))} first")
+
+
+def _turn(vm: VmSeen) -> tuple[int, int]:
+    return (-vm.vm.rules.priority, vm.vm.rules.order)
+
+
+def _is_back(snapshot: Snapshot, vm: VmSeen) -> bool:
+    host = snapshot.hosts.get(vm.owner.host or "")
+    return host is not None and host.renewal is not None and host.listed
+
+
+def _waiting(away: list[str], left: float) -> str:
+    return f"all power was lost: waiting for {_list(away)}, at most {left:.0f} s more"
+
+
+def _gone(away: list[str]) -> str:
+    return f"all power was lost and {_list(away)} did not come back"
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,203 @@
+"""The fencing ladder: what may count as proof that a VM stands still on a host that is lost.
+
+1. storage: the VM's disks are cut off from that host, and every one of them confirmed it;
+2. deadline: the host's guard kept a deadline (`Renewal.guard` armed) with a watchdog behind it;
+3. power: the host's power device was told off and read back off;
+4. person: ``godwit host confirm-down``.
+
+A rung counts only if it is proof for *this* silence: an `Attempt` and a word are bound to the last
+renewal that was heard. What is proof already is used at once; otherwise the next rung that can be
+tried is, in this order. A rung that failed is passed over for `Timings.retry_s`.
+
+After rung 1 the old QEMU may still compute, but nothing it does reaches a disk. A VM without a disk
+has no such rung: there would be nothing that confirms. Power stops every VM of its host. It is
+therefore not used while the host answers and runs VMs that are not highly available.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from godwit.cluster.facts import Attempt, Rung, Snapshot, VmSeen
+from godwit.cluster.membership import is_off
+from godwit.cluster.steps import Fence
+from godwit.model.volume import SERVED
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungView:
+    """Whether a rung is there for a VM on a host, and why (not)."""
+
+    rung: Rung
+    there: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A VM provably stands still on its old host."""
+
+    rung: Rung
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Wait:
+    """No proof yet, and what it waits for. ``person``: only a person can help."""
+
+    sentence: str
+    person: bool = False
+
+
+def ladder(snapshot: Snapshot, vm: VmSeen, host: str) -> tuple[RungView, ...]:
+    """The four rungs for a VM on one host, in their order."""
+    return (
+        _storage(snapshot, vm, host),
+        _deadline(snapshot, host),
+        _power(snapshot, host),
+        RungView(rung=Rung.PERSON, there=True, why="godwit host confirm-down"),
+    )
+
+
+def admission(snapshot: Snapshot, vm: VmSeen) -> str:
+    """Why the VM cannot be highly available; empty when on each host it may run on a rung exists.
+
+    A person is no rung here: a failover that always waits for one is none.
+    """
+    local = [disk.id for disk in vm.vm.written if disk.local]
+    if local:
+        return f"disk {local[0]} of {vm.name} lies on its host's own storage"
+    for name in sorted(vm.vm.rules.hosts or snapshot.hosts):
+        if name not in snapshot.hosts:
+            continue
+        rungs = ladder(snapshot, vm, name)[:3]
+        if not any(view.there for view in rungs):
+            reasons = "; ".join(f"{view.rung.value}: {view.why}" for view in rungs)
+            return f"nothing could prove that {vm.name} stands still on {name} ({reasons})"
+    return ""
+
+
+def _storage(snapshot: Snapshot, vm: VmSeen, host: str) -> RungView:
+    """Each of the VM's disks needs something that cuts this one host off from it."""
+    disks = vm.vm.written
+    reasons = [why for disk in disks if (why := _uncut(snapshot, disk.volume, host))]
+    if not disks:
+        reasons = ["it has no disk whose loss would be proof"]
+    if reasons:
+        return RungView(rung=Rung.STORAGE, there=False, why=reasons[0])
+    volumes = ", ".join(sorted({disk.volume for disk in disks}))
+    return RungView(rung=Rung.STORAGE, there=True, why=f"{volumes} can cut {host} off")
+
+
+def _uncut(snapshot: Snapshot, volume: str, host: str) -> str:
+    """Why ``host`` cannot be cut off from a volume; empty when it can."""
+    if not volume:
+        return "a block device of a host has nothing that cuts it off"
+    peer = snapshot.hosts[host].redirected.get(volume)
+    if peer is not None:
+        seen = snapshot.hosts.get(peer)
+        if seen is None or not seen.answers:
+            return f"{volume} is redirected through {peer}, which does not answer"
+        return ""
+    known = snapshot.volumes.get(volume)
+    kind = "dir" if known is None else known.kind
+    if kind not in SERVED:
+        return f"{volume} is a plain directory on each host, nothing cuts one off"
+    return snapshot.uncuttable.get(volume, "")
+
+
+def _deadline(snapshot: Snapshot, host: str) -> RungView:
+    heard = snapshot.heard.hosts.get(host)
+    renewal = None if heard is None else heard.renewal
+    if renewal is None:
+        why = f"{host} has not renewed its lease since this manager listens"
+    elif renewal.guard != "armed":
+        why = f"the guard of {host} did not keep the deadline (unarmed)"
+    elif not renewal.watchdog:
+        why = f"{host} has no watchdog, and a guard alone proves nothing"
+    else:
+        return RungView(
+            rung=Rung.DEADLINE, there=True, why=f"the guard of {host} is armed, with a watchdog"
+        )
+    return RungView(rung=Rung.DEADLINE, there=False, why=why)
+
+
+def _power(snapshot: Snapshot, host: str) -> RungView:
+    if not snapshot.hosts[host].power:
+        why = f"no power device is known for {host}"
+        return RungView(rung=Rung.POWER, there=False, why=why)
+    return RungView(rung=Rung.POWER, there=True, why=f"{host} has a power device")
+
+
+def spared(snapshot: Snapshot, host: str) -> tuple[str, ...]:
+    """VMs because of which a host is not switched off: it answers, and they are not ``ha``."""
+    if not snapshot.hosts[host].answers:
+        return ()
+    return tuple(vm.name for vm in snapshot.owned_by(host) if not vm.vm.ha)
+
+
+def proof(snapshot: Snapshot, vm: VmSeen, host: str) -> Proof | None:
+    """What proves now that the VM does not run on a host that is lost; None when nothing does."""
+    off = is_off(snapshot, host)
+    if off:
+        powered = any(attempt.outcome == "confirmed" for attempt in _tries(snapshot, host))
+        return Proof(Rung.POWER if powered else Rung.PERSON, off)
+    if _deadline(snapshot, host).there and snapshot.silence(host) >= snapshot.timings.takeover_s:
+        return Proof(
+            Rung.DEADLINE,
+            f"silent for {snapshot.silence(host):.1f} s: its guard was armed, with a watchdog",
+        )
+    needed = {disk.id for disk in vm.vm.written}
+    confirmed = {disk for attempt in _tries(snapshot, host, vm.name) for disk in attempt.disks}
+    if needed and needed <= confirmed:
+        return Proof(Rung.STORAGE, f"{host} is cut off from every disk of {vm.name}")
+    return None
+
+
+def _tries(snapshot: Snapshot, host: str, vm: str = "") -> tuple[Attempt, ...]:
+    """What was tried in this silence of a host: on its power, or on one VM's disks."""
+    heard = snapshot.identity(host)
+    return tuple(
+        attempt
+        for attempt in snapshot.attempts
+        if attempt.host == host and attempt.vm == vm and attempt.heard == heard
+    )
+
+
+def next_step(snapshot: Snapshot, vm: VmSeen, host: str, now: float) -> Fence | Wait:
+    """The rung to try now for a VM that is without proof, or what it waits for."""
+    storage, _, power, _ = ladder(snapshot, vm, host)
+    passed: list[str] = []
+    for view, name in ((storage, vm.name), (power, "")):
+        if not view.there:
+            continue
+        held = spared(snapshot, host) if view.rung is Rung.POWER else ()
+        if held:
+            passed.append(f"power would also stop {', '.join(held)}, and {host} answers")
+            continue
+        tries = _tries(snapshot, host, name)
+        if any(attempt.outcome == "running" for attempt in tries):
+            return Wait(f"fencing {host} by {view.rung.value}")
+        failed = [attempt for attempt in tries if attempt.outcome == "failed"]
+        recent = [a for a in failed if now - a.ended_at < snapshot.timings.retry_s]
+        if recent:
+            passed.append(f"{view.rung.value} failed: {recent[-1].reason}")
+            continue
+        disks = tuple(d.id for d in vm.vm.written) if view.rung is Rung.STORAGE else ()
+        return Fence(
+            host=host,
+            rung=view.rung,
+            vm=name,
+            disks=disks,
+            heard=snapshot.identity(host),
+            why=view.why,
+        )
+    if passed:
+        return Wait(
+            f"{'; '.join(passed)}; if {host} is down: godwit host confirm-down {host}", True
+        )
+    return Wait(
+        f"no rung can prove that it stands still on {host}; "
+        f"if it is down: godwit host confirm-down {host}",
+        True,
+    )

@@ -1,0 +1,272 @@
+"""When records and reality differ after crashes, and the owner's host is there to be asked.
+
+| found | then |
+|---|---|
+| one QEMU, on the owner at its epoch | it is the VM |
+| one runs elsewhere | ended; unless its note matches the record and the owner's QEMU is gone |
+| two run | the one that is not the owner's is ended at once, with an alarm |
+| two are paused, no engine works on the move | the record decides: the owner's copy runs on |
+| none | started by its owner (a new epoch), or elsewhere when it refuses |
+| the record says stopped, and one is left | ended |
+
+Never on belief: a host that does not say what it runs is waited for. What an engine drives is left
+to it, unless two run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from godwit.cluster import failover, moves
+from godwit.cluster.coldstart import Cold
+from godwit.cluster.facts import Process, Snapshot, VmSeen
+from godwit.cluster.failover import Place
+from godwit.cluster.membership import Standing
+from godwit.cluster.steps import (
+    Alarm,
+    Kill,
+    Note,
+    PowerOn,
+    Resume,
+    Start,
+    Step,
+    Stopped,
+    Swap,
+    Unplaceable,
+)
+from godwit.model.host import HostState
+from godwit.model.ownership import OwnerState
+
+
+def resolve(
+    snapshot: Snapshot,
+    hosts: Mapping[str, Standing],
+    *,
+    cold: Cold,
+    place: Place,
+    taken: dict[str, str],
+) -> list[Step]:
+    """The steps for all VMs whose owner is not lost, what matters most first."""
+    steps: list[Step] = []
+    for vm in failover.in_order(snapshot.vms.values()):
+        if vm.busy:
+            continue
+        if not vm.wanted:
+            steps += _unwanted(snapshot, hosts, vm, place=place, taken=taken)
+            continue
+        owner = hosts.get(vm.owner.host or "")
+        if owner is None:
+            why = f"its owner {vm.owner.host} is no host of this cluster: a person must look"
+            steps.append(Alarm(subject=vm.name, why=why))
+            continue
+        if owner.lost:
+            continue
+        steps += moves.peer_lost(snapshot, vm, hosts) or _wanted(
+            snapshot, hosts, vm, cold=cold, place=place, taken=taken
+        )
+    return steps
+
+
+def _unwanted(
+    snapshot: Snapshot,
+    hosts: Mapping[str, Standing],
+    vm: VmSeen,
+    *,
+    place: Place,
+    taken: dict[str, str],
+) -> list[Step]:
+    """The record says stopped or saved: nothing runs, and perhaps it is to be switched on."""
+    if any(process.driven for process in vm.processes):
+        return []
+    if vm.processes:
+        why = f"the record says {vm.owner.state.value}"
+        return [Kill(vm=vm.name, host=p.host, epoch=p.epoch, why=why) for p in vm.processes]
+    if not vm.vm.ha or vm.owner.state is OwnerState.SAVED:
+        return []
+    if vm.ended == "guest" and vm.vm.rules.on_shutdown == "restart":
+        why = "its guest shut down, and its rules say restart"
+    elif vm.ended == "crash":
+        why = "its QEMU died and its host gave up"
+    else:
+        return []  # a clean shutdown, or a person's wish, is no failure
+    if worn := failover.worn_out(snapshot, vm):
+        return [Alarm(subject=vm.name, why=worn)]
+    where = failover.choose(snapshot, hosts, vm, place=place, taken=taken)
+    if isinstance(where, Unplaceable):
+        return [where]
+    taken[vm.name] = where
+    return [PowerOn(vm=vm.name, host=where, owner_revision=vm.owner_revision, why=why)]
+
+
+def _wanted(
+    snapshot: Snapshot,
+    hosts: Mapping[str, Standing],
+    vm: VmSeen,
+    *,
+    cold: Cold,
+    place: Place,
+    taken: dict[str, str],
+) -> list[Step]:
+    owner, mine, others = _sides(vm)
+    host = snapshot.hosts[owner]
+    strangers = [p for p in others if p.live]
+    if strangers and any(p.live for p in mine):
+        return _two_run(vm, strangers)
+    if any(process.driven for process in vm.processes):
+        return []
+    if strangers:
+        return _elsewhere(snapshot, vm, strangers, host_listed=host.listed, mine=mine)
+    if not host.listed:
+        return []
+    if mine:
+        return _leftovers(vm, mine, others)
+    copy = moves.adoptable(vm, hosts)
+    if copy is not None:
+        why = f"{owner} had let go of it and its QEMU is gone; {copy.host} holds the whole VM"
+        return [_handed(vm, copy, why)]
+    return [
+        *(_kill(vm, p) for p in others),
+        *_none(snapshot, hosts, vm, cold=cold, place=place, taken=taken),
+    ]
+
+
+def _sides(vm: VmSeen) -> tuple[str, list[Process], list[Process]]:
+    """The owner, its QEMUs at the record's epoch, and all others."""
+    owner = vm.owner.host or ""
+    mine = [p for p in vm.processes if p.host == owner and p.epoch == vm.owner.epoch]
+    return owner, mine, [p for p in vm.processes if p not in mine]
+
+
+def _kill(vm: VmSeen, process: Process) -> Kill:
+    why = f"the record names {vm.owner.host} at epoch {vm.owner.epoch}"
+    return Kill(vm=vm.name, host=process.host, epoch=process.epoch, why=why)
+
+
+def _two_run(vm: VmSeen, strangers: list[Process]) -> list[Step]:
+    """Agents answer one after the other: the destination of a swap of just now is no alarm.
+
+    Its agent reads the record before it ends anything.
+    """
+    kills: list[Step] = [_kill(vm, process) for process in strangers]
+    where = ", ".join(f"{p.host} at epoch {p.epoch}" for p in strangers if not _matches(vm, p))
+    if not where:
+        return kills
+    why = f"it also ran on {where}: ended; its disks need a look"
+    return [*kills, Alarm(subject=vm.name, why=why)]
+
+
+def _elsewhere(
+    snapshot: Snapshot,
+    vm: VmSeen,
+    strangers: list[Process],
+    *,
+    host_listed: bool,
+    mine: list[Process],
+) -> list[Step]:
+    """A QEMU runs where the record does not put the VM, and none on its owner."""
+    steps: list[Step] = []
+    for process in strangers:
+        if not _matches(vm, process):
+            steps.append(_kill(vm, process))
+        elif not host_listed:
+            why = f"{vm.owner.host} has not said whether it still has a copy"
+            steps.append(Note(subject=vm.name, why=why))
+        elif mine:
+            steps.append(_kill(vm, process))
+        else:
+            why = f"{vm.owner.host} says that its QEMU is gone; {process.host} runs what it gave"
+            steps.append(_handed(vm, process, why))
+    return steps
+
+
+def _handed(vm: VmSeen, process: Process, why: str) -> Swap:
+    return Swap(
+        vm=vm.name,
+        source=vm.owner.host or "",
+        to=process.host,
+        epoch=vm.owner.epoch + 1,
+        owner_revision=vm.owner_revision,
+        renewal_revision=None,
+        proof=why,
+        adopt=True,
+        counts=False,
+    )
+
+
+def _matches(vm: VmSeen, process: Process) -> bool:
+    """Its note is the one that this record's move would have led to."""
+    move = vm.owner.migration
+    return (
+        move is not None
+        and process.migration == move.id
+        and process.host == move.destination
+        and process.epoch == vm.owner.epoch + 1
+    )
+
+
+def _leftovers(vm: VmSeen, mine: list[Process], others: list[Process]) -> list[Step]:
+    """The owner has the VM. A copy of a move that nobody drives is judged by the record."""
+    move = vm.owner.migration
+    if move is None:
+        return [_kill(vm, process) for process in others]
+    stands = [p for p in mine if p.state in ("paused", "postmigrate")]
+    if not stands or vm.owner.host != move.source or vm.owner.paused:
+        return []
+    why = f"nobody works on {move.id} any more, and {move.destination} never started it"
+    return [Resume(vm=vm.name, host=move.source, migration=move.id, why=why)]
+
+
+def _none(
+    snapshot: Snapshot,
+    hosts: Mapping[str, Standing],
+    vm: VmSeen,
+    *,
+    cold: Cold,
+    place: Place,
+    taken: dict[str, str],
+) -> list[Step]:
+    """No QEMU of it anywhere: its own host says so."""
+    owner = vm.owner.host or ""
+    if vm.name in cold.held:
+        return []
+    if owner in vm.refused:
+        return _elsewhere_from_disk(snapshot, hosts, vm, place=place, taken=taken)
+    if vm.owner.state is OwnerState.STARTING and vm.owner.migration is None:
+        return [Start(vm=vm.name, host=owner, epoch=vm.owner.epoch)]
+    stays = vm.vm.ha or vm.vm.rules.autostart or vm.name in cold.due
+    if not stays:
+        why = "nothing of it runs on its host, and it is neither highly available nor autostart"
+        return [Stopped(vm=vm.name, owner_revision=vm.owner_revision, why=why)]
+    if vm.name not in cold.due and (worn := failover.worn_out(snapshot, vm)):
+        return [Alarm(subject=vm.name, why=worn)]
+    if hosts[owner].state in (HostState.DRAINING, HostState.MAINTENANCE) and vm.vm.ha:
+        return _elsewhere_from_disk(snapshot, hosts, vm, place=place, taken=taken)
+    return [_from_disk(vm, owner, counts=vm.name not in cold.due)]
+
+
+def _elsewhere_from_disk(
+    snapshot: Snapshot,
+    hosts: Mapping[str, Standing],
+    vm: VmSeen,
+    *,
+    place: Place,
+    taken: dict[str, str],
+) -> list[Step]:
+    where = failover.choose(snapshot, hosts, vm, place=place, taken=taken)
+    if isinstance(where, Unplaceable):
+        return [where]
+    taken[vm.name] = where
+    return [_from_disk(vm, where, counts=True)]
+
+
+def _from_disk(vm: VmSeen, to: str, *, counts: bool) -> Swap:
+    return Swap(
+        vm=vm.name,
+        source=vm.owner.host or "",
+        to=to,
+        epoch=vm.owner.epoch + 1,
+        owner_revision=vm.owner_revision,
+        renewal_revision=None,
+        proof=f"{vm.owner.host} itself says that nothing of it runs",
+        counts=counts,
+    )
