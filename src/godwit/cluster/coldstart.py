@@ -7,7 +7,7 @@ or not: the record says that they run. VMs whose host does not come back are lef
 ladder.
 
 It is recognised by this: records say that VMs run, no answering host has a process of any, and
-each of their hosts has another boot than the one this manager saw a VM run in, if it saw any.
+each of their hosts that answers has another boot than when this manager last saw anything run.
 """
 
 from __future__ import annotations
@@ -38,24 +38,22 @@ def remember(memory: Memory, snapshot: Snapshot, now: float) -> Memory:
         cold = ColdStart(cold.since, rest) if rest else None
     elif pending and len(pending) == len(running) and _all_new(memory, snapshot, running):
         cold = ColdStart(now, pending)
-    ran = dict(memory.ran)
-    for vm in running:
-        for process in vm.processes:
-            if process.host in snapshot.hosts:
-                ran[process.host] = snapshot.hosts[process.host].boot_id
-    return replace(memory, cold=cold, ran=ran)
+    boots = memory.boots
+    if len(pending) < len(running) or not running:
+        boots = {name: host.boot_id for name, host in snapshot.hosts.items()}
+    return replace(memory, cold=cold, boots=boots)
 
 
 def _all_new(memory: Memory, snapshot: Snapshot, running: list[VmSeen]) -> bool:
-    """At least one host is back with nothing running, and none is the boot that ran them."""
+    """A host is back with nothing running, and none that answers is still the boot of before."""
     back = False
     for name in {vm.owner.host for vm in running if vm.owner.host}:
         host = snapshot.hosts.get(name)
-        if host is None:
+        if host is None or not host.listed:
             continue
-        if memory.ran.get(name) == host.boot_id:
+        if memory.boots.get(name) == host.boot_id:
             return False
-        back = back or (host.renewal is not None and host.listed)
+        back = back or host.renewal is not None
     return back
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from godwit.cluster import coldstart, failover, membership, quorum, resolver
+from godwit.cluster import coldstart, failover, fencing, membership, quorum, resolver
 from godwit.cluster.coldstart import Cold
 from godwit.cluster.facts import Memory, Snapshot
 from godwit.cluster.failover import Place
@@ -17,7 +17,9 @@ def listen(memory: Memory, snapshot: Snapshot, now: float) -> Memory:
 
     Whoever comes to lead then has counted as long as the leader before.
     """
-    return coldstart.remember(membership.listen(memory, snapshot, now), snapshot, now)
+    memory = membership.listen(memory, snapshot, now)
+    memory = coldstart.remember(memory, snapshot, now)
+    return resolver.remember(memory, snapshot, now)
 
 
 def decide(snapshot: Snapshot, now: float, *, place: Place) -> Decision:
@@ -29,13 +31,13 @@ def decide(snapshot: Snapshot, now: float, *, place: Place) -> Decision:
     hosts = membership.standings(snapshot)
     if not snapshot.store.leader or snapshot.heard.asked_at is None:
         return Decision((), quorum.explain(snapshot).sentence, hosts)
-    steps: list[Step] = [*_quarantines(snapshot, now)]
+    steps: list[Step] = [*_quarantines(snapshot, now), *fencing.restores(snapshot, hosts)]
     taken: dict[str, str] = {}
     steps += failover.plan(
         snapshot, hosts, quorum=quorum.explain(snapshot), place=place, taken=taken, now=now
     )
     cold = coldstart.phase(snapshot, now)
-    steps += resolver.resolve(snapshot, hosts, cold=cold, place=place, taken=taken)
+    steps += resolver.resolve(snapshot, hosts, cold=cold, place=place, taken=taken, now=now)
     return Decision(tuple(steps), _sentence(hosts, steps, cold), hosts)
 
 

@@ -39,6 +39,7 @@ class Timings:
     gap_s: float = 1.0
     retry_s: float = 10.0  # until a rung that failed is tried again
     isolations: int = 3  # in an hour, and the host is quarantined
+    settle_s: float = 2.0  # an owner's own agent comes first when its QEMU is gone
     cold_s: float = 120.0  # how long VMs wait for the last host after a loss of all power
 
     @property
@@ -90,12 +91,13 @@ class Heard:
     """The last renewal of a host that this manager read, and since when it has not changed.
 
     ``revision``: its mod revision. It tells two renewals apart whose text is the same, as those of
-    a guard that began to count anew are.
+    a guard that began to count anew are. ``since`` moves on when time did not count, ``at`` never.
     """
 
     renewal: Renewal | None
     revision: int
     since: float
+    at: float
 
     def identity(self) -> tuple[str, int]:
         """Boot and revision of the renewal: a proof counts for one silence only."""
@@ -114,20 +116,24 @@ class ColdStart:
 class Memory:
     """What a manager carries from one reading to the next; each replica keeps its own.
 
-    ``ran``: the boot in which a process of a VM was last seen on a host.
+    ``answering``: since when a host's agent has answered without a break. ``boots``: each host's boot when the cluster last ran anything. ``bare``: VM -> its epoch, and
+    since when nothing runs of it although its record says so.
     """
 
     hosts: Mapping[str, Heard] = field(default_factory=dict)
     term: int = 0
     asked_at: float | None = None  # of the last reading; None: the store did not answer since
     isolations: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    ran: Mapping[str, str] = field(default_factory=dict)
+    answering: Mapping[str, float] = field(default_factory=dict)
+    boots: Mapping[str, str] = field(default_factory=dict)
+    bare: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     cold: ColdStart | None = None
 
 
 class Rung(StrEnum):
-    """The fencing ladder, in its order."""
+    """The fencing ladder, in its order; and before it the host's own word, when it can give it."""
 
+    AGENT = "agent"
     STORAGE = "storage"
     DEADLINE = "deadline"
     POWER = "power"
@@ -205,8 +211,8 @@ class VmSeen:
     """A VM, its record, and the QEMUs that answering hosts have of it.
 
     ``ended``: why a record is ``stopped``. ``restarts``: wall-clock times of its failovers.
-    ``refused``: hosts that could not start this epoch, with the reason. ``busy``: a person's task
-    works on it.
+    ``refused``: hosts that could not start it, with the reason, since it last ran or a person asked
+    to start it. ``busy``: a person's task works on it.
     """
 
     vm: Vm
@@ -261,3 +267,8 @@ class Snapshot:
         """Seconds without a change of the host's renewal, as far as they count."""
         heard, read = self.heard.hosts.get(host), self.heard.asked_at
         return 0.0 if heard is None or read is None else max(0.0, read - heard.since)
+
+    def unheard(self, host: str) -> float:
+        """The same with the time that does not count: for people, never for proof."""
+        heard, read = self.heard.hosts.get(host), self.heard.asked_at
+        return 0.0 if heard is None or read is None else max(0.0, read - heard.at)

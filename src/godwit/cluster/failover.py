@@ -174,7 +174,7 @@ def excluded(
     for name, here in hosts.items():
         reasons = []
         if not here.takes:
-            reasons.append(f"it is {here.state.value} ({here.sentence})")
+            reasons.append(f"it is {here.state.value}")
         if rules.hosts and name not in rules.hosts:
             reasons.append(f"it is not one of {', '.join(rules.hosts)}")
         near = _apart_from(snapshot, vm, name, taken)

@@ -6,8 +6,12 @@
 4. person: ``godwit host confirm-down``.
 
 A rung counts only if it is proof for *this* silence: an `Attempt` and a word are bound to the last
-renewal that was heard. What is proof already is used at once; otherwise the next rung that can be
-tried is, in this order. A rung that failed is passed over for `Timings.retry_s`.
+renewal that was heard. What is proof already is used at once: that the host's own agent answers and
+has nothing of the VM, a person's word, a power device that said off, the deadline. Otherwise the
+next rung that can be tried is, in this order; one that failed is passed over for
+`Timings.retry_s`. A cut is taken back when its host has renewed again. Where the host's agent
+has answered for a while, it is asked to end the VM before any other rung is tried; one that has
+just come back renews in a moment.
 
 After rung 1 the old QEMU may still compute, but nothing it does reaches a disk. A VM without a disk
 has no such rung: there would be nothing that confirms. Power stops every VM of its host. It is
@@ -16,11 +20,12 @@ therefore not used while the host answers and runs VMs that are not highly avail
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from godwit.cluster.facts import Attempt, Rung, Snapshot, VmSeen
-from godwit.cluster.membership import is_off
-from godwit.cluster.steps import Fence
+from godwit.cluster.membership import Standing, is_off
+from godwit.cluster.steps import Fence, Restore
 from godwit.model.volume import SERVED
 
 
@@ -138,9 +143,12 @@ def spared(snapshot: Snapshot, host: str) -> tuple[str, ...]:
 
 def proof(snapshot: Snapshot, vm: VmSeen, host: str) -> Proof | None:
     """What proves now that the VM does not run on a host that is lost; None when nothing does."""
+    if snapshot.hosts[host].listed and not vm.on(host):
+        return Proof(Rung.AGENT, f"{host} itself says that nothing of it runs")
     off = is_off(snapshot, host)
     if off:
-        powered = any(attempt.outcome == "confirmed" for attempt in _tries(snapshot, host))
+        tries = _tries(snapshot, host, "", Rung.POWER)
+        powered = any(attempt.outcome == "confirmed" for attempt in tries)
         return Proof(Rung.POWER if powered else Rung.PERSON, off)
     if _deadline(snapshot, host).there and snapshot.silence(host) >= snapshot.timings.takeover_s:
         return Proof(
@@ -148,34 +156,55 @@ def proof(snapshot: Snapshot, vm: VmSeen, host: str) -> Proof | None:
             f"silent for {snapshot.silence(host):.1f} s: its guard was armed, with a watchdog",
         )
     needed = {disk.id for disk in vm.vm.written}
-    confirmed = {disk for attempt in _tries(snapshot, host, vm.name) for disk in attempt.disks}
+    confirmed = {
+        disk for attempt in _tries(snapshot, host, vm.name, Rung.STORAGE) for disk in attempt.disks
+    }
     if needed and needed <= confirmed:
         return Proof(Rung.STORAGE, f"{host} is cut off from every disk of {vm.name}")
     return None
 
 
-def _tries(snapshot: Snapshot, host: str, vm: str = "") -> tuple[Attempt, ...]:
-    """What was tried in this silence of a host: on its power, or on one VM's disks."""
+def _tries(snapshot: Snapshot, host: str, vm: str, rung: Rung) -> tuple[Attempt, ...]:
+    """What was tried on one rung in this silence of a host; ``vm`` is empty for its power."""
     heard = snapshot.identity(host)
     return tuple(
         attempt
         for attempt in snapshot.attempts
-        if attempt.host == host and attempt.vm == vm and attempt.heard == heard
+        if (attempt.host, attempt.vm, attempt.rung) == (host, vm, rung) and attempt.heard == heard
     )
+
+
+def restores(snapshot: Snapshot, hosts: Mapping[str, Standing]) -> list[Restore]:
+    """Cuts to take back: the host has renewed since, and nothing there can run beside the owner."""
+    found = {}
+    for attempt in snapshot.attempts:
+        here, vm = hosts.get(attempt.host), snapshot.vms.get(attempt.vm)
+        if attempt.rung is not Rung.STORAGE or attempt.outcome == "running":
+            continue
+        if here is None or here.lost or vm is None or not snapshot.hosts[attempt.host].listed:
+            continue
+        mine = vm.owner.host == attempt.host or not vm.on(attempt.host)
+        if mine and attempt.heard != snapshot.identity(attempt.host):
+            step = Restore(host=attempt.host, vm=vm.name, owner_revision=vm.owner_revision)
+            found[step.key] = step
+    return list(found.values())
 
 
 def next_step(snapshot: Snapshot, vm: VmSeen, host: str, now: float) -> Fence | Wait:
     """The rung to try now for a VM that is without proof, or what it waits for."""
     storage, _, power, _ = ladder(snapshot, vm, host)
+    since = snapshot.heard.answering.get(host, now)
+    steady = snapshot.hosts[host].listed and now - since >= snapshot.timings.late_s
+    asked = RungView(rung=Rung.AGENT, there=steady, why=f"{host} answers")
     passed: list[str] = []
-    for view, name in ((storage, vm.name), (power, "")):
+    for view, name in ((asked, vm.name), (storage, vm.name), (power, "")):
         if not view.there:
             continue
         held = spared(snapshot, host) if view.rung is Rung.POWER else ()
         if held:
             passed.append(f"power would also stop {', '.join(held)}, and {host} answers")
             continue
-        tries = _tries(snapshot, host, name)
+        tries = _tries(snapshot, host, name, view.rung)
         if any(attempt.outcome == "running" for attempt in tries):
             return Wait(f"fencing {host} by {view.rung.value}")
         failed = [attempt for attempt in tries if attempt.outcome == "failed"]

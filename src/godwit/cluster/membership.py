@@ -33,13 +33,15 @@ from godwit.model.host import HostState
 class Standing:
     """A host's state with the sentence that explains it and what happens ``next`` (may be empty).
 
-    ``lost``: its VMs are to be taken over as soon as there is proof. ``takes``: it may get VMs.
+    ``lost``: its VMs are to be taken over as soon as there is proof. ``fresh``: it has renewed just
+    now. ``takes``: it may get VMs.
     """
 
     state: HostState
     sentence: str
     next: str = ""
     lost: bool = False
+    fresh: bool = False
     takes: bool = False
 
 
@@ -56,6 +58,11 @@ def listen(memory: Memory, snapshot: Snapshot, now: float) -> Memory:
     )
     latest = store.answered_at - (left.takeover_s - left.after_gap_s)
     hosts, isolations = dict(memory.hosts), dict(memory.isolations)
+    answering = {
+        name: memory.answering.get(name, now)
+        for name, host in snapshot.hosts.items()
+        if host.answers
+    }
     for name, host in snapshot.hosts.items():
         heard = memory.hosts.get(name)
         if heard is None:
@@ -72,12 +79,17 @@ def listen(memory: Memory, snapshot: Snapshot, now: float) -> Memory:
     for gone in hosts.keys() - snapshot.hosts.keys():
         del hosts[gone]
     return replace(
-        memory, hosts=hosts, isolations=isolations, term=store.term, asked_at=store.asked_at
+        memory,
+        hosts=hosts,
+        isolations=isolations,
+        answering=answering,
+        term=store.term,
+        asked_at=store.asked_at,
     )
 
 
 def _heard(host: HostSeen, since: float) -> Heard:
-    return Heard(host.renewal, host.renewal_revision, since)
+    return Heard(host.renewal, host.renewal_revision, since, since)
 
 
 def _changed(heard: Heard, host: HostSeen) -> bool:
@@ -115,19 +127,29 @@ def standing(snapshot: Snapshot, name: str) -> Standing:
     """The state of one host. No host is ever lost while the store has no leader."""
     host, timings, silent = snapshot.hosts[name], snapshot.timings, snapshot.silence(name)
     if snapshot.heard.asked_at is None or not snapshot.store.leader:
-        return replace(_renewing(host), sentence=_NO_LEADER, takes=False)
+        return replace(_renewing(host), sentence=_NO_LEADER, fresh=False, takes=False)
     off = is_off(snapshot, name) if silent >= timings.late_s else ""
     if off or silent >= timings.takeover_s:
         return _lost(host, silent, off)
-    if silent >= timings.freeze_s:
+    unheard = snapshot.unheard(name)
+    if unheard >= timings.freeze_s and silent >= timings.late_s:
         rest = timings.takeover_s - silent
         return Standing(
             state=HostState.ISOLATED,
-            sentence=f"it has not renewed its lease for {silent:.0f} s; "
-            "a guard that lives has frozen its highly available VMs",
+            sentence=f"no renewal for {unheard:.0f} s; {_guard(snapshot, name)}",
             next=f"in {rest:.0f} s it counts as lost",
         )
+    if unheard >= timings.late_s:
+        late = f"its last renewal is {unheard:.0f} s old"
+        return replace(_renewing(host), sentence=late, next="", fresh=False, takes=False)
     return _renewing(host)
+
+
+def _guard(snapshot: Snapshot, name: str) -> str:
+    heard = snapshot.heard.hosts.get(name)
+    if heard is None or heard.renewal is None or heard.renewal.guard != "armed":
+        return "its guard was not armed, nothing is known of its VMs"
+    return f"its guard, if it lives, froze what has ha at {snapshot.timings.freeze_s:.0f} s"
 
 
 _NO_LEADER = "the store has no leader: nobody is declared lost, VMs run on"
@@ -140,13 +162,13 @@ def _lost(host: HostSeen, silent: float, off: str) -> Standing:
     if host.answers:
         return Standing(
             state=HostState.ISOLATED,
-            sentence=f"its agent answers, but its lease was not renewed for {silent:.0f} s",
+            sentence=f"no renewal for {silent:.0f} s, but its agent answers",
             next=then,
             lost=True,
         )
     return Standing(
         state=HostState.DOWN,
-        sentence=f"it has not renewed its lease for {silent:.0f} s and does not answer",
+        sentence=f"no renewal for {silent:.0f} s and no answer",
         next=then,
         lost=True,
     )
@@ -163,15 +185,19 @@ def _renewing(host: HostSeen) -> Standing:
             "quarantined": "its VMs run on; it takes new ones after: godwit host maintenance exit",
         }
         return Standing(
-            state=HostState(mark.state), sentence=f"marked{by}{why}", next=ends[mark.state]
+            state=HostState(mark.state),
+            sentence=f"marked{by}{why}",
+            next=ends[mark.state],
+            fresh=True,
         )
     if not host.agent:
         return Standing(
             state=HostState.UNMANAGED,
             sentence="its guard renews the lease, its agent is away; its VMs run on",
             next="its agent is started again by its service manager",
+            fresh=True,
         )
-    return Standing(state=HostState.UP, sentence="it renews its lease", takes=True)
+    return Standing(state=HostState.UP, sentence="it renews its lease", fresh=True, takes=True)
 
 
 def standings(snapshot: Snapshot) -> Mapping[str, Standing]:

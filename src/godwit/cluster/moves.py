@@ -69,10 +69,13 @@ def peer_lost(snapshot: Snapshot, vm: VmSeen, hosts: Mapping[str, Standing]) -> 
 
 def _page_source(snapshot: Snapshot, vm: VmSeen, source: str) -> tuple[Step, ...]:
     off = is_off(snapshot, source)
+    if not vm.on(vm.owner.host):
+        return ()
     if not off:
         why = f"{source} may still serve pages: {vm.owner.host} waits for it, at most two minutes"
         return (Note(subject=vm.name, why=why),)
     why = f"the pages that {source} held are gone ({off})"
     return tuple(
-        Kill(vm=vm.name, host=copy.host, epoch=copy.epoch, why=why) for copy in vm.on(vm.owner.host)
+        Kill(vm=vm.name, host=copy.host, epoch=copy.epoch, why=why, own=vm.owner_revision)
+        for copy in vm.on(vm.owner.host)
     )

@@ -16,10 +16,11 @@ to it, unless two run.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from godwit.cluster import failover, moves
 from godwit.cluster.coldstart import Cold
-from godwit.cluster.facts import Process, Snapshot, VmSeen
+from godwit.cluster.facts import Memory, Process, Snapshot, VmSeen
 from godwit.cluster.failover import Place
 from godwit.cluster.membership import Standing
 from godwit.cluster.steps import (
@@ -38,6 +39,19 @@ from godwit.model.host import HostState
 from godwit.model.ownership import OwnerState
 
 
+def remember(memory: Memory, snapshot: Snapshot, now: float) -> Memory:
+    """Since when nothing runs of a VM that its record has running, as its own host says."""
+    if not snapshot.store.leader:
+        return memory
+    bare = {}
+    for name, vm in snapshot.vms.items():
+        host = snapshot.hosts.get(vm.owner.host or "")
+        if vm.wanted and not vm.processes and host is not None and host.listed:
+            epoch, since = memory.bare.get(name, (vm.owner.epoch, now))
+            bare[name] = (epoch, since) if epoch == vm.owner.epoch else (vm.owner.epoch, now)
+    return replace(memory, bare=bare)
+
+
 def resolve(
     snapshot: Snapshot,
     hosts: Mapping[str, Standing],
@@ -45,6 +59,7 @@ def resolve(
     cold: Cold,
     place: Place,
     taken: dict[str, str],
+    now: float,
 ) -> list[Step]:
     """The steps for all VMs whose owner is not lost, what matters most first."""
     steps: list[Step] = []
@@ -62,7 +77,7 @@ def resolve(
         if owner.lost:
             continue
         steps += moves.peer_lost(snapshot, vm, hosts) or _wanted(
-            snapshot, hosts, vm, cold=cold, place=place, taken=taken
+            snapshot, hosts, vm, cold=cold, place=place, taken=taken, now=now
         )
     return steps
 
@@ -106,6 +121,7 @@ def _wanted(
     cold: Cold,
     place: Place,
     taken: dict[str, str],
+    now: float,
 ) -> list[Step]:
     owner, mine, others = _sides(vm)
     host = snapshot.hosts[owner]
@@ -115,7 +131,12 @@ def _wanted(
     if any(process.driven for process in vm.processes):
         return []
     if strangers:
-        return _elsewhere(snapshot, vm, strangers, host_listed=host.listed, mine=mine)
+        steps = _elsewhere(snapshot, vm, strangers, host_listed=host.listed, mine=mine)
+        if vm.owner.state is not OwnerState.STARTING or not host.listed or mine:
+            return steps
+        # Taken over with proof that what is left there stands still: the start need not wait.
+        started = _none(snapshot, hosts, vm, cold=cold, place=place, taken=taken, now=now)
+        return [*steps, *started]
     if not host.listed:
         return []
     if mine:
@@ -126,7 +147,7 @@ def _wanted(
         return [_handed(vm, copy, why)]
     return [
         *(_kill(vm, p) for p in others),
-        *_none(snapshot, hosts, vm, cold=cold, place=place, taken=taken),
+        *_none(snapshot, hosts, vm, cold=cold, place=place, taken=taken, now=now),
     ]
 
 
@@ -143,12 +164,14 @@ def _kill(vm: VmSeen, process: Process) -> Kill:
 
 
 def _two_run(vm: VmSeen, strangers: list[Process]) -> list[Step]:
-    """Agents answer one after the other: the destination of a swap of just now is no alarm.
+    """What its guard holds frozen is no alarm: it stood still. Nor is the destination of a swap.
 
-    Its agent reads the record before it ends anything.
+    Agents answer one after the other, so a swap may have come between; its agent reads the record
+    before it ends anything.
     """
     kills: list[Step] = [_kill(vm, process) for process in strangers]
-    where = ", ".join(f"{p.host} at epoch {p.epoch}" for p in strangers if not _matches(vm, p))
+    ran = [p for p in strangers if p.state != "frozen" and not _matches(vm, p)]
+    where = ", ".join(f"{p.host} at epoch {p.epoch}" for p in ran)
     if not where:
         return kills
     why = f"it also ran on {where}: ended; its disks need a look"
@@ -224,24 +247,34 @@ def _none(
     cold: Cold,
     place: Place,
     taken: dict[str, str],
+    now: float,
 ) -> list[Step]:
     """No QEMU of it anywhere: its own host says so."""
     owner = vm.owner.host or ""
-    if vm.name in cold.held:
+    if vm.name in cold.held or not hosts[owner].fresh:
         return []
     if owner in vm.refused:
         return _elsewhere_from_disk(snapshot, hosts, vm, place=place, taken=taken)
     if vm.owner.state is OwnerState.STARTING and vm.owner.migration is None:
         return [Start(vm=vm.name, host=owner, epoch=vm.owner.epoch)]
-    stays = vm.vm.ha or vm.vm.rules.autostart or vm.name in cold.due
+    due = vm.name in cold.due
+    if not due and not _settled(snapshot, vm, now):
+        return []
+    stays = vm.vm.ha or vm.vm.rules.autostart or due
     if not stays:
         why = "nothing of it runs on its host, and it is neither highly available nor autostart"
         return [Stopped(vm=vm.name, owner_revision=vm.owner_revision, why=why)]
-    if vm.name not in cold.due and (worn := failover.worn_out(snapshot, vm)):
+    if not due and (worn := failover.worn_out(snapshot, vm)):
         return [Alarm(subject=vm.name, why=worn)]
     if hosts[owner].state in (HostState.DRAINING, HostState.MAINTENANCE) and vm.vm.ha:
         return _elsewhere_from_disk(snapshot, hosts, vm, place=place, taken=taken)
-    return [_from_disk(vm, owner, counts=vm.name not in cold.due)]
+    return [_from_disk(vm, owner, counts=not due)]
+
+
+def _settled(snapshot: Snapshot, vm: VmSeen, now: float) -> bool:
+    """Nothing has run of it for so long that its own agent will do nothing about it."""
+    epoch, since = snapshot.heard.bare.get(vm.name, (vm.owner.epoch, now))
+    return epoch == vm.owner.epoch and now - since >= snapshot.timings.settle_s
 
 
 def _elsewhere_from_disk(
@@ -252,6 +285,8 @@ def _elsewhere_from_disk(
     place: Place,
     taken: dict[str, str],
 ) -> list[Step]:
+    if worn := failover.worn_out(snapshot, vm):
+        return [Alarm(subject=vm.name, why=worn)]
     where = failover.choose(snapshot, hosts, vm, place=place, taken=taken)
     if isinstance(where, Unplaceable):
         return [where]

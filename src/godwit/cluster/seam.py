@@ -23,6 +23,7 @@ from godwit.cluster.steps import (
     Note,
     PowerOn,
     Quarantine,
+    Restore,
     Resume,
     Start,
     Stopped,
@@ -38,11 +39,13 @@ class Actor(Protocol):
 
     - `read` times the *question* and the *answer* with the clock that ``now`` comes from, and says
       ``leader=False`` when it was not answered within `Timings.gap_s`.
-    - `HostSeen.listed` and `VmSeen.processes` are answers to questions that were sent after
-      the reading began; a host that did not answer is not listed. An agent names every QEMU it has, also one that is
-      being started.
+    - `HostSeen.listed` and `VmSeen.processes` are answers to questions that were sent after the
+      reading began; a host that did not answer is not listed. An agent names every QEMU it has,
+      also one that is being started.
     - `Attempt` records are kept for as long as the host is silent, and ``failed`` stands for every
       outcome that is not known to be ``confirmed``.
+    - A replica that has listened for less than `Timings.takeover_s` leads only when nobody else
+      took the lead for two more seconds: whoever counted along is quicker.
     - An agent that comes back after its host booted leaves the records of VMs that ran before as
       they are: the cluster decides.
     - A VM is registered with its host's guard before its first ``cont``; and ``ha`` is switched on
@@ -55,7 +58,11 @@ class Actor(Protocol):
         ...
 
     async def fence(self, step: Fence) -> Attempt:
-        """Cut off each of ``step.disks``, or switch the host off and read the state back."""
+        """Ask its agent, cut off each of ``step.disks``, or switch it off and read that back."""
+        ...
+
+    async def restore(self, step: Restore) -> None:
+        """Undo a cut that `fence` made or tried; drop the attempt when that is confirmed."""
         ...
 
     async def swap(self, step: Swap) -> bool:
@@ -78,7 +85,7 @@ class Actor(Protocol):
         ...
 
     async def kill(self, step: Kill) -> None:
-        """The agent reads the record itself and ends only what it does not name."""
+        """The agent reads the record itself and ends only what it does not name, or `Kill.own`."""
         ...
 
     async def stopped(self, step: Stopped) -> None:

@@ -17,6 +17,7 @@ from godwit.cluster.membership import Standing
 class Fence:
     """Make sure that ``vm`` (empty: all of ``host``) does not run there.
 
+    `Rung.AGENT`: ask its agent to end it, as owner, as long as the record is that of the decision.
     ``disks``: ids, each of which has to confirm. The result comes back as an `Attempt` with
     ``heard`` copied from here.
     """
@@ -32,6 +33,23 @@ class Fence:
     def key(self) -> str:
         """What is under way at most once."""
         return f"fence {self.host} {self.rung.value} {self.vm}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restore:
+    """Let a host that is back reach a VM's disks again, and forget the `Attempt`.
+
+    Only while the owner's record still has ``owner_revision``.
+    """
+
+    host: str
+    vm: str
+    owner_revision: int
+
+    @property
+    def key(self) -> str:
+        """What is under way at most once."""
+        return f"restore {self.host} {self.vm}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +113,7 @@ class Resume:
 
 @dataclass(frozen=True, kw_only=True)
 class PowerOn:
-    """Switch a stopped VM on again, where it was last if that can be."""
+    """Switch a stopped VM on again."""
 
     vm: str
     host: str
@@ -110,12 +128,17 @@ class PowerOn:
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """Ask a host's agent to end a QEMU that the record does not name."""
+    """Ask a host's agent to end a QEMU that the record does not name.
+
+    ``own`` not 0: the owner's own QEMU, which cannot go on; ended while the owner's record still
+    has this revision.
+    """
 
     vm: str
     host: str
     epoch: int
     why: str
+    own: int = 0
 
     @property
     def key(self) -> str:
@@ -191,8 +214,8 @@ class Note:
 
 
 Step = (
-    Fence | Swap | Start | Resume | PowerOn | Kill | Stopped | Quarantine | Unplaceable | Alarm
-    | Note
+    Fence | Restore | Swap | Start | Resume | PowerOn | Kill | Stopped | Quarantine | Unplaceable
+    | Alarm | Note
 )  # fmt: skip
 
 
