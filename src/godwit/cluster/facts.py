@@ -116,8 +116,9 @@ class ColdStart:
 class Memory:
     """What a manager carries from one reading to the next; each replica keeps its own.
 
-    ``answering``: since when a host's agent has answered without a break. ``boots``: each host's boot when the cluster last ran anything. ``bare``: VM -> its epoch, and
-    since when nothing runs of it although its record says so.
+    ``answering``: since when a host's agent has answered without a break. ``boots``: each host's
+    boot when the cluster last ran anything. ``bare``: VM -> its epoch, and since when nothing runs
+    of it although its record says so.
     """
 
     hosts: Mapping[str, Heard] = field(default_factory=dict)

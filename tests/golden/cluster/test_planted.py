@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
-from scenario import FOLDER, load, play
-from world import Violation
+from sim_scenario import FOLDER, load, play
+from sim_world import Violation
 
 from godwit.cluster import coldstart, failover, fencing, membership, moves, quorum, resolver
 from godwit.cluster.facts import Heard, Rung, Snapshot, Timings, VmSeen

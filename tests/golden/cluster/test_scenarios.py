@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 
 import pytest
-import scenario
-from scenario import FOLDER, Scenario, load, play
+import sim_scenario
+from sim_scenario import FOLDER, Scenario, load, play
 
 FILES = sorted(FOLDER.glob("*.txt"))
 
@@ -20,7 +20,7 @@ FILES = sorted(FOLDER.glob("*.txt"))
 def test_it_comes_out_as_written(path: Path) -> None:
     found = load(path)
     assert play(found) == found.log, (
-        f"read the difference; to accept it: {scenario.__file__} {path}"
+        f"read the difference; to accept it: {sim_scenario.__file__} {path}"
     )
 
 

@@ -8,7 +8,7 @@ majority of the store's members, counts as a renewal.
 
 from __future__ import annotations
 
-from world import BOOT_S, LEASE_S, STARTS_S, Daemon, Host, Qemu, World
+from sim_world import BOOT_S, LEASE_S, STARTS_S, Daemon, Host, Qemu, World
 
 from godwit.model import ownership
 from godwit.model.membership import Renewal
@@ -228,9 +228,10 @@ class Agents:
             if takes and self._may_run(host, qemu.vm, qemu.epoch):
                 world.runs(qemu)
             return
-        if move is not None and host.name in (move.source, move.destination):
-            if qemu.migration == move.id and (qemu.state != "running" or qemu.driven):
-                return
+        bound = (move.source, move.destination) if move is not None else ()
+        quiet = qemu.state != "running" or qemu.driven
+        if move is not None and host.name in bound and qemu.migration == move.id and quiet:
+            return
         world.end(qemu, "the record does not name it")
 
     def died(self, vm: str, host: Host) -> None:

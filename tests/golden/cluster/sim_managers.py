@@ -1,4 +1,4 @@
-"""Replicas of the manager in virtual time: each reads and listens, the leading one decides and acts.
+"""Replicas of the manager in virtual time: all read and listen, the leading one acts.
 
 This is a whole actor on `godwit.cluster.seam`: reads through the network, steps that take time and
 may fail, transactions that compare what they have to.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from daemons import Agents, Guards, power_off
-from world import Host, World
+from sim_daemons import Agents, Guards, power_off
+from sim_world import Host, World
 
 from godwit.cluster import Decision, Memory, Placed, Snapshot, decide, listen
 from godwit.cluster.facts import Attempt, HostSeen, Process, Rung, StoreSeen, VmSeen

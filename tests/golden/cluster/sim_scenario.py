@@ -9,7 +9,7 @@
     log:
       ...
 
-Words of a scenario are listed in `Setup`, words of a script in `Script`. ``python scenario.py
+Words of a scenario are listed in `Setup`, words of a script in `Script`. ``python sim_scenario.py
 --write FILE...`` writes the log that comes out; read it before it is committed.
 """
 
@@ -22,10 +22,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from daemons import Agents, Guards, Supervisor, power_off, power_on  # noqa: E402
-from managers import Manager  # noqa: E402
-from transfers import Transfers  # noqa: E402
-from world import Daemon, Host, Qemu, World, make_vm  # noqa: E402
+from sim_daemons import Agents, Guards, Supervisor, power_off, power_on  # noqa: E402
+from sim_managers import Manager  # noqa: E402
+from sim_transfers import Transfers  # noqa: E402
+from sim_world import Daemon, Host, Qemu, World, make_vm  # noqa: E402
 
 from godwit.model import ownership  # noqa: E402
 from godwit.model.host import ConfirmedDown  # noqa: E402
@@ -293,7 +293,7 @@ class Script:
 
     def do_split(self, *names: str) -> None:
         """The management network falls apart: these, and all others."""
-        self.world.apart = {name: 1 for name in names}
+        self.world.apart = dict.fromkeys(names, 1)
 
     def do_heal(self) -> None:
         """One management network again."""
@@ -443,7 +443,7 @@ class Script:
 
 
 def play(scenario: Scenario) -> str:
-    """The log that comes out. `world.Violation` when an invariant does not hold."""
+    """The log that comes out. `sim_world.Violation` when an invariant does not hold."""
     cluster = Cluster()
     Setup(cluster).read(scenario.setup)
     cluster.begin()

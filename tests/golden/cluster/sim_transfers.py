@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from daemons import LEFT_S, Agents
-from world import LEASE_S, Host, Qemu, World
+from sim_daemons import LEFT_S, Agents
+from sim_world import LEASE_S, Host, Qemu, World
 
 from godwit.model import ownership
 from godwit.model.ownership import MoveIntent
