@@ -28,6 +28,7 @@ from tests.faults.kit import (
     checkpoints,
     clones,
     debian,
+    decisions,
     diskmoves,
     etcd_members,
     everyday,
@@ -38,6 +39,7 @@ from tests.faults.kit import (
     hotdisks,
     lent,
     matrix,
+    mutation,
     old,
     outages,
     outrun,
@@ -291,6 +293,8 @@ _B: dict[str, Work] = {
 _C: dict[str, Work] = {
     "etcd": _etcd,
     "store-rates": _store_rates,
+    "decisions": decisions.run,
+    "mutation": mutation.run,
 }
 ISSUES = {"A": _A, "B": _B, "C": _C}
 
