@@ -28,6 +28,7 @@ from tests.faults.kit import (
     checkpoints,
     clones,
     debian,
+    decisions,
     diskmoves,
     drains,
     etcd_members,
@@ -39,6 +40,7 @@ from tests.faults.kit import (
     hotdisks,
     lent,
     matrix,
+    mutation,
     old,
     outages,
     outrun,
@@ -323,6 +325,8 @@ _C: dict[str, Work] = {
     "store-rates": _store_rates,
     "drain": _drain,
     "validation": _validation,
+    "decisions": decisions.run,
+    "mutation": mutation.run,
 }
 ISSUES = {"A": _A, "B": _B, "C": _C}
 

@@ -213,7 +213,8 @@ class VmSeen:
 
     ``ended``: why a record is ``stopped``. ``restarts``: wall-clock times of its failovers.
     ``refused``: hosts that could not start it, with the reason, since it last ran or a person asked
-    to start it. ``busy``: a person's task works on it.
+    to start it. ``busy``: a person's task works on it. ``deadline``: its guard keeps the deadline
+    for it, as it was registered.
     """
 
     vm: Vm
@@ -224,6 +225,7 @@ class VmSeen:
     restarts: tuple[float, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     busy: bool = False
+    deadline: bool = True
 
     @property
     def name(self) -> str:

@@ -58,7 +58,7 @@ def ladder(snapshot: Snapshot, vm: VmSeen, host: str) -> tuple[RungView, ...]:
     """The four rungs for a VM on one host, in their order."""
     return (
         _storage(snapshot, vm, host),
-        _deadline(snapshot, host),
+        _deadline(snapshot, vm, host),
         _power(snapshot, host),
         RungView(rung=Rung.PERSON, there=True, why="godwit host confirm-down"),
     )
@@ -111,10 +111,12 @@ def _uncut(snapshot: Snapshot, volume: str, host: str) -> str:
     return snapshot.uncuttable.get(volume, "")
 
 
-def _deadline(snapshot: Snapshot, host: str) -> RungView:
+def _deadline(snapshot: Snapshot, vm: VmSeen, host: str) -> RungView:
     heard = snapshot.heard.hosts.get(host)
     renewal = None if heard is None else heard.renewal
-    if renewal is None:
+    if not vm.deadline:
+        why = f"the guard of {host} keeps no deadline for it"
+    elif renewal is None:
         why = f"{host} has not renewed its lease since this manager listens"
     elif renewal.guard != "armed":
         why = f"the guard of {host} did not keep the deadline (unarmed)"
@@ -150,7 +152,10 @@ def proof(snapshot: Snapshot, vm: VmSeen, host: str) -> Proof | None:
         tries = _tries(snapshot, host, "", Rung.POWER)
         powered = any(attempt.outcome == "confirmed" for attempt in tries)
         return Proof(Rung.POWER if powered else Rung.PERSON, off)
-    if _deadline(snapshot, host).there and snapshot.silence(host) >= snapshot.timings.takeover_s:
+    if (
+        _deadline(snapshot, vm, host).there
+        and snapshot.silence(host) >= snapshot.timings.takeover_s
+    ):
         return Proof(
             Rung.DEADLINE,
             f"silent for {snapshot.silence(host):.1f} s: its guard was armed, with a watchdog",

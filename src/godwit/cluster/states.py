@@ -57,14 +57,14 @@ MEANINGS = (
         "marked",
         "none are meant to be there",
         "no",
-        "`godwit host maintenance exit`",
+        "it takes VMs again when the mark is taken away",
     ),
     Meaning(
         HostState.QUARANTINED,
         f"it lost the store {_T.isolations} times within an hour and came back",
         "run on",
         "no",
-        "a person looks, then `godwit host maintenance exit`",
+        "a person looks, and takes the mark away",
     ),
 )
 

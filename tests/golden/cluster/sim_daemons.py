@@ -3,7 +3,8 @@
 The guard follows ``cluster.md``: renew every 3 s; at 8 s after the send time of the last answered
 renewal freeze the highly available VMs; at 10 s the watchdog resets the host if that did not take;
 thaw once renewed, if owner and epoch are unchanged, otherwise end them; "no leader", said by a
-majority of the store's members, counts as a renewal.
+majority of the store's members, counts as a renewal. The agent freezes when the guard is silent.
+``freezer`` False: what is done to a QEMU does not take, neither freeze nor kill.
 """
 
 from __future__ import annotations
@@ -98,10 +99,11 @@ class Guards:
             self.world.say(f"{host.name}: its guard freezes {qemu.vm}")
 
     def _alone(self, host: Host) -> None:
-        """A guard that is silent at the deadline: its agent stops what is highly available."""
-        if host.agent.alive:
+        """A guard that is silent at the deadline: its agent freezes what is highly available."""
+        if host.agent.alive and host.freezer:
             for qemu in self._covered(host):
-                self.world.end(qemu, "the guard is silent at the deadline, the agent stops it")
+                qemu.state = "frozen"
+                self.world.say(f"{host.name}: its agent freezes {qemu.vm}, the guard is silent")
 
     def _reset(self, host: Host, sent: float) -> None:
         """The watchdog fires when the guard did not say in time that everything stands still."""

@@ -29,8 +29,8 @@ def _no_watchdog_needed(patch: pytest.MonkeyPatch) -> None:
     """An armed guard alone is taken for proof."""
     true = fencing._deadline
 
-    def wrong(snapshot: Snapshot, host: str) -> fencing.RungView:
-        view = true(snapshot, host)
+    def wrong(snapshot: Snapshot, vm: VmSeen, host: str) -> fencing.RungView:
+        view = true(snapshot, vm, host)
         return dataclasses.replace(view, there=view.there or "no watchdog" in view.why)
 
     patch.setattr(fencing, "_deadline", wrong)
@@ -40,8 +40,8 @@ def _unarmed_counts(patch: pytest.MonkeyPatch) -> None:
     """A guard that said unarmed is believed."""
     true = fencing._deadline
 
-    def wrong(snapshot: Snapshot, host: str) -> fencing.RungView:
-        view = true(snapshot, host)
+    def wrong(snapshot: Snapshot, vm: VmSeen, host: str) -> fencing.RungView:
+        view = true(snapshot, vm, host)
         return dataclasses.replace(view, there=view.there or "unarmed" in view.why)
 
     patch.setattr(fencing, "_deadline", wrong)

@@ -115,6 +115,16 @@ def test_the_deadline() -> None:
     assert deadline(bare) == (False, "h1 has no watchdog, and a guard alone proves nothing")
 
 
+def test_a_vm_that_is_registered_without_the_deadline() -> None:
+    seen = replace(vm(), deadline=False)
+    assert rungs(cluster(), seen)[1] == (
+        "deadline",
+        False,
+        "the guard of h1 keeps no deadline for it",
+    )
+    assert proof(cluster(seen, silent={"h1": 20.0}), seen) is None
+
+
 def test_power() -> None:
     assert rungs(cluster(), vm())[2] == ("power", False, "no power device is known for h1")
 
