@@ -15,6 +15,7 @@ from godwit.agent.validation_routes import validation_routes
 from godwit.host.clock import RealClock
 from godwit.host.config import AgentConfig
 from godwit.host.ifctl import LinkControl
+from godwit.manager.work import canary as canary_acts
 from godwit.manager.work.validation import fit_hosts, of_canary
 from godwit.manager.work.validation_facts import ring
 from godwit.model import keys
@@ -274,6 +275,40 @@ async def test_a_canary_that_fails_is_told_and_removed(api: Any, desks: dict[str
     assert "no room in the cage" in report.canary.failure
     assert results(report, "canary") == ["fail"]
     assert await api.api.get("/v1/vms") == []
+
+
+async def test_a_canary_that_is_busy_is_removed_when_it_is_not(
+    api: Any, desks: dict[str, Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from manager_fakes import refused
+
+    monkeypatch.setattr(canary_acts, "_AGAIN_S", 0.05)
+    api.agents["host2"].refuse["stop"] = refused("its source is still at work")
+
+    async def later() -> None:
+        await api.agents["host2"].was_asked("stop")
+        del api.agents["host2"].refuse["stop"]
+
+    freed = asyncio.create_task(later(), name="freed")
+    _, report = await validated(api, live=True)
+    await freed
+    assert results(report, "canary") == ["pass"]
+    assert await api.api.get("/v1/vms") == []
+
+
+async def test_a_canary_that_cannot_be_removed_is_told(
+    api: Any, desks: dict[str, Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from manager_fakes import refused
+
+    monkeypatch.setattr(canary_acts, "_AGAIN_S", 0.05)
+    monkeypatch.setattr(canary_acts, "_REMOVE_S", 0.2)
+    api.agents["host2"].refuse["stop"] = refused("its source is still at work")
+    _, report = await validated(api, live=True)
+    assert results(report, "canary") == ["fail"]
+    assert report.canary is not None
+    assert "could not be removed" in report.canary.failure
+    del api.agents["host2"].refuse["stop"]
 
 
 async def test_a_canary_without_its_image_says_what_it_needs(

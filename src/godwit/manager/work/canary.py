@@ -10,10 +10,11 @@ canary as it is and gives it back with what was seen.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
+from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import host_state
 from godwit.manager.work.tasks import TaskRun
 from godwit.manager.world import World
@@ -26,6 +27,8 @@ from godwit.model.validation import Canary, CanaryStep
 Say = Callable[[str], Awaitable[None]]
 MEMORY_BYTES = 128 << 20
 IMAGE = "demo"
+_REMOVE_S = 60.0
+_AGAIN_S = 2.0
 _BLACKOUT_MS = 1000.0
 """Its own budget: the figure is what the report is about, so a long pause must be seen, not
 refused."""
@@ -64,7 +67,7 @@ async def try_canary(world: World, run: TaskRun, say: Say) -> Canary:
     stage = Stage(world, f"{run.task.by} through {run.task.id}", say)
     canary = canary.but(source=up[0], destination=up[1])
     if run.adopted:  # what the manager before us had begun
-        await _remove(stage, canary.vm)
+        await remove(stage, canary.vm)
     try:
         for step in STEPS:
             canary = await step(stage, canary)
@@ -72,8 +75,10 @@ async def try_canary(world: World, run: TaskRun, say: Say) -> Canary:
         canary = canary.but(not_done=(f"{error.message}: {error.hint or 'it is needed'}",))
     except GodwitError as error:
         canary = canary.but(failure=f"the canary VM failed: {error.message}")
-    finally:
-        await _remove(stage, canary.vm)
+    left = await remove(stage, canary.vm)
+    if left:
+        said = f"{canary.vm} could not be removed: {left}"
+        canary = canary.but(failure=f"{canary.failure}; {said}" if canary.failure else said)
     return canary
 
 
@@ -117,11 +122,33 @@ async def _elsewhere(_stage: Stage, canary: Canary) -> Canary:
 STEPS: tuple[Step, ...] = (_start, _move, _elsewhere)
 
 
-async def _remove(stage: Stage, vm: str) -> None:
-    """Stop and forget it, whatever came of it; what is not there is no trouble."""
-    errands, by = stage.world.errands, stage.by
-    if vm not in stage.world.cache.snapshot.vms:
-        return
-    for request in (StopVm(name=vm, force=True), DeleteVm(name=vm)):
-        with contextlib.suppress(GodwitError):  # it is stopped already, or gone
-            await errands.run(request, by=by)
+async def remove(stage: Stage, vm: str) -> str:
+    """Stop and forget a VM, whatever state it is in; why it is still there, or nothing.
+
+    A VM that has just moved is busy until its source has cleaned up: that shows in the records, so
+    it is tried again when they change.
+    """
+    world = stage.world
+    until, why = world.clock.monotonic() + _REMOVE_S, ""
+    while vm in world.cache.snapshot.vms:
+        seen = world.cache.revision
+        await _try(stage, StopVm(name=vm, force=True))  # refused when it is stopped already
+        why = await _try(stage, DeleteVm(name=vm))
+        if why and world.clock.monotonic() > until:
+            return why
+        if why:
+            await world.cache.until(partial(_is_news, since=seen), timeout=_AGAIN_S)
+    return ""
+
+
+def _is_news(snapshot: Snapshot, *, since: int) -> bool | None:
+    return snapshot.revision > since or None
+
+
+async def _try(stage: Stage, request: Request) -> str:
+    """Carry a request out; what it failed with, empty when it did not."""
+    try:
+        task = await stage.world.errands.run(request, by=stage.by)
+    except GodwitError as error:
+        return error.message
+    return "" if task.state is TaskState.COMPLETED else task.reason
