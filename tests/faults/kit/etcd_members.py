@@ -192,8 +192,12 @@ def run(
     section.figures["moves"] = {word: seen.outcomes.count(word) for word in set(seen.outcomes)}
     agreed(cluster)
     cluster.heal()
-    _judge_vms(cluster, section, guests, before, began, still=[n for n in names if n not in moved])
-    _judge_logs(cluster, section, {name: guests[name] for name in writers})
+    hosts = [(row["name"], row["state"]) for row in cluster.client.rows("hosts")]
+    section.judge("every host is up afterwards", all(s == "up" for _, s in hosts), hosts)
+    if names:
+        _judge_vms(cluster, section, guests, before, began, still=set(names) - set(moved))
+    if writers:
+        _judge_logs(cluster, section, {name: guests[name] for name in writers})
     for name in names:
         cluster.remove(name)
     return section
@@ -341,7 +345,7 @@ def _judge_vms(
     before: dict[str, float],
     began: float,
     *,
-    still: Sequence[str],
+    still: set[str],
 ) -> None:
     wrong: dict[str, Any] = {}
     for name, guest in guests.items():
@@ -360,8 +364,6 @@ def _judge_vms(
             }
     text = f"{len(guests)} VMs: each runs once, none started anew, none that stayed was paused"
     section.judge(text, not wrong, wrong or "none")
-    hosts = [(row["name"], row["state"]) for row in cluster.client.rows("hosts")]
-    section.judge("every host is up afterwards", all(s == "up" for _, s in hosts), hosts)
 
 
 def _judge_logs(cluster: Cluster, section: Section, writers: dict[str, Guest]) -> None:
