@@ -44,9 +44,9 @@ DEADLINE_S = 30.0
 _IDLE_S = 45.0  # servers send comments more often than that
 
 PAGE_ROWS = 2000
-# With several managers: how long one may take to say how it is, and to answer a read, before
-# another is looked for; and how long one is taken to be well without asking.
-_NEXT_S, _READ_S, _WELL_S = 2.0, 4.0, 1.0
+# With several managers: how long one may take to say how it is before another is looked for, and
+# how long one is taken to be well without asking.
+_NEXT_S, _WELL_S = 2.0, 1.0
 
 Query = Mapping[str, str | int | float | bool | None]
 _T = TypeVar("_T")
@@ -114,7 +114,7 @@ class Link:
         for _ in range(len(self._open())):
             peer = await self._manager()
             try:
-                found = await work(peer)
+                found = await (self._while_well(peer, work) if safe else work(peer))
                 self._heard_at = asyncio.get_running_loop().time()
                 return found
             except (Unavailable, OutcomeUnknown, PeerRefused) as error:
@@ -126,6 +126,21 @@ class Link:
                 self._chosen = None
                 last = error
         raise last
+
+    async def _while_well(
+        self, peer: PeerClient, work: Callable[[PeerClient], Awaitable[_T]]
+    ) -> _T:
+        """A read's answer; OutcomeUnknown when the manager does not even say how it is."""
+        if self._chosen is None:
+            return await work(peer)  # there is no other
+        waiting = asyncio.ensure_future(work(peer))
+        try:
+            while not (await asyncio.wait({waiting}, timeout=_WELL_S))[0]:
+                if not await _rank(peer) and not waiting.done():
+                    raise OutcomeUnknown(f"{peer.url} has gone silent", hint="ask another manager")
+            return await waiting
+        finally:
+            waiting.cancel()
 
     async def close(self) -> None:
         """Close the connections; a later call opens new ones."""
@@ -151,8 +166,6 @@ class Link:
     async def _read(
         self, path: str, query: Query | None = None, deadline_s: float | None = None
     ) -> Answer:
-        if deadline_s is None and len(self._open()) > 1:
-            deadline_s = _READ_S
         with self._plain_errors():
             return await self._ask(
                 lambda peer: peer.request("GET", path, query=query, deadline_s=deadline_s),

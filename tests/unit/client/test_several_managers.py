@@ -26,17 +26,21 @@ class Manager:
         self.name, self.leads, self.status = name, leads, status
         self.asked: list[str] = []
         self.swallow = False
+        self.dead = False
+        self.slow_s = 0.0
         self.url = ""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
         self.asked.append(f"{scope['method']} {scope['path']}")
+        if self.dead:
+            await asyncio.sleep(3600)
         code, body = 200, json.dumps([{"name": self.name}]).encode()
         if scope["path"] == "/v1/health":
             body = json.dumps({"status": self.status, "leads": self.leads}).encode()
-        elif self.swallow:
-            await asyncio.sleep(3600)
+        elif self.swallow or self.slow_s:
+            await asyncio.sleep(self.slow_s or 3600)
         elif self.status != "ok":
             code = 503
             said = {"code": "unavailable", "title": "not yet", "detail": "not yet", "status": 503}
@@ -85,6 +89,24 @@ async def test_one_that_cannot_see_the_store_is_left_for_one_that_can() -> None:
         two.status = "degraded"
         one.status = "ok"
         assert await asked_of(client) == "one"  # the refusal said that nothing was done
+
+
+async def test_a_dead_ones_socket_that_lives_on_costs_a_moment() -> None:
+    """As under a supervisor that keeps it: it takes connections, and nobody answers."""
+    one, two = Manager("one"), Manager("two", leads=True)
+    async with one.serving(), two.serving(), AsyncClient(f"{one.url},{two.url}") as client:
+        assert await asked_of(client) == "two"
+        two.dead = True
+        began = asyncio.get_running_loop().time()
+        assert await asked_of(client) == "one"
+        assert asyncio.get_running_loop().time() - began < 6.0
+
+
+async def test_a_slow_answer_is_waited_for() -> None:
+    one, two = Manager("one"), Manager("two", leads=True)
+    async with one.serving(), two.serving(), AsyncClient(f"{one.url},{two.url}") as client:
+        two.slow_s = 2.5
+        assert await asked_of(client) == "two"
 
 
 async def test_a_request_that_may_have_been_done_is_not_repeated() -> None:
