@@ -11,7 +11,16 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from godwit.manager.api import actions, boot_files, console, errors, events, power, resources
+from godwit.manager.api import (
+    actions,
+    boot_files,
+    cluster,
+    console,
+    errors,
+    events,
+    power,
+    resources,
+)
 from godwit.manager.api.gate import TokenGate
 from godwit.manager.cache import Cache
 from godwit.manager.feed import Feed
@@ -58,7 +67,7 @@ def make_app(rooms: Rooms) -> TokenGate:
         redirect_slashes=False,
     )
     errors.add_handlers(app)
-    for module in (resources, actions, events, boot_files, power, console):
+    for module in (resources, actions, events, boot_files, power, console, cluster):
         module.add_routes(app, rooms)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return TokenGate(app, tokens=rooms.tokens, cache=rooms.cache, metrics=rooms.metrics)
