@@ -33,7 +33,6 @@ from godwit.model.errors import (
 )
 from godwit.model.membership import Renewal
 from godwit.model.vm import VmState
-from godwit.store.client import StoreClient
 from godwit.store.records import Records
 
 from .conftest import environment
@@ -164,7 +163,7 @@ def counts_from(lab: Lab) -> float:
 
 def renewal(lab: Lab) -> Renewal:
     async def look() -> Renewal:
-        store = StoreClient([lab.store_url])
+        store = lab.store_client()
         try:
             found = await Records(store).get(keys.host_renewal("host1"), Renewal)
         finally:
@@ -260,11 +259,12 @@ def test_a_host_is_small(lab: Lab) -> None:
 
 
 def test_a_bmc_outlives_its_host_and_proves_its_end(lab: Lab, client: Client) -> None:
+    client.wait(client.hosts.on_power("host1"))  # a watchdog may have ended it before
     lab = lab.reload()
     first = lab.init("host1")
     tested = client.wait(client.hosts.test_power("host1"))
     assert (tested.result or {})["state"] == "on"
-    off = client.wait(client.hosts.off_power("host1"))
+    off = client.wait(client.hosts.off_power("host1", force=True))
     assert (off.result or {})["state"] == "off"
     assert not is_alive(first)
     assert groups.members(lab.layout.cgroup("host1")) == ()
