@@ -17,6 +17,15 @@ QUEUE = ROOT + "manager/queue"  # the move that had its turn last; see manager.w
 CLUSTER = ROOT + "cluster"
 VALIDATION = ROOT + "validation/last"  # the report of the last one (``ValidationReport``)
 VALIDATION_TRY = ROOT + "validation/try"  # written to see how long a write takes
+TRUST = ROOT + "trust/"  # who belongs to the cluster: godwit.model.trust
+TRUST_CLUSTER = TRUST + "cluster"  # ``ClusterIdentity``
+TRUST_CRL = TRUST + "crl"  # the newest list of revoked certificates, as PEM
+TRUST_CRL_MIGRATION = TRUST_CRL + "-migration"  # the same of QEMU's certificates, of their own CA
+TRUST_TOKENS = TRUST + "tokens/"
+TRUST_ISSUED = TRUST + "issued/"
+TRUST_ASKED = TRUST + "asked/"
+TRUST_RENEWED = TRUST + "renewed/"
+RESTORING = ROOT + "restoring"  # present while a backup is being written into this store
 
 
 def vm_spec(name: str) -> str:
@@ -112,3 +121,23 @@ def event(event_id: str) -> str:
 def secret(secret_id: str) -> str:
     """A secret that was handed in (``SealedSecret``)."""
     return f"{SECRETS}{secret_id}"
+
+
+def join_token(token_id: str) -> str:
+    """A join token (``JoinToken``)."""
+    return f"{TRUST_TOKENS}{token_id}"
+
+
+def issued(role: str, name: str, serial: str) -> str:
+    """A certificate that the CA has signed (``IssuedCertificate``); ``serial`` in hex."""
+    return f"{TRUST_ISSUED}{role}/{name}/{serial}"
+
+
+def renewal_asked(serial: str) -> str:
+    """The holder of certificate ``serial`` asks for the next (``RenewalAsk``)."""
+    return f"{TRUST_ASKED}{serial}"
+
+
+def renewed(serial: str) -> str:
+    """The answer to it (``Renewed``); the asker takes it away."""
+    return f"{TRUST_RENEWED}{serial}"

@@ -89,13 +89,15 @@ def encode_body(json: Any, content: bytes | None) -> tuple[bytes, Headers]:
 
 
 def checked(response: h11.Response, body: bytes) -> Answer:
-    headers = decode_headers(response)
     if response.status_code >= 400:
-        kind = headers.get("content-type", "")
-        raise PeerRefused(
-            Problem.from_answer(status=response.status_code, content_type=kind, body=body)
-        )
+        raise PeerRefused(refusal(response, body))
+    headers = decode_headers(response)
     return Answer(status=response.status_code, headers=headers, body=body)
+
+
+def refusal(response: h11.Response, body: bytes) -> Problem:
+    kind = decode_headers(response).get("content-type", "")
+    return Problem.from_answer(status=response.status_code, content_type=kind, body=body)
 
 
 def decode_headers(response: h11.Response) -> dict[str, str]:

@@ -12,6 +12,7 @@ import functools
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Collection
+from pathlib import Path
 from typing import Any, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -19,7 +20,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from godwit.wire.identity import PeerIdentity
 from godwit.wire.problem import Problem, send_problem
-from godwit.wire.tls import peer_identity
+from godwit.wire.tls import is_revoked, peer_identity
 
 PEER = "godwit.peer"
 
@@ -34,16 +35,26 @@ _log = logging.getLogger("godwit.wire")
 class Gate:
     """One listener's rule (`roles`: who may enter; None: anyone) and its running requests."""
 
-    def __init__(self, app: AsgiApp, *, roles: Collection[str] | None) -> None:
+    def __init__(
+        self, app: AsgiApp, *, roles: Collection[str] | None, directory: Path | None = None
+    ) -> None:
         self._app = app
         self._roles = None if roles is None else frozenset(roles)
+        self._directory = directory  # where the list of revoked certificates lies
         self._streams: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
     def application_for(self, transport: asyncio.BaseTransport) -> AsgiApp:
         """The application as a peer on this connection may use it."""
-        peer = peer_identity(transport.get_extra_info("ssl_object"))
+        ssl_object = transport.get_extra_info("ssl_object")
+        peer = peer_identity(ssl_object)
+        if is_revoked(ssl_object, self._directory):
+            return functools.partial(self._serve_revoked, peer)
         return functools.partial(self._serve, peer)
+
+    def is_expelled(self, transport: asyncio.BaseTransport) -> bool:
+        """Whether the peer on this connection has been revoked since it came in."""
+        return is_revoked(transport.get_extra_info("ssl_object"), self._directory)
 
     def end_streams(self) -> None:
         """End the event streams, which would never end by themselves."""
@@ -68,6 +79,15 @@ class Gate:
             await self._serve_http(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    async def _serve_revoked(
+        self, peer: PeerIdentity | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        _log.warning("refused %s at %s: its certificate was revoked", peer, scope.get("path"))
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await send_problem(send, _REVOKED, close=True)
 
     async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -105,6 +125,12 @@ class Gate:
         await send_problem(send, Problem(403, "not-allowed", detail, hint), close=True)
 
 
+_REVOKED = Problem(
+    403,
+    "not-allowed",
+    "This certificate was revoked.",
+    "The host was removed from the cluster; it may join again with a new token.",
+)
 _STOPPING = Problem(
     503, "unavailable", "The daemon is stopping; the request was cut short.", "Try again."
 )
@@ -134,7 +160,7 @@ class GatedHttp(H11Protocol):
 
     def __init__(self, *, gate: Gate, gone: Callable[[], None], **options: Any) -> None:
         super().__init__(**options)
-        self._gate, self._gone = gate, gone
+        self.gate, self._gone = gate, gone
         self.ws_protocol_class = cast(
             "Any", functools.partial(GatedWebSocket, gate=gate, gone=gone)
         )
@@ -145,7 +171,7 @@ class GatedHttp(H11Protocol):
             # asyncio does so only for sockets made with an explicit protocol number.
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(transport)
-        self.app = cast("Any", self._gate.application_for(transport))
+        self.app = cast("Any", self.gate.application_for(transport))
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -157,11 +183,11 @@ class GatedWebSocket(WebSocketsSansIOProtocol):
 
     def __init__(self, *, gate: Gate, gone: Callable[[], None], **options: Any) -> None:
         super().__init__(**options)
-        self._gate, self._gone = gate, gone
+        self.gate, self._gone = gate, gone
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.app = cast("Any", self._gate.application_for(transport))
+        self.app = cast("Any", self.gate.application_for(transport))
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

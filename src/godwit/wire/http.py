@@ -28,6 +28,7 @@ from godwit.wire.answer import (
     encode_body,
     encode_headers,
     encode_target,
+    refusal,
     untrusted,
 )
 from godwit.wire.connection import ConnectionBroken, Headers, HttpConnection
@@ -333,12 +334,15 @@ class PeerClient:
         certificate, or the lack of one. An empty question first, so that a refusal is never
         mistaken for a request with unknown outcome."""
         try:
-            await connection.exchange("OPTIONS", b"*", self._common[:1], b"")
+            response, answer = await connection.exchange("OPTIONS", b"*", self._common[:1], b"")
         except ConnectionBroken as error:
             raise PeerNotTrusted(
                 f"{self.url} closed the connection instead of accepting us: {error}.",
                 hint="It wants an unexpired certificate of the cluster CA; check the clocks too.",
             ) from error
+        if response.status_code == 403:
+            problem = refusal(response, answer)
+            raise PeerNotTrusted(f"{self.url} refuses us: {problem.detail}", hint=problem.hint)
         if not connection.usable:
             raise PeerUnreachable(
                 f"{self.url} closed the connection before a request.", hint="Try again."

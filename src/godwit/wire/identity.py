@@ -69,6 +69,7 @@ class Identity:
     ca: Path
     peer: PeerIdentity
     fingerprint: str
+    serial: int
     not_before: float
     not_after: float
 
@@ -99,9 +100,15 @@ class Identity:
             ca=ca,
             peer=peer,
             fingerprint=hashlib.sha256(der).hexdigest(),
+            serial=int(facts["serialNumber"], 16),
             not_before=ssl.cert_time_to_seconds(facts["notBefore"]),
             not_after=ssl.cert_time_to_seconds(facts["notAfter"]),
         )
+
+    @property
+    def directory(self) -> Path:
+        """Where the three files lie."""
+        return self.cert.parent
 
     def seconds_left(self, now: float | None = None) -> float:
         """How long peers will still accept it; negative once expired."""

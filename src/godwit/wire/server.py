@@ -88,7 +88,9 @@ class WireServer:
 
     def __init__(self, app: AsgiApp, listeners: Sequence[Listener]) -> None:
         self._listeners = list(listeners)
-        self._gates = [Gate(app, roles=_roles(listener)) for listener in self._listeners]
+        self._gates = [
+            Gate(app, roles=_roles(one), directory=_directory(one)) for one in self._listeners
+        ]
         self._servers: list[asyncio.Server] = []
         self._state = ServerState()
         self._none_left = asyncio.Event()
@@ -143,6 +145,14 @@ class WireServer:
         old, self._servers, self._listeners = self._servers, servers, renewed
         for server in old:
             server.close()
+
+    def expel(self) -> None:
+        """Cut the connections of peers whose certificates were revoked after they came in."""
+        for connection in list(self._state.connections):
+            gate, transport = getattr(connection, "gate", None), connection.transport
+            if gate is not None and transport is not None and gate.is_expelled(transport):
+                with contextlib.suppress(AttributeError):  # Python 3.11.2: a lost TLS transport
+                    transport.abort()
 
     async def stop(self, *, grace_s: float = 2.0) -> None:
         """Stop within about `grace_s`: streams end now, requests may finish, the rest is cut."""
@@ -217,6 +227,10 @@ class WireServer:
 
 def _roles(listener: Listener) -> Collection[str] | None:
     return listener.tls.roles if listener.tls is not None else None
+
+
+def _directory(listener: Listener) -> Path | None:
+    return listener.tls.identity.directory if listener.tls is not None else None
 
 
 async def _placeholder(_scope: Any, _receive: Any, _send: Any) -> None:

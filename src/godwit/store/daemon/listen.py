@@ -9,7 +9,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from godwit.store.daemon.server import Listener
+from godwit.store.daemon.server import Listener, ToldHandshake
 
 _BACKLOG = 128
 _FIRST_INHERITED = 3
@@ -34,6 +34,7 @@ class TlsFiles:
         context.verify_mode = ssl.CERT_REQUIRED
         context.verify_flags |= ssl.VERIFY_X509_STRICT
         context.num_tickets = 0  # connections live long; a ticket would never be used
+        context.sslobject_class = ToldHandshake
         self.reload(context)
         return context
 
@@ -45,6 +46,17 @@ class TlsFiles:
         except (OSError, ssl.SSLError) as error:
             names = f"{self.cert}, {self.key}, {self.ca}"
             raise ListenError(f"the TLS files {names} cannot be used: {error}") from error
+
+    def revoked(self) -> frozenset[int]:
+        """The serial numbers of certificates that count no more, from the file `revoked` beside
+        the certificate: one in hex a line. None without the file. Raises ListenError."""
+        path = self.cert.with_name("revoked")
+        try:
+            return frozenset(int(line, 16) for line in path.read_text().split())
+        except FileNotFoundError:
+            return frozenset()
+        except (OSError, ValueError) as error:
+            raise ListenError(f"{path} cannot be read: {error}") from error
 
 
 def open_listener(address: str, tls: ssl.SSLContext | None) -> Listener:

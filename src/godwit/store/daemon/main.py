@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -14,11 +15,12 @@ import socket
 import ssl
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from godwit.host.inotify import PathWatch
 from godwit.store.daemon.database import Database, DatabaseError, Loaded
 from godwit.store.daemon.gateway import Gateway
 from godwit.store.daemon.listen import (
@@ -32,6 +34,7 @@ from godwit.store.daemon.server import Listener, Server
 from godwit.store.daemon.service import DEFAULT_HISTORY, Service
 
 _GRACE_S = 2.0
+_SETTLE_S = 0.2
 # The loop must not wait 5 ms (the default) for the writer's thread to yield, nor the reverse.
 _SWITCH_INTERVAL_S = 0.0005
 _log = logging.getLogger("store")
@@ -146,7 +149,12 @@ async def run(settings: Settings, database: Database, loaded: Loaded) -> int:
     await server.start(listeners)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, _reload, settings.tls, tls)
+    following: asyncio.Task[None] | None = None
+    if settings.tls is not None and tls is not None:
+        again = functools.partial(_reload, settings.tls, tls, server)
+        again(quiet=True)
+        loop.add_signal_handler(signal.SIGHUP, again)
+        following = asyncio.create_task(_follow(settings.tls, again), name="certificate files")
     names = [*settings.listen, *(f"fd {handle}" for handle in settings.handles)]
     _log.info(
         "pid %d, revision %d, listening on %s",
@@ -160,6 +168,8 @@ async def run(settings: Settings, database: Database, loaded: Loaded) -> int:
         notifier.beat(loop, int(limit) / 4e6)
     await stop.wait()
     notifier.say("STOPPING=1")
+    if following is not None:
+        following.cancel()
     await server.close(grace_s=0 if failures else _GRACE_S)
     service.close()
     for address in settings.listen:
@@ -172,15 +182,30 @@ async def run(settings: Settings, database: Database, loaded: Loaded) -> int:
     return 0
 
 
-def _reload(files: TlsFiles | None, context: ssl.SSLContext | None) -> None:
-    if files is None or context is None:
-        return
+def _reload(
+    files: TlsFiles, context: ssl.SSLContext, server: Server, *, quiet: bool = False
+) -> None:
     try:
         files.reload(context)
+        server.expel(files.revoked())
     except ListenError as error:
         _log.error("keeping the old certificate: %s", error)
     else:
-        _log.info("certificate read again")
+        if not quiet:
+            _log.info("certificate read again")
+
+
+async def _follow(files: TlsFiles, again: Callable[[], None]) -> None:
+    """Read the files again whenever one beside them is replaced, for ever."""
+    with PathWatch(files.cert.parent) as watch:
+        while True:
+            await watch.changed()
+            # They are replaced one after the other: wait until the last one has come.
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    async with asyncio.timeout(_SETTLE_S):
+                        await watch.changed()
+            again()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -61,14 +61,34 @@ class BadHttp(Exception):
         self.status = status
 
 
-def may_enter(ssl_object: ssl.SSLObject | None) -> bool:
-    """Whether a peer's verified certificate names one of ``ROLES``; a unix socket needs none."""
+class ToldHandshake(ssl.SSLObject):
+    """A connection's TLS: says why it let somebody not in, which asyncio keeps to itself."""
+
+    def do_handshake(self) -> None:
+        """As ever, with a line in the log when it fails."""
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            reason = getattr(error, "verify_message", "") or error.reason or str(error)
+            _log.warning("refused a connection: %s", reason)
+            raise
+
+
+def objection(ssl_object: ssl.SSLObject | None, revoked: frozenset[int] = frozenset()) -> str:
+    """Why this peer may not use the store, empty when it may: its verified certificate has to name
+    one of ``ROLES`` and not to be revoked; a unix socket needs none."""
     if ssl_object is None:
-        return True
+        return ""
     certificate: dict[str, Any] = ssl_object.getpeercert() or {}
     names: list[tuple[str, str]] = list(certificate.get("subjectAltName", ()))
     uris = [value for kind, value in names if kind == "URI"]
-    return any(uri.startswith(f"godwit://{role}/") for uri in uris for role in ROLES)
+    if not any(uri.startswith(f"godwit://{role}/") for uri in uris for role in ROLES):
+        return "a certificate without a role that may use the store"
+    if revoked and int(certificate.get("serialNumber", "0"), 16) in revoked:
+        return f"{', '.join(uris)}: its certificate was revoked"
+    return ""
 
 
 class Server:
@@ -83,6 +103,16 @@ class Server:
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._closing = False
+        self._revoked: frozenset[int] = frozenset()
+
+    def expel(self, revoked: frozenset[int]) -> None:
+        """From now on these certificates (by serial number) count no more; hang up on them."""
+        self._revoked = revoked
+        for writer in list(self._connections):
+            if why := objection(writer.get_extra_info("ssl_object"), revoked):
+                _log.warning("hang up on %s", why)
+                with contextlib.suppress(AttributeError):  # Python 3.11.2: a lost TLS transport
+                    writer.transport.abort()
 
     async def start(self, listeners: Sequence[Listener]) -> None:
         """Begin to accept."""
@@ -122,8 +152,8 @@ class Server:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
         try:
-            if not may_enter(writer.get_extra_info("ssl_object")):
-                _log.warning("refused a certificate without a role that may use the store")
+            if why := objection(writer.get_extra_info("ssl_object"), self._revoked):
+                _log.warning("refused %s", why)
                 return
             while not self._closing and await self._one(reader, writer):
                 pass
