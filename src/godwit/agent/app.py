@@ -25,7 +25,12 @@ from godwit.agent.disks import Disks
 from godwit.agent.facts import load, memory_free
 from godwit.agent.files import Files
 from godwit.agent.images import Images
-from godwit.agent.more_routes import checkpoint_routes, firmware_routes, seed_routes
+from godwit.agent.more_routes import (
+    checkpoint_routes,
+    epoch_routes,
+    firmware_routes,
+    seed_routes,
+)
 from godwit.agent.power import Power
 from godwit.agent.routes import Body, Handler
 from godwit.agent.routes import body_of as _body
@@ -75,6 +80,7 @@ def build(rooms: Rooms) -> Starlette:
     routes = [
         *_host_routes(rooms),
         *_vm_routes(rooms),
+        *epoch_routes(rooms.desk),
         *_disk_routes(rooms.disks),
         *_disk_move_routes(rooms.disk_moves),
         *_image_routes(rooms.images),

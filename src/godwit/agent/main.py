@@ -42,7 +42,10 @@ from godwit.store.api import Store
 from godwit.store.client import StoreClient
 from godwit.store.errors import LeaseNotFound, StoreError
 from godwit.store.records import Records
+from godwit.store.whole import until_whole
+from godwit.wire.follow import follow
 from godwit.wire.identity import HOST, MANAGER, STORE, Identity
+from godwit.wire.keeper import CRL_FILE, Keeper, Place
 from godwit.wire.server import Listener, ServerTls, WireServer
 from godwit.wire.tls import ClientTls, Expect
 
@@ -108,7 +111,9 @@ async def run(config: AgentConfig) -> None:
     server = WireServer(app, [Listener.tcp(config.agent.address, config.agent.port, tls=tls)])
     desk.background(desk.guard.serve(), "guard link")
     desk.background(_watchdog(clock), "watchdog")
+    _keep_certificates(desk, server)
     notify("READY=1")
+    await until_whole(desk.records.store, reached=False)
     with contextlib.suppress(StoreError):  # it is told to look again as soon as the store is there
         await desk.catalog.sync()
     await desk.exports.adopt()
@@ -128,6 +133,19 @@ async def run(config: AgentConfig) -> None:
         arrivals.close()
         await desk.close()
         await records.store.aclose()
+
+
+def _keep_certificates(desk: Desk, server: WireServer) -> None:
+    """Renew this machine's certificates, follow the list of revoked ones, notice both."""
+    config = desk.config
+    places = [Place(config.tls.dir), *(Place(Path(one)) for one in config.tls.keeps)]
+    if config.migration.tls:
+        places.append(Place.of_qemu(config.tls.migration_dir))
+    copy = config.paths.state / CRL_FILE
+    keeper = Keeper(desk.records.store, places, desk.clock, copy=copy)
+    desk.background(keeper.follow_list(), "revoked certificates")
+    desk.background(keeper.renew(), "renewal of certificates")
+    desk.background(follow(config.tls.dir, changed=server.expel), "certificate files")
 
 
 async def _watchdog(clock: Clock) -> None:

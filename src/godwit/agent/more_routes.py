@@ -1,4 +1,4 @@
-"""The routes of checkpoints, and of what guests learn about themselves."""
+"""The routes of checkpoints, of epochs seen, and of what guests learn about themselves."""
 
 from __future__ import annotations
 
@@ -13,8 +13,30 @@ from godwit.agent.files import Files
 from godwit.agent.firmware import make_variables
 from godwit.agent.routes import Body, Handler, body_of, disks_of, name_of, route
 from godwit.agent.seeds import Seeds
+from godwit.host.process import is_alive
+from godwit.model.errors import OperationFailed
 from godwit.model.vm import Disk
+from godwit.qemu.runtime import noted_epochs, scan
 from godwit.wire.identity import MANAGER
+
+
+def epoch_routes(desk: Desk) -> list[Route]:
+    """What this host knows of epochs by itself, without the store: for a store that is restored."""
+
+    async def epochs(_request: Request) -> Body:
+        paths = desk.config.paths
+        seen = noted_epochs(paths.state / "vms")
+        running: dict[str, int] = {}
+        runtimes, damaged = scan(paths.run / "vms")
+        if damaged:
+            raise OperationFailed(damaged[0], hint="mend or remove it, then ask again")
+        for one in runtimes:
+            seen[one.vm] = max(seen.get(one.vm, 0), one.epoch)
+            if one.pid and is_alive(one.process):
+                running[one.vm] = one.epoch
+        return {"host": desk.host, "seen": seen, "running": running}
+
+    return [route("/v1/epochs", "GET", epochs, roles=(MANAGER,))]
 
 
 def checkpoint_routes(checkpoints: Checkpoints) -> list[Route]:

@@ -22,6 +22,7 @@ from godwit.host.sockets import bind_unix, notify, watchdog_interval
 from godwit.model.errors import GodwitError
 from godwit.store.client import StoreClient
 from godwit.store.records import Records
+from godwit.wire.follow import follow
 from godwit.wire.identity import STORE, Identity
 from godwit.wire.tls import ClientTls, Expect
 
@@ -97,6 +98,7 @@ async def run(config: AgentConfig) -> None:
             group.create_task(line.serve(listener), name="agent socket"),
             group.create_task(line.act(), name="act"),
             group.create_task(_watchdog(clock), name="watchdog"),
+            group.create_task(follow(config.tls.dir), name="certificate files"),
         ]
         await ending.wait()
         for task in tasks:

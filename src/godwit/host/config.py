@@ -60,10 +60,12 @@ class StoreConfig:
 
 @dataclass(frozen=True, slots=True)
 class TlsConfig:
-    """Where the identities of this host lie."""
+    """Where the identities of this host lie. ``keeps``: directories of other daemons' identities
+    on this machine (a store's), which the agent keeps renewed along with its own."""
 
     dir: Path = Path("/etc/godwit/tls")
     migration_dir: Path = Path("/etc/godwit/tls/migration")
+    keeps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,9 @@ class ManagerConfig:
 
     An inherited listening socket goes before ``host``/``port``. ``api_tls_dir`` may hold another
     certificate of the cluster's CA for people; by default it is the one the daemons see.
+    ``ca_dir``: where the CA's key is, on a manager that signs for hosts that join. ``keeps``: other
+    identities of this machine that this manager keeps renewed, where no agent does. ``also``: more
+    addresses to serve at, beside an inherited socket.
     """
 
     store_endpoints: tuple[str, ...]
@@ -26,6 +29,9 @@ class ManagerConfig:
     port: int = 7100
     state: Path = Path("/var/lib/godwit")
     lab: bool = False
+    ca_dir: Path | None = None
+    keeps: tuple[Path, ...] = ()
+    also: tuple[tuple[str, int], ...] = ()
 
     @staticmethod
     def load(path: Path) -> ManagerConfig:
@@ -41,7 +47,7 @@ class ManagerConfig:
 
 def _build(data: dict[str, Any]) -> ManagerConfig:
     api, tls_dir = data["api"], Path(data["tls"]["dir"])
-    paths = data.get("paths", {})
+    paths, ca_dir = data.get("paths", {}), data.get("ca", {}).get("dir")
     return ManagerConfig(
         store_endpoints=tuple(data["store"]["endpoints"]),
         tls_dir=tls_dir,
@@ -51,4 +57,12 @@ def _build(data: dict[str, Any]) -> ManagerConfig:
         port=int(api.get("port", 7100)),
         state=Path(paths.get("state", "/var/lib/godwit")),
         lab=bool(data.get("lab", {}).get("enabled", False)),
+        ca_dir=Path(ca_dir) if ca_dir else None,
+        also=tuple(_address(one) for one in api.get("also", ())),
+        keeps=tuple(Path(one) for one in data["tls"].get("keeps", ())),
     )
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)

@@ -11,7 +11,7 @@ import resource
 import secrets
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,9 +20,11 @@ from godwit.host.clock import RealClock
 from godwit.host.sockets import inherited_listeners, notify, watchdog_interval
 from godwit.manager.agents import HttpAgents
 from godwit.manager.api.app import Rooms, make_app
+from godwit.manager.authority import Authority
 from godwit.manager.cache import Cache
 from godwit.manager.config import ManagerConfig
 from godwit.manager.feed import Feed
+from godwit.manager.issuing import Issuer
 from godwit.manager.leadership import Leadership
 from godwit.manager.metrics import Metrics
 from godwit.manager.tokens import Tokens
@@ -37,7 +39,10 @@ from godwit.power.vault import Vault
 from godwit.qemu.pins import choose_pins
 from godwit.store.client import StoreClient
 from godwit.store.records import Records
+from godwit.store.whole import until_whole
+from godwit.wire.follow import follow
 from godwit.wire.identity import STORE, Identity
+from godwit.wire.keeper import Keeper, Place
 from godwit.wire.server import Listener, ServerTls, WireServer
 from godwit.wire.tls import ClientTls, Expect
 
@@ -80,9 +85,19 @@ class Manager:
 
     def start(self) -> None:
         """Follow the store and take part in the election."""
-        self._spawn("cache", self.world.cache.run())
+        self._spawn("cache", self._once_whole(self.world.cache.run))
         self._spawn("leadership", self.leadership.run())
         self._settling = asyncio.create_task(self._settle(), name="settle")
+        if self.world.authority is not None:
+            self._spawn("authority", self._once_whole(self.world.authority.run))
+
+    async def _once_whole(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        await until_whole(self.world.records.store)
+        await work()
+
+    def keep(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Run one more part that must not end."""
+        self._spawn(name, work)
 
     async def stop(self) -> None:
         """Let go of everything; unfinished tasks stay in the store for the next manager."""
@@ -133,24 +148,25 @@ async def serve(config: ManagerConfig) -> int:
         loop.add_signal_handler(number, stop.set)
     identity = Identity.load(config.tls_dir)
     tls = ClientTls.for_daemon(identity, Expect(STORE))
-    store = StoreClient(
-        config.store_endpoints,
-        ssl_context=tls.context,
-        verify_peer=lambda peer: tls.verify(peer, where="the store"),
-    )
+    store = _store(config.store_endpoints, tls)
+    records, clock = Records(store), RealClock()
     world = World(
-        records=Records(store),
+        records=records,
         cache=Cache(store),
         agents=HttpAgents(identity),
-        clock=RealClock(),
+        clock=clock,
         pin=pin,
         vault=Vault(config.state / SECRETS_FILE),
         worker=f"{identity.peer.name}/{secrets.token_hex(4)}",
+        authority=_authority(config, records, clock),
+        ca=identity.ca.read_bytes(),
     )
     manager = Manager(world, tokens=Tokens(config.tokens_file), state=config.state)
     api_tls = ServerTls(Identity.load(config.api_tls_dir), roles=None)
     server = WireServer(manager.app, _listeners(config, api_tls))
     manager.start()
+    for name, work in _keeping(config, world, server):
+        manager.keep(name, work)
     await server.start()
     # Ready is when lists can be answered; a store that is away must not hold us up for ever.
     with contextlib.suppress(TimeoutError):
@@ -167,11 +183,42 @@ async def serve(config: ManagerConfig) -> int:
     return 0 if stop.is_set() else 1
 
 
+def _store(endpoints: Sequence[str], tls: ClientTls) -> StoreClient:
+    return StoreClient(
+        endpoints,
+        ssl_context=tls.context,
+        verify_peer=lambda ssl_object: tls.verify(ssl_object, where="the store"),
+    )
+
+
+def _authority(config: ManagerConfig, records: Records, clock: RealClock) -> Authority | None:
+    if config.ca_dir is None:
+        return None
+    return Authority(Issuer(config.ca_dir), records, clock, endpoints=tuple(config.store_endpoints))
+
+
+def _keeping(
+    config: ManagerConfig, world: World, server: WireServer
+) -> list[tuple[str, Coroutine[Any, Any, None]]]:
+    """Certificates are renewed, and new ones are noticed."""
+    places = [Place(where) for where in dict.fromkeys((config.tls_dir, *config.keeps))]
+    keeper = Keeper(world.records.store, places, world.clock)
+    return [
+        ("revoked certificates", keeper.follow_list()),
+        ("renewal", keeper.renew()),
+        ("certificate files", follow(config.tls_dir, changed=server.expel)),
+        *(
+            [("API certificate files", follow(config.api_tls_dir))]
+            if config.api_tls_dir != config.tls_dir
+            else []
+        ),
+    ]
+
+
 def _listeners(config: ManagerConfig, tls: ServerTls) -> list[Listener]:
-    given = inherited_listeners()
-    if given:
-        return [Listener(sock=sock, tls=tls) for sock in given.values()]
-    return [Listener.tcp(config.host, config.port, tls=tls)]
+    given = [Listener(sock=sock, tls=tls) for sock in inherited_listeners().values()]
+    found = given or [Listener.tcp(config.host, config.port, tls=tls)]
+    return [*found, *(Listener.tcp(host, port, tls=tls) for host, port in config.also)]
 
 
 async def _beat_until(stop: asyncio.Event, broken: asyncio.Event) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 from godwit.manager.agents import Agents
+from godwit.manager.authority import Authority
 from godwit.manager.cache import Cache
 from godwit.manager.capacity import FreeMemory
 from godwit.manager.errands import Errands
@@ -40,6 +41,8 @@ class World:
     lost_s: float = 60.0  # how long a move's source may be silent before nobody can tell
     vault: Vault = field(default_factory=lambda: Vault(None))
     errands: Errands = field(default_factory=Errands)
+    authority: Authority | None = None  # where the CA's key is
+    ca: bytes = b""  # the CA's certificate, PEM: for hosts that join
     locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     free: FreeMemory = field(init=False)
 
@@ -49,6 +52,16 @@ class World:
     def lock(self, name: str) -> asyncio.Lock:
         """One lock per name, as long as somebody holds on to it."""
         return self.locks.setdefault(name, asyncio.Lock())
+
+
+def authority(world: World) -> Authority:
+    """Who signs; Unavailable on a manager that does not keep the CA's key."""
+    if world.authority is None:
+        raise Unavailable(
+            "this manager does not keep the cluster's CA",
+            hint="ask the manager of the machine on which 'godwit cluster init' was run",
+        )
+    return world.authority
 
 
 def new_id(prefix: str, now: float) -> str:

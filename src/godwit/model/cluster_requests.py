@@ -67,3 +67,15 @@ class UpdateCluster(Value):
     def argv(self) -> tuple[str, ...]:
         """The command's words."""
         return tuple(shlex.split(self.command))
+
+
+class RemoveHost(Value):
+    """Take a host out of the cluster; its certificates are revoked.
+
+    Refused while VMs are there; and while a member of the store is, unless ``store`` says that it
+    has been taken out.
+    """
+
+    kind: Literal["cluster.remove"] = "cluster.remove"
+    name: Name
+    store: bool = False

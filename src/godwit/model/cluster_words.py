@@ -6,6 +6,13 @@ from godwit.model.flags import Action, Flag, on
 
 CLUSTER_ACTIONS: tuple[Action, ...] = (
     Action(
+        "cluster.remove",
+        "Remove host {} from the cluster",
+        "Take a host without VMs out of the cluster and revoke its certificates.",
+        (on("--store", "Its member of the store has been taken out; revoke that, too."),),
+        about="host",
+    ),
+    Action(
         "cluster.set",
         "Change settings of the cluster",
         "Change settings of the cluster; what is not said stays. 0 is no limit.",

@@ -49,6 +49,7 @@ class Action:
     flags: tuple[Flag, ...] = ()
     subject: str = "name"  # the field that the command takes as its first argument; "": none
     arguments: tuple[Flag, ...] = ()  # the arguments after it
+    about: str = ""  # the noun that the subject names, where it is not the action's own
 
     @property
     def noun(self) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from godwit.model.base import Name, Value
+from godwit.model.cluster_requests import RemoveHost as RemoveHost
 from godwit.model.cluster_requests import SetCluster as SetCluster
 from godwit.model.cluster_requests import UpdateCluster as UpdateCluster
 from godwit.model.disk_requests import AddDisk as AddDisk
@@ -261,6 +262,7 @@ Request = Annotated[
     | SetCluster
     | UpdateCluster
     | ValidateCluster
+    | RemoveHost
     | CancelTask,
     Field(discriminator="kind"),
 ]
@@ -315,6 +317,7 @@ ROUTES: dict[str, tuple[str, str]] = {
     "cluster.set": ("POST", "/v1/cluster/actions/set"),
     "cluster.update": ("POST", "/v1/cluster/actions/update"),
     "cluster.validate": ("POST", "/v1/cluster/actions/validate"),
+    "cluster.remove": ("POST", "/v1/hosts/{name}/actions/remove"),
     "task.cancel": ("POST", "/v1/tasks/{id}/actions/cancel"),
 }
 

@@ -159,6 +159,23 @@ def read_started(state: Path, *, uuid: str) -> Started | None:
         raise OperationFailed(f"{state / STARTED} cannot be read: {error}") from None
 
 
+def noted_epochs(vms: Path) -> dict[str, int]:
+    """The last epoch that was ever noted here, for each VM below ``<state>/vms``.
+
+    Of which VM of a name the note is does not matter to who wants to be above all of them.
+    OperationFailed if a note is damaged.
+    """
+    found = {}
+    for state in sorted(vms.iterdir()) if vms.is_dir() else ():
+        try:
+            content = load_json(state / STARTED)
+            if content is not None:
+                found[state.name] = Started.model_validate(content).epoch
+        except (ValueError, ValidationError) as error:
+            raise OperationFailed(f"{state / STARTED} cannot be read: {error}") from None
+    return found
+
+
 def forget_started(state: Path) -> None:
     """Remove the note: what it told of never ran, or the VM is gone."""
     if state.is_dir():

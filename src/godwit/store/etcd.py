@@ -57,17 +57,19 @@ def argv(
     tls: Path,
     member_dns: str,
     cluster: str,
+    revoked: bool = False,
     program: str = "etcd",
 ) -> tuple[str, ...]:
     """The command line of a member, one option a line.
 
     ``tls`` is a directory with cert.pem, key.pem and ca.pem; ``member_dns`` the name that a peer's
-    certificate must carry; ``cluster`` keeps members of different clusters apart. A member with an
-    empty ``data`` begins the cluster together with the others, and refuses where it had begun
+    certificate must carry; ``cluster`` keeps members of different clusters apart. ``revoked``:
+    there is a crl.pem, too, which etcd reads anew with each connection that begins. A member with
+    an empty ``data`` begins the cluster together with the others, and refuses where it had begun
     before.
     """
     initial = ",".join(f"{member.name}={member.peer_url}" for member in members)
-    cert, key, ca = (str(tls / f"{name}.pem") for name in ("cert", "key", "ca"))
+    cert, key, ca, crl = (str(tls / f"{name}.pem") for name in ("cert", "key", "ca", "crl"))
     return (
         program,
         *("--name", me.name),
@@ -83,6 +85,7 @@ def argv(
         *("--key-file", key),
         *("--trusted-ca-file", ca),
         "--client-cert-auth",
+        *(("--client-crl-file", crl, "--peer-crl-file", crl) if revoked else ()),
         *("--peer-cert-file", cert),
         *("--peer-key-file", key),
         *("--peer-trusted-ca-file", ca),

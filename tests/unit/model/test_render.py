@@ -70,6 +70,7 @@ BY_FIELD: dict[str, st.SearchStrategy[object]] = {
     "allow_shutdown": st.booleans(),
     "bring_back": st.booleans(),
     "reboots": st.booleans(),
+    "store": st.booleans(),
     "moves_per_host": st.integers(0, 64),
     "moves_per_pair": st.none() | st.integers(0, 64),
     "moves_per_network": st.none() | st.integers(0, 1024),

@@ -14,6 +14,7 @@ from fastapi.openapi.utils import get_openapi
 from godwit.manager.api import (
     actions,
     boot_files,
+    cluster,
     console,
     errors,
     events,
@@ -67,7 +68,8 @@ def make_app(rooms: Rooms) -> TokenGate:
         redirect_slashes=False,
     )
     errors.add_handlers(app)
-    for module in (resources, actions, events, boot_files, power, console, validation):
+    modules = (resources, actions, events, boot_files, power, console, validation, cluster)
+    for module in modules:
         module.add_routes(app, rooms)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return TokenGate(app, tokens=rooms.tokens, cache=rooms.cache, metrics=rooms.metrics)

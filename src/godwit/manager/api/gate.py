@@ -13,7 +13,8 @@ from godwit.manager.tokens import Tokens
 from godwit.model.errors import GodwitError, Unauthenticated, Unavailable
 from godwit.wire.problem import Problem, problem_response
 
-OPEN_PATHS = frozenset({"/v1/health", "/v1/openapi.json"})
+# The last two are for hosts that are no members yet; a join brings a token of its own.
+OPEN_PATHS = frozenset({"/v1/health", "/v1/openapi.json", "/v1/cluster/ca", "/v1/cluster/join"})
 CALLER = "godwit.caller"
 _LONGEST_CLIENT = 80
 

@@ -14,6 +14,7 @@ from godwit.manager.work import (
     disks,
     drains,
     host_acts,
+    leave,
     moves,
     power_acts,
     returns,
@@ -76,6 +77,7 @@ ACTS: dict[type[Any], Act] = {
     ask.SwitchHostOff: power_acts.switch_off,
     ask.ResetHost: power_acts.switch_off,
     ask.ValidateCluster: validation.validate,
+    ask.RemoveHost: leave.remove,
     ask.CancelMigration: _cancel_move,
     ask.CancelTask: cancel.cancel_task,
 }

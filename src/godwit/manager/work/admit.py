@@ -6,6 +6,7 @@ steps that act decide again on fresh records; this is courtesy and queueing, not
 
 from __future__ import annotations
 
+from godwit.manager.leave_rules import check_empty
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import host_state, state_of, volume_of
 from godwit.manager.work.checkpoint_rules import CheckpointRequest, check_request, check_state
@@ -69,6 +70,7 @@ Action = (
     | ask.RedirectVolume
     | ask.RestoreVolume
     | ask.ConfirmHostDown
+    | ask.RemoveHost
 )
 
 
@@ -84,6 +86,8 @@ def subject_of(request: ask.Request) -> str:
         return f"image/{request.volume}/{request.name}"
     if isinstance(request, ask.SetCluster | ask.UpdateCluster):
         return "cluster/settings" if isinstance(request, ask.SetCluster) else "cluster/update"
+    if isinstance(request, ask.RemoveHost):
+        return f"host/{request.name}"
     return f"{request.kind.partition('.')[0]}/{request.name}"
 
 
@@ -122,6 +126,8 @@ def _admit_action(snapshot: Snapshot, request: Action) -> None:
             _admit_redirect(snapshot, request)
         case ask.ConfirmHostDown():
             check_silent(snapshot, request.name)
+        case ask.RemoveHost():
+            check_empty(snapshot, request.name)
         case _:
             _admit_vm_action(snapshot, request)
 

@@ -1,0 +1,56 @@
+"""Look at the cluster as a whole, for ``cluster status``: each member of the store by itself."""
+
+from __future__ import annotations
+
+from godwit.manager import views
+from godwit.manager.standing import cluster_status, host_standing
+from godwit.manager.world import World
+from godwit.model import keys
+from godwit.model.cluster_status import ClusterStatus
+from godwit.model.trust import ClusterIdentity, IssuedCertificate
+from godwit.store.errors import StoreError
+from godwit.store.records import decode
+
+_MEMBER_S = 1.0
+
+
+async def look(world: World) -> ClusterStatus:
+    """How it stands now. A store that does not answer is told, not raised."""
+    members = await world.records.store.members(timeout=_MEMBER_S)
+    about, leader = await _about(world)
+    snapshot = world.cache.snapshot
+    certificates = await _certificates(world)
+    now = world.clock.realtime()
+    hosts = [
+        host_standing(views.view_host(snapshot, info), certificates.get(name, []), now=now)
+        for name, info in sorted(snapshot.hosts.items())
+    ]
+    # A manager's key is NAME.LIFE; the leader's record says NAME/LIFE.
+    alive = {member.partition(".")[0]: False for member in snapshot.members}
+    if leader:
+        alive[leader.partition("/")[0]] = True
+    return cluster_status(about, members=members, managers=alive, hosts=hosts)
+
+
+async def _about(world: World) -> tuple[ClusterIdentity | None, str]:
+    store = world.records.store
+    try:
+        found = await store.get(keys.TRUST_CLUSTER, linearizable=False, timeout=_MEMBER_S)
+        leader = await store.get(keys.LEADER, linearizable=False, timeout=_MEMBER_S)
+    except StoreError:
+        return None, ""
+    about = decode(found, ClusterIdentity).value if found else None
+    return about, leader.value.decode() if leader else ""
+
+
+async def _certificates(world: World) -> dict[str, list[IssuedCertificate]]:
+    prefix = f"{keys.TRUST_ISSUED}host/"
+    try:
+        listed = await world.records.store.range(prefix, linearizable=False, timeout=_MEMBER_S)
+    except StoreError:
+        return {}
+    found: dict[str, list[IssuedCertificate]] = {}
+    for kv in listed.kvs:
+        one = decode(kv, IssuedCertificate).value
+        found.setdefault(one.name, []).append(one)
+    return found

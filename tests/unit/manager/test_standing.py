@@ -1,0 +1,139 @@
+"""What ``cluster status`` says, and that it says something of everything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from godwit.manager.standing import (
+    WORDS,
+    cluster_status,
+    host_standing,
+    member_standing,
+    store_standing,
+)
+from godwit.model.cluster_status import StoreStanding
+from godwit.model.host import HostState, HostView
+from godwit.model.trust import ClusterIdentity, IssuedCertificate
+from godwit.store.api import MemberView, StoreStatus
+
+ABOUT = ClusterIdentity(name="test", ca_fingerprint="00", created_at=0.0)
+YEAR = 365 * 86400.0
+
+
+def views(*states: str) -> list[MemberView]:
+    """Members as the store's client asks them."""
+    found = []
+    for number, state in enumerate(states, start=1):
+        leader = {"leader": number, "follower": 9, "alone": 0}.get(state, 0)
+        status = StoreStatus(revision=1, member_id=number, cluster_id=1, leader=leader, raft_term=1)
+        answered = state != "silent"
+        found.append(
+            MemberView(
+                f"https://e{number}:2379",
+                status=status if answered else None,
+                voters=len(states) if answered else 0,
+                problem="" if answered else "no answer",
+            )
+        )
+    return found
+
+
+def standing(*states: str, voters: int = 0) -> StoreStanding:
+    found = [member_standing(one) for one in views(*states)]
+    assert [one.state for one in found] == list(states)
+    return store_standing(found, voters=voters or len(states))
+
+
+def view(state: HostState = HostState.UP, *, reason: str = "") -> HostView:
+    return HostView(
+        name="host1",
+        state=state,
+        vms=2,
+        cpus=1,
+        memory_bytes=1,
+        memory_free_bytes=0,
+        reason=reason,
+    )
+
+
+def certificate(*, until: float, revoked: bool = False) -> IssuedCertificate:
+    return IssuedCertificate(
+        role="host",
+        name="host1",
+        serial="1",
+        issued_at=0.0,
+        not_after=until,
+        revoked_at=1.0 if revoked else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("states", "words"),
+    [
+        (("leader",), "one store on one machine"),
+        (("silent",), "0 of 1 members answer and 1 have to: nothing can be changed now"),
+        (("leader", "follower"), "Add a third on any small machine, as a witness"),
+        (("leader", "follower", "follower"), "3 of 3 members answer, 2 have to: 1 may be lost"),
+        (("leader", "follower", "silent"), "just as many as have to: no other may be lost"),
+        (("alone", "silent", "silent"), "nothing can be changed now; VMs run on. Bring back:"),
+        (("follower", "follower", "silent"), "nothing can be changed now"),
+        (
+            ("leader", "follower", "follower", "follower", "silent"),
+            "4 of 5 members answer, 3 have to: 1 more may be lost. Away: https://e5:2379",
+        ),
+    ],
+)
+def test_the_store_in_words(states: Sequence[str], words: str) -> None:
+    assert words in standing(*states).words
+
+
+def test_members_that_no_endpoint_names_count_too() -> None:
+    found = standing("leader", "follower", voters=5)
+    assert found.needed == 3
+    assert "2 of 5 members answer and 3 have to" in found.words
+
+
+def test_who_is_away_is_named() -> None:
+    found = standing("leader", "follower", "silent")
+    assert (found.answering, found.needed) == (2, 2)
+    assert "Bring back: https://e3:2379" in found.words
+
+
+@pytest.mark.parametrize("state", list(HostState))
+def test_each_state_of_a_host_has_a_meaning_and_all_but_one_a_next_step(state: HostState) -> None:
+    found = host_standing(view(state), [certificate(until=YEAR)], now=0.0)
+    assert found.words == WORDS[state][0]
+    assert bool(found.next) is (state is not HostState.UP)
+    assert "{" not in found.next
+
+
+def test_a_reason_that_is_known_goes_before_the_general_one() -> None:
+    assert host_standing(view(HostState.DOWN, reason="burnt"), [], now=0.0).words == "burnt"
+
+
+def test_a_certificate_that_nobody_renews_is_told_in_time() -> None:
+    soon = [certificate(until=30 * 86400.0)]
+    assert "ends on 1970-01-31 and is not renewed" in host_standing(view(), soon, now=0.0).next
+    renewed = [*soon, certificate(until=YEAR)]
+    assert host_standing(view(), renewed, now=0.0).next == ""
+    revoked = [*soon, certificate(until=YEAR, revoked=True)]
+    assert host_standing(view(), revoked, now=0.0).certificate_until == 30 * 86400.0
+
+
+def test_all_is_well_only_when_it_is() -> None:
+    good, bad = host_standing(view(), [], now=0.0), host_standing(view(HostState.DOWN), [], now=0.0)
+
+    def words(states: Sequence[str], leads: bool, host: object) -> str:
+        return cluster_status(
+            ABOUT,
+            members=views(*states),
+            managers={"m1": leads},
+            hosts=[host],  # type: ignore[list-item]
+        ).words
+
+    assert words(("leader",), True, good) == "all is well"
+    assert words(("leader",), True, bad) == "look at host1"
+    assert "not whole" in words(("leader",), False, good)
+    assert "not whole" in words(("leader", "follower", "silent"), True, good)
