@@ -30,7 +30,7 @@ def action_command(kind: str) -> click.Command:
     def carry_out(**words: Any) -> int:
         return perform(_request(action, words))
 
-    noun = None if action.verb == "create" else action.noun
+    noun = None if action.verb == "create" else action.about or action.noun
     subject = (
         [
             click.Argument(

@@ -20,7 +20,10 @@ from godwit.model.errors import GodwitError
 # noun -> (module, its one line). Read without importing: help and completion stay quick.
 NOUNS: dict[str, tuple[str, str]] = {
     "lab": ("godwit.lab.cli", "A whole cluster on this machine, to try and to test."),
-    "cluster": ("godwit.cli.cluster", "The cluster as a whole."),
+    "cluster": (
+        "godwit.cli.cluster",
+        "The cluster as a whole: form it, join it, update it.",
+    ),
     "host": ("godwit.cli.host", "The machines that VMs run on."),
     "vm": ("godwit.cli.vm", "Virtual machines: create, start, move, ..."),
     "network": ("godwit.cli.network", "Networks that VMs plug into."),

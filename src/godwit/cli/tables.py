@@ -79,6 +79,13 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("FREE", _size("memory_free_bytes")),
         ("REASON", _text("reason")),
     ),
+    "host-standing": (
+        ("HOST", _text("name")),
+        ("STATE", _text("state")),
+        ("VMS", _text("vms")),
+        ("MEANING", _text("words")),
+        ("NEXT", _text("next")),
+    ),
     "network": (
         ("NAME", _text("name")),
         ("BRIDGE", _text("bridge")),

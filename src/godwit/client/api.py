@@ -79,6 +79,14 @@ class AsyncClient:
         found: dict[str, Any] = await self._link.get(f"/v1/{noun}/{quote(name, safe='')}")
         return found
 
+    async def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        """Ask what is no list and no task, once; the JSON object answered."""
+        if method == "GET":
+            found: dict[str, Any] = await self._link.get(f"/v1/{path}")
+        else:
+            found = await self._link.call(method, f"/v1/{path}", body)
+        return found
+
     async def health(self) -> dict[str, Any]:
         """What the manager says of itself; needs no token."""
         found: dict[str, Any] = await self._link.get("/v1/health")

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from godwit.client.api import AsyncClient
+    from godwit.model.cluster_status import ClusterStatus
     from godwit.model.settings import ClusterSettings
     from godwit.model.task import Task
+    from godwit.model.trust import TokenView
     from godwit.model.validation import ValidationReport
 
 
@@ -20,6 +22,24 @@ class Cluster:
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
+
+    async def status(self) -> ClusterStatus:
+        """How the cluster stands: the store's quorum, its managers, each host in words."""
+        from godwit.model.cluster_status import ClusterStatus
+
+        return ClusterStatus.model_validate(await self._client.call("GET", "cluster"))
+
+    async def create_token(self, *, ttl_s: float = 3600.0, host: str | None = None) -> TokenView:
+        """A join token for one host, for ``ttl_s`` seconds; its text is in this answer only."""
+        from godwit.model.trust import NewToken, TokenView
+
+        asked = NewToken(ttl_s=ttl_s, host=host).model_dump(mode="json", exclude_none=True)
+        return TokenView.model_validate(await self._client.call("POST", "cluster/tokens", asked))
+
+    async def remove(self, name: str, *, store: bool = False) -> Task:
+        """Take a host without VMs out of the cluster and revoke its certificates; ``store``: its
+        member of the store has been taken out, too."""
+        return await self._client.act("cluster.remove", name=name, store=store)
 
     async def settings(self) -> ClusterSettings:
         """How many moves may be under way at once, and the like."""

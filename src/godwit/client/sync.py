@@ -79,6 +79,10 @@ class Client:
         """One JSON object as the API gives it. Errors: NotFound."""
         return self._loop.run(self._async.row(noun, name))
 
+    def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        """Ask what is no list and no task, once; the JSON object answered."""
+        return self._loop.run(self._async.call(method, path, body))
+
     def health(self) -> dict[str, Any]:
         """What the manager says of itself; needs no token."""
         return self._loop.run(self._async.health())

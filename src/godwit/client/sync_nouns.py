@@ -17,6 +17,7 @@ from godwit.client.waiting import OnProgress
 
 if TYPE_CHECKING:
     from godwit.client import console
+    from godwit.model.cluster_status import ClusterStatus
     from godwit.model.drain import DrainPlan
     from godwit.model.host import HostView
     from godwit.model.migration import Migration, MovePlan
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from godwit.model.rules import OnShutdown
     from godwit.model.settings import ClusterSettings
     from godwit.model.task import Task
+    from godwit.model.trust import TokenView
     from godwit.model.validation import ValidationReport
     from godwit.model.vm import Checkpoint, DiskFormat, DiskTier, DiskView, VmView
     from godwit.model.volume import VolumeKind, VolumeView
@@ -721,6 +723,19 @@ class Cluster:
     def __init__(self, loop: LoopThread, mirrored: nouns.Cluster) -> None:
         self._loop = loop
         self._async = mirrored
+
+    def status(self) -> ClusterStatus:
+        """How the cluster stands: the store's quorum, its managers, each host in words."""
+        return self._loop.run(self._async.status())
+
+    def create_token(self, *, ttl_s: float = 3600.0, host: str | None = None) -> TokenView:
+        """A join token for one host, for ``ttl_s`` seconds; its text is in this answer only."""
+        return self._loop.run(self._async.create_token(ttl_s=ttl_s, host=host))
+
+    def remove(self, name: str, *, store: bool = False) -> Task:
+        """Take a host without VMs out of the cluster and revoke its certificates; ``store``: its
+        member of the store has been taken out, too."""
+        return self._loop.run(self._async.remove(name, store=store))
 
     def settings(self) -> ClusterSettings:
         """How many moves may be under way at once, and the like."""
