@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from godwit.lab.layout import AGENT_PORT, CONTROL, LAN, MGMT, MIG, STORE_PORT, Layout
+from godwit.host.toml import toml as toml
+from godwit.lab.layout import AGENT_PORT, API_PORT, CONTROL, LAN, MGMT, MIG, STORE_PORT, Layout
 
 ETC: Final = Path("/etc/godwit")
 TLS: Final = ETC / "tls"
 STORE_TLS: Final = ETC / "store-tls"
 MANAGER_TLS: Final = ETC / "manager-tls"
+CA: Final = ETC / "ca"  # where a manager is: it signs for hosts that join
 MIGRATION_TLS: Final = ETC / "migration-tls"  # QEMU's user must reach it; `tls` is root's alone
 STATE: Final = Path("/var/lib/godwit")
 LOGS: Final = Path("/var/log/godwit")
@@ -40,25 +42,6 @@ class Unit:
     stop_s: float = 5.0
 
 
-def toml(tables: Mapping[str, Any]) -> str:
-    """Plain values and (nested) tables as TOML."""
-    lines: list[str] = []
-    _table("", tables, lines)
-    return "\n".join(lines) + "\n"
-
-
-def _table(path: str, table: Mapping[str, Any], lines: list[str]) -> None:
-    for key, value in table.items():
-        if not isinstance(value, Mapping):
-            # JSON's texts, numbers, booleans and lists are TOML's too.
-            lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}")
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            inner = f"{path}.{key}" if path else key
-            lines.append(f"[{inner}]")
-            _table(inner, value, lines)
-
-
 def agent_config(
     layout: Layout, host: str, *, qemu: Mapping[str, str | bool] | None = None
 ) -> dict[str, Any]:
@@ -70,6 +53,7 @@ def agent_config(
     }
     if layout.rate:
         migration["rate"] = layout.rate
+    member = host in [one.name for one in layout.store_members]
     return {
         "host": host,
         "paths": {
@@ -79,7 +63,11 @@ def agent_config(
             "images": str(STATE / "images"),
         },
         "store": {"endpoints": list(layout.store_urls(host))},
-        "tls": {"dir": str(TLS), "migration_dir": str(MIGRATION_TLS)},
+        "tls": {
+            "dir": str(TLS),
+            "migration_dir": str(MIGRATION_TLS),
+            **({"keeps": [str(STORE_TLS)]} if member else {}),
+        },
         "agent": {"address": layout.address(host, MGMT), "port": AGENT_PORT},
         "migration": migration,
         "networks": {LAN.name: {"bridge": BRIDGE, "uplink": LAN.port, "mtu": 1500}},
@@ -100,10 +88,15 @@ def store_config(layout: Layout) -> dict[str, Any]:
 
 def manager_config(layout: Layout, node: str) -> dict[str, Any]:
     """A node's manager; it serves the socket it inherits."""
+    embedded = node == CONTROL and not layout.store_members
     return {
         "store": {"endpoints": list(layout.store_urls(node))},
-        "tls": {"dir": str(MANAGER_TLS)},
-        "api": {"tokens_file": str(ETC / "tokens")},
+        "tls": {"dir": str(MANAGER_TLS), **({"keeps": [str(STORE_TLS)]} if embedded else {})},
+        "ca": {"dir": str(CA)},
+        "api": {
+            "tokens_file": str(ETC / "tokens"),
+            "also": [f"{layout.mgmt_address(node)}:{API_PORT}"],  # for hosts that join
+        },
         "paths": {"state": str(STATE / "manager")},
         "lab": {"enabled": True},
     }

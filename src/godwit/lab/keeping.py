@@ -45,6 +45,7 @@ def unit(layout: Layout, node: str) -> tuple[Unit, ...]:
         tls=STORE_TLS,
         member_dns=STORE_MEMBER_DNS,
         cluster=f"godwit-{layout.name}",
+        revoked=True,
         program=ETCD,
     )
     # It has no watchdog, and tells only a systemd that it is ready.

@@ -40,6 +40,7 @@ STORE_PORT: Final = 7379
 STORE_PEER_PORT: Final = 7380
 STORE_HOSTS: Final = 3  # so many hosts have a member of etcd; more would only write more
 AGENT_PORT: Final = 7101
+API_PORT: Final = 7100  # of the manager on the management network
 OPERATOR: Final = "operator"  # the identity below pki/ that the lab itself uses
 QEMU_USER: Final = "godwit-qemu"
 

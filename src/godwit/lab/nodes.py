@@ -40,7 +40,8 @@ def plan(
     writable = {str(STATE): str(folder / "state"), str(LOGS): str(layout.logs(node))}
     shown: list[Step] = [
         {"op": "directory", "dst": str(RUN)},
-        {"op": "bind", "src": str(folder / "etc"), "dst": str(ETC), "ro": True},
+        # To write, for certificates are renewed there.
+        {"op": "bind", "src": str(folder / "etc"), "dst": str(ETC)},
         {"op": "bind", "src": str(layout.boot_id(node)), "dst": _BOOT_ID, "ro": True},
     ]
     if node == STORAGE:

@@ -6,51 +6,70 @@ import grp
 import os
 import secrets
 import shutil
+import time
 from pathlib import Path
 
-from godwit.lab.configs import ETC, MANAGER_TLS, MIGRATION_TLS, STORE_TLS, TLS
+from godwit.lab.configs import CA, ETC, MANAGER_TLS, MIGRATION_TLS, STORE_TLS, TLS
 from godwit.lab.layout import CONTROL, MGMT, MIG, OPERATOR, QEMU_USER, Layout
+from godwit.manager.issuing import Issuer, describe
 from godwit.qemu.tls import ensure_dh_params
-from godwit.wire.ca import ClusterCa, issue, write_identity, write_qemu_credentials
-from godwit.wire.identity import HOST, MANAGER, STORE
+from godwit.wire.ca import Issued, issue, write_identity, write_qemu_credentials
+from godwit.wire.identity import HOST, MANAGER, MIGRATION, STORE
+from godwit.wire.keeper import Place
 
 
 def make(layout: Layout) -> None:
-    """The CA, the lab's own identity, the API's token, and every node's identities.
+    """The CAs, the lab's own identity, the API's token, and every node's identities.
 
     QEMU's certificates come from a CA of their own: whoever takes over a QEMU cannot even shake
-    hands with a daemon, not with etcd either, which asks for no role.
+    hands with a daemon, not with etcd either, which asks for no role. Managers sign for hosts that
+    join, so their nodes have the CAs' keys and the journal of what was signed.
     """
     layout.pki.mkdir(parents=True, exist_ok=True, mode=0o700)
-    ca = ClusterCa.create(cluster=layout.name)
-    ca.save(layout.pki)
-    streams = ClusterCa.create(cluster=f"{layout.name} migration")
-    write_identity(layout.pki / OPERATOR, issue(ca, role=MANAGER, name=f"lab-{layout.name}"))
+    issuer = Issuer.create(layout.pki / "authority", cluster=layout.name)
+    issuer.of(HOST).save(layout.pki)
+    operator = issue(issuer.of(MANAGER), role=MANAGER, name=f"lab-{layout.name}")
+    write_identity(layout.pki / OPERATOR, operator)
     for node in (CONTROL, *layout.host_names):
-        _daemons(layout, node, ca)
+        _daemons(layout, node, issuer)
     gid = grp.getgrnam(QEMU_USER).gr_gid
     for host in layout.host_names:
         etc = layout.node_dir(host) / "etc"
         addresses = [layout.address(host, MGMT), layout.address(host, MIG)]
-        write_identity(inside(etc, TLS), issue(ca, role=HOST, name=host, ips=addresses))
+        write_identity(inside(etc, TLS), _issued(issuer, HOST, host, ips=addresses))
         credentials = inside(etc, MIGRATION_TLS)
-        write_qemu_credentials(credentials, streams, host=host, gid=gid)
+        stream = write_qemu_credentials(credentials, issuer.of(MIGRATION), host=host, gid=gid)
+        _note(issuer, MIGRATION, host, stream)
         ensure_dh_params(credentials)
+    for node in layout.manager_nodes:
+        shutil.copytree(issuer.directory, inside(layout.node_dir(node) / "etc", CA))
     _write_token(layout)
 
 
-def _daemons(layout: Layout, node: str, ca: ClusterCa) -> None:
+def _daemons(layout: Layout, node: str, issuer: Issuer) -> None:
     """Who keeps the records and who manages, where this node has them."""
     etc, address = layout.node_dir(node) / "etc", layout.mgmt_address(node)
     members = [member.name for member in layout.store_members] or [CONTROL]
     if node in members:
         name = node if layout.store_members else "store"
-        issued = issue(ca, role=STORE, name=name, dns=["localhost"], ips=[address, "127.0.0.1"])
+        issued = _issued(issuer, STORE, name, ips=[address, "127.0.0.1"])
         write_identity(inside(etc, STORE_TLS), issued)
+        Place(inside(etc, STORE_TLS)).take_list(issuer.last_list(STORE).pem)
     if node in layout.manager_nodes:
         name = "manager" if node == CONTROL else node
-        issued = issue(ca, role=MANAGER, name=name, dns=["localhost"], ips=["127.0.0.1", address])
+        issued = _issued(issuer, MANAGER, name, ips=["127.0.0.1", address])
         write_identity(inside(etc, MANAGER_TLS), issued)
+
+
+def _issued(issuer: Issuer, role: str, name: str, *, ips: list[str]) -> Issued:
+    dns = [] if role == HOST else ["localhost"]
+    made = issue(issuer.of(role), role=role, name=name, dns=dns, ips=ips)
+    _note(issuer, role, name, made)
+    return made
+
+
+def _note(issuer: Issuer, role: str, name: str, made: Issued) -> None:
+    issuer.note([describe(made.cert, role=role, name=name, now=time.time())])
 
 
 def _write_token(layout: Layout) -> None:
