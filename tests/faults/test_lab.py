@@ -26,6 +26,7 @@ from .kit import (
     handover,
     hotdisks,
     matrix,
+    membership,
     outrun,
     redirect,
     refusals,
@@ -104,6 +105,11 @@ def test_disks_of_each_tier_move_under_a_writer(cluster: Cluster) -> None:
     """One that QEMU opens by itself, one as raw up to its footer, one through the broker."""
     kinds = ("raw", "vhd-fixed", "vhdx")
     passed(formats.run(cluster, moves=2, only=kinds))
+
+
+def test_a_host_leaves_and_joins_again_by_token(cluster: Cluster) -> None:
+    """A revoked certificate opens nothing, a token works once; moves use the new certificates."""
+    passed(membership.run(cluster))
 
 
 @pytest.mark.skipif(shutil.which("tgtd", path=SBIN) is None, reason="tgt is not installed")
