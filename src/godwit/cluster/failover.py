@@ -22,17 +22,22 @@ from godwit.model.vm import Vm
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """Where a VM goes; ``host`` None: nowhere. ``rejected`` has all reasons against each host."""
+    """Where a VM goes; ``host`` None: nowhere. ``rejected`` has all reasons against each host.
+
+    ``why``: the smallest of them, where who places knows better than to count.
+    """
 
     host: str | None
+    why: str = ""
     rejected: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Place(Protocol):
     """Chooses a host by memory, CPUs, networks, volumes and pins (`godwit.planner.placement`).
 
-    ``taken``: VM -> host of what this decision has placed already and no record shows yet.
-    ``exclude``: more reasons against hosts; such a host is never chosen.
+    ``taken``: VM -> host of what this decision has placed already and no record shows yet: its
+    memory and CPUs are promised there. ``exclude``: more reasons against hosts; such a host is
+    never chosen.
     """
 
     def __call__(
@@ -155,7 +160,7 @@ def choose(
     for host, reasons in exclude.items():
         more = tuple(one for one in rejected.get(host, ()) if one not in reasons)
         rejected[host] = (*reasons, *more)
-    return Unplaceable(vm=vm.name, why=smallest(rejected), rejected=rejected)
+    return Unplaceable(vm=vm.name, why=placed.why or smallest(rejected), rejected=rejected)
 
 
 def smallest(rejected: Mapping[str, tuple[str, ...]]) -> str:

@@ -110,6 +110,7 @@ def test_two_hosts_without_a_witness() -> None:
     snapshot = _but(snapshot, hosts=two)
     (said,) = plan(snapshot)
     assert isinstance(said, Alarm)
+    assert said.subject == "web"
     assert said.why.startswith("no automatic failover: 1 of 1 members of the store are healthy")
     word = ConfirmedDown(boot_id="h1-a", time=1.0, by="ann")
     here = host("h1", confirmed_down=word, answers=False, listed=False)
@@ -199,6 +200,15 @@ def test_reasons_of_both_are_joined() -> None:
         "h3": ("full",),
     }
     assert said.why == "h3: full"
+
+
+def test_who_places_may_know_the_smallest_reason() -> None:
+    def knows(*_: object) -> failover.Placed:
+        return failover.Placed(host=None, why="h3 lacks 1 MiB", rejected={"h3": ("1 MiB",)})
+
+    (said,) = plan(lost(gone()), knows)
+    assert isinstance(said, Unplaceable)
+    assert said.why == "h3 lacks 1 MiB"
 
 
 def test_a_place_that_was_excluded_is_not_taken() -> None:

@@ -151,6 +151,7 @@ def test_only_the_hosts_it_may_run_on_count() -> None:
     assert fencing.admission(cluster(hosts=bad), vm())
     assert fencing.admission(cluster(hosts=bad), vm(hosts=("h2", "h9"))) == ""
     assert "on h1" in fencing.admission(cluster(hosts=bad), vm(hosts=("h9", "h1")))
+    assert "on h1" in fencing.admission(cluster(hosts=bad), vm(hosts=("h0", "h1")))
 
 
 def test_a_local_disk_is_never_highly_available() -> None:
@@ -313,6 +314,10 @@ def test_an_agent_that_answers_is_asked_first_if_it_has_for_a_while() -> None:
 
 def test_power_spares_vms_without_ha_on_a_host_that_answers() -> None:
     other = vm("test", ha=False)
+    two = (vm("b", ha=False), vm("a", ha=False))
+    wait = step(lost(vm(), *two, **answering(60.0, power=True, listed=False)), vm())
+    assert isinstance(wait, Wait)
+    assert wait.sentence.startswith("power would also stop a, b, and h1 answers; if h1")
     failed = (tried(Rung.AGENT, "failed"),)
     facts = answering(60.0, power=True)
     assert step(lost(vm(), other, attempts=failed, **facts), vm()) == Wait(

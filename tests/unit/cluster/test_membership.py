@@ -164,6 +164,7 @@ def test_a_mark_begins_the_count_of_isolations_anew() -> None:
     marked = replace(H, mark=HostMark(state="quarantined", since=0.0), renewal_revision=99)
     memory = hear(reading(200, marked), memory=isolated(2))
     assert memory.isolations == {}
+    assert hear(reading(200, marked)).isolations == {}
 
 
 def test_since_when_an_agent_answers() -> None:

@@ -83,6 +83,24 @@ def test_a_persons_task_is_left_to_it() -> None:
     assert resolve(cluster(vm(processes=(process("h2"),), busy=True))) == []
 
 
+def test_each_vm_is_looked_at() -> None:
+    stray = (process(), process("h2", 4))
+    vms = (
+        vm("a", processes=stray, busy=True),
+        vm("b", owner("h9"), processes=()),
+        vm("c", owner("h3"), processes=()),
+        vm("d", owner(state=OwnerState.STOPPED), processes=(process("h2", 4),)),
+        vm("e", owner(state=OwnerState.STOPPED), processes=(process("h2", 4),)),
+        vm("f", processes=stray),
+    )
+    steps = resolve(cluster(*vms, silent={"h3": 20.0}))
+    assert [s.key for s in steps if isinstance(s, Kill)] == [
+        "kill d h2 4",
+        "kill e h2 4",
+        "kill f h2 4",
+    ]
+
+
 def test_an_owner_that_is_no_host() -> None:
     seen = vm(record=owner("h9"), processes=())
     why = "its owner h9 is no host of this cluster: a person must look"
@@ -211,6 +229,11 @@ def test_what_a_takeover_left_frozen_does_not_hold_up_the_start() -> None:
     seen = vm(record=owner(state=STARTING), processes=(process("h2", 4, "frozen"),))
     assert resolve(cluster(seen)) == [kill("h2", 4), Start(vm="web", host="h1", epoch=5)]
     assert resolve(cluster(seen, hosts=(host("h1", listed=False),))) == [kill("h2", 4)]
+    refused = replace(seen, refused={"h1": "no"})
+    place = Placing()
+    steps = resolve(cluster(refused, replace(refused, vm=vm("xyz").vm)), place=place)
+    assert next(s for s in steps if isinstance(s, Swap)) == disk_start("h2")
+    assert [taken for _, taken, _ in place.asked] == [{}, {"web": "h2"}]
     paused = (process("h2", 4, "frozen"), process(state="paused"))
     assert resolve(cluster(replace(seen, processes=paused))) == [kill("h2", 4)]
 
@@ -277,6 +300,8 @@ def test_the_restart_limit_holds_here_too() -> None:
     assert said.why.startswith("restarted 3 times within an hour")
     (said,) = resolve(cluster(replace(worn(), refused={"h1": "no"})))
     assert isinstance(said, Alarm)
+    assert said.subject == "web"
+    assert said.why.startswith("restarted 3 times within an hour")
 
 
 @pytest.mark.parametrize("mark", ["draining", "maintenance"])
@@ -350,6 +375,7 @@ def test_limits_of_switching_on() -> None:
     (said,) = resolve(cluster(spent))
     assert isinstance(said, Alarm)
     assert said.subject == "web"
+    assert said.why.startswith("restarted 3 times within an hour")
     (said,) = resolve(cluster(stopped("crash", hosts=("h9",))))
     assert isinstance(said, Unplaceable)
 
