@@ -1,10 +1,10 @@
 """After a loss of all power: every VM that ran starts once, what matters most first.
 
 Nothing proves then that a VM stands still, except its own host when it is back and shows nothing
-running. So VMs wait for their hosts, at most `Timings.cold_s` for the last of them, and start where
-they were, group by group: priority, then order; a group when the one before runs. Highly available
-or not: the record says that they run. VMs whose host does not come back are left to the fencing
-ladder.
+running. So VMs wait for their hosts and start where they were, group by group: priority, then
+order; a group when the one before runs. After `Timings.cold_s` nobody waits any more. Highly
+available or not: the record says that they run. VMs whose host does not come back are left to the
+fencing ladder.
 
 It is recognised by this: records say that VMs run, no answering host has a process of any, and
 each of their hosts that answers has another boot than when this manager last saw anything run.
@@ -64,6 +64,8 @@ def phase(snapshot: Snapshot, now: float) -> Cold:
         return Cold()
     vms = [snapshot.vms[name] for name in sorted(cold.vms) if name in snapshot.vms]
     vms = [vm for vm in vms if vm.wanted and not vm.refused]
+    if not vms:
+        return Cold()
     names = frozenset(vm.name for vm in vms)
     away = sorted({vm.owner.host for vm in vms if vm.owner.host and not _is_back(snapshot, vm)})
     left = cold.since + snapshot.timings.cold_s - now
@@ -73,7 +75,7 @@ def phase(snapshot: Snapshot, now: float) -> Cold:
     if not ready:
         return Cold(sentence=_gone(away))
     first = min(_turn(vm) for vm in ready)
-    due = frozenset(vm.name for vm in ready if _turn(vm) == first)
+    due = frozenset(vm.name for vm in ready if _turn(vm) == first or left <= 0)
     held = frozenset(vm.name for vm in ready) - due
     return Cold(held=held, due=due, sentence=f"all power was lost: {_list(sorted(due))} first")
 

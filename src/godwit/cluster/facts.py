@@ -40,7 +40,7 @@ class Timings:
     retry_s: float = 10.0  # until a rung that failed is tried again
     isolations: int = 3  # in an hour, and the host is quarantined
     settle_s: float = 2.0  # an owner's own agent comes first when its QEMU is gone
-    cold_s: float = 120.0  # how long VMs wait for the last host after a loss of all power
+    cold_s: float = 120.0  # how long VMs wait for hosts and for each other after a loss of power
 
     @property
     def late_s(self) -> float:

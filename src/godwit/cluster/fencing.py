@@ -152,10 +152,8 @@ def proof(snapshot: Snapshot, vm: VmSeen, host: str) -> Proof | None:
         tries = _tries(snapshot, host, "", Rung.POWER)
         powered = any(attempt.outcome == "confirmed" for attempt in tries)
         return Proof(Rung.POWER if powered else Rung.PERSON, off)
-    if (
-        _deadline(snapshot, vm, host).there
-        and snapshot.silence(host) >= snapshot.timings.takeover_s
-    ):
+    counted = snapshot.silence(host) >= snapshot.timings.takeover_s
+    if counted and _deadline(snapshot, vm, host).there and not _seen_moving(snapshot, vm, host):
         return Proof(
             Rung.DEADLINE,
             f"silent for {snapshot.silence(host):.1f} s: its guard was armed, with a watchdog",
@@ -167,6 +165,12 @@ def proof(snapshot: Snapshot, vm: VmSeen, host: str) -> Proof | None:
     if needed and needed <= confirmed:
         return Proof(Rung.STORAGE, f"{host} is cut off from every disk of {vm.name}")
     return None
+
+
+def _seen_moving(snapshot: Snapshot, vm: VmSeen, host: str) -> bool:
+    """The host answers, and what it says contradicts its guard: it is not frozen."""
+    moving = ("running", "starting", "paused")
+    return snapshot.hosts[host].listed and any(p.state in moving for p in vm.on(host))
 
 
 def _tries(snapshot: Snapshot, host: str, vm: str, rung: Rung) -> tuple[Attempt, ...]:

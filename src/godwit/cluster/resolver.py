@@ -138,7 +138,7 @@ def _wanted(
         started = _none(snapshot, hosts, vm, cold=cold, place=place, taken=taken, now=now)
         return [*steps, *started]
     if not host.listed:
-        return []
+        return _unheard(vm)
     if mine:
         return _leftovers(vm, mine, others)
     copy = moves.adoptable(vm, hosts)
@@ -225,6 +225,14 @@ def _matches(vm: VmSeen, process: Process) -> bool:
         and process.host == move.destination
         and process.epoch == vm.owner.epoch + 1
     )
+
+
+def _unheard(vm: VmSeen) -> list[Step]:
+    """What ran is believed to run on; what was to start is waited for, and that is said."""
+    if vm.owner.state is not OwnerState.STARTING:
+        return []
+    why = f"{vm.owner.host} was to start it and does not say what it runs: waiting for its agent"
+    return [Note(subject=vm.name, why=why)]
 
 
 def _leftovers(vm: VmSeen, mine: list[Process], others: list[Process]) -> list[Step]:

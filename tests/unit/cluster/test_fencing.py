@@ -201,6 +201,18 @@ def test_the_deadline_is_proof_at_the_end_of_the_count() -> None:
     )
     early = cluster(vm(), silent={"h1": 14.75}, hosts=(away(),), timings=Timings(margin=0.25))
     assert proof(early, vm()) is None
+    for state, still in (
+        ("frozen", True),
+        ("postmigrate", True),
+        ("incoming", True),
+        ("running", False),
+        ("starting", False),
+        ("paused", False),
+    ):
+        seen = vm(processes=(process(state=state),))
+        answering = lost(seen, hosts=(host("h1"),))
+        assert (proof(answering, seen) is not None) is still
+        assert proof(lost(seen, hosts=(away(),)), seen) is not None
     unwatched = away(renewal=renewal("h1", watchdog=False))
     assert proof(lost(vm(), hosts=(unwatched,)), vm()) is None
 

@@ -245,6 +245,11 @@ def test_a_host_that_does_not_say_what_it_runs_is_waited_for() -> None:
     seen = vm(processes=())
     mute = cluster(seen, hosts=(host("h1", listed=False),), memory=SETTLED)
     assert resolve(mute) == []
+    due = vm(record=owner(state=STARTING), processes=())
+    why = "h1 was to start it and does not say what it runs: waiting for its agent"
+    assert resolve(cluster(due, hosts=(host("h1", listed=False),))) == [
+        Note(subject="web", why=why)
+    ]
 
 
 def test_none_is_started_by_its_owner() -> None:
@@ -525,6 +530,10 @@ def test_what_could_not_be_started_holds_nobody_up() -> None:
     assert phase(failed, dark("b")).due == frozenset({"b"})
     off = vm("c", owner(state=OwnerState.STOPPED), priority=90)
     assert phase(off, dark("b")).due == frozenset({"b"})
+    assert phase(failed) == Cold()
+    slow = phase(dark("a", priority=90), dark("b"), since=120.0)
+    assert (slow.due, slow.held) == (frozenset({"a", "b"}), frozenset())
+    assert phase(dark("a", priority=90), dark("b"), since=119.5).held == frozenset({"b"})
     memory = {"cold": ColdStart(NOW, frozenset({"gone", "web"}))}
     assert coldstart.phase(cluster(dark(), memory=memory), NOW).due == frozenset({"web"})
 
