@@ -24,6 +24,7 @@ from godwit.agent.disk_moves import DiskMoves
 from godwit.agent.disks import Disks
 from godwit.agent.facts import load, memory_free
 from godwit.agent.files import Files
+from godwit.agent.ha import ha_routes
 from godwit.agent.images import Images
 from godwit.agent.more_routes import (
     checkpoint_routes,
@@ -91,6 +92,7 @@ def build(rooms: Rooms) -> Starlette:
         *volume_routes(rooms.desk),
         *upkeep_routes(rooms.upkeep),
         *validation_routes(Validation(rooms.desk)),
+        *ha_routes(rooms.desk),
         *_lab_routes(rooms),
         WebSocketRoute("/v1/vms/{vm}/console", _console(rooms)),
     ]

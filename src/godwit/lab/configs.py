@@ -24,6 +24,8 @@ STORE_SOCKET: Final = RUN / "store.sock"
 BRIDGE: Final = "br-lan"
 API: Final = "api"  # the manager's listening socket, made on the real machine
 
+COMMANDS: Final = ("/usr/bin/true", "/usr/bin/false")  # what `cluster update` may run in a lab
+
 WATCHDOG_S: Final = 2.0
 
 
@@ -73,6 +75,7 @@ def agent_config(
         "networks": {LAN.name: {"bridge": BRIDGE, "uplink": LAN.port, "mtu": 1500}},
         **({"qemu": dict(qemu)} if qemu else {}),
         "lab": {"enabled": True},
+        "maintenance": {"commands": list(COMMANDS)},
         "cgroup": {"root": f"godwit/{host}"},
     }
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from godwit.model.errors import Cancelled, ChecksFailed
+from godwit.model.errors import Cancelled, ChecksFailed, GodwitError
 from godwit.model.task import Task
 
 from .cluster import Cluster
@@ -38,6 +38,7 @@ def run(cluster: Cluster, *, vms: int = 12, again: bool = True, say: Say = tell)
         _planned(cluster, section, names)
         _whole(cluster, section, names, say, name="drain")
         _back(cluster, section, names)
+        _updates(cluster, section, names, whole=again)
         if again:  # the forecasts know the VMs' own moves by now
             _whole(cluster, section, names, say, name="drain again")
             _back(cluster, section, names)
@@ -149,6 +150,44 @@ def _back(cluster: Cluster, section: Section, names: Sequence[str]) -> None:
     section.judge("they answer there", *_answers(cluster, names))
 
 
+def _updates(cluster: Cluster, section: Section, names: Sequence[str], *, whole: bool) -> None:
+    """What a host does not allow is refused; ``whole``: it is updated, once well, once not."""
+    client, before = cluster.client, len(cluster.client.migrations.list())
+    said = _failure(cluster, "/usr/bin/touch /nothing-allows-this")
+    moved = len(client.migrations.list()) - before
+    section.judge(
+        "a command that a host does not list is refused, before anything moves",
+        "does not allow" in said and moved == 0,
+        {"said": said, "moves": moved},
+    )
+    if not whole:
+        return
+    done = client.wait(client.cluster.update(command="/usr/bin/true", hosts=[HOST]))
+    there = _running(cluster, names)
+    section.judge(
+        "a host is emptied, runs its command, and gets its VMs back",
+        set(there.values()) == {HOST} and _state(cluster) == "up",
+        {"said": done.reason, **there},
+    )
+    said = _failure(cluster, "/usr/bin/false")
+    section.judge(
+        "a command that fails stops the update with the host kept empty",
+        "ended with 1" in said and _state(cluster) == "maintenance",
+        {"said": said, "state": _state(cluster)},
+    )
+    client.wait(client.hosts.exit_maintenance(HOST, bring_back=True))
+    section.judge("and its VMs come back", *_answers(cluster, names))
+
+
+def _failure(cluster: Cluster, command: str) -> str:
+    client = cluster.client
+    try:
+        client.wait(client.cluster.update(command=command, hosts=[HOST]))
+    except GodwitError as error:
+        return error.message
+    return ""
+
+
 def _half(cluster: Cluster, section: Section, names: Sequence[str], say: Say) -> None:
     client = cluster.client
     task = client.hosts.drain(HOST)
@@ -209,3 +248,5 @@ def _clear(cluster: Cluster) -> None:
             client.wait(client.tasks.cancel(task.id))
     if _state(cluster) == "draining":
         client.wait(client.hosts.return_(HOST))
+    if _state(cluster) == "maintenance":
+        client.wait(client.hosts.exit_maintenance(HOST))

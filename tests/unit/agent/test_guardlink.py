@@ -7,17 +7,21 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from godwit.agent.guardlink import BEAT_S, GuardLink
+from godwit.agent.ha import set_ha
 from godwit.guard.lease import TTL_S, HostLease
 from godwit.guard.socket import AgentLine
 from godwit.guard.vms import Vms
 from godwit.host.clock import RealClock
 from godwit.host.process import identify
 from godwit.host.sockets import bind_unix
+from godwit.model.errors import Conflict, Unavailable
+from godwit.model.vm import Pins, Vm
 from godwit.qemu.runtime import Runtime
 from godwit.qmp.fake import FakeQemu
 from godwit.store.memory import MemoryStore
@@ -183,3 +187,32 @@ async def test_a_frozen_vm_is_waited_for(both: Both) -> None:
     both.link._note({**answer, "frozen": {}})
     await until(waiting.done)
     await waiting
+
+
+def desk_of(both: Both) -> Any:
+    """What `set_ha` needs of a desk, with one VM that runs."""
+    pins = Pins(uuid="u", machine="q35", cpu_model="qemu64", accelerator="tcg")
+    vm = Vm(name="web", cpus=1, memory_bytes=1 << 28, pins=pins, created_at=1.0)
+    slot = SimpleNamespace(vm=vm, ending=False)
+    lock = asyncio.Lock()
+    return SimpleNamespace(
+        host="h1", guard=both.link, moving=set(), slot=lambda _: slot, lock=lambda _: lock
+    )
+
+
+async def test_a_running_vm_becomes_ha_when_its_guard_has_been_told(both: Both) -> None:
+    await both.link.register(both.runtime(), ha=False)
+    desk = desk_of(both)
+    with pytest.raises(Unavailable, match="the guard of h1 is away"):
+        await set_ha(desk, "web", ha=True)
+    await both.guard.start()
+    await until(lambda: both.link.connected and "web" in both.guard.vms.vms)
+    await set_ha(desk, "web", ha=True)
+    assert both.guard.vms.vms["web"].ha, "it knows when the call returns"
+    assert desk.slot("web").vm.ha, "a move takes it along"
+    await set_ha(desk, "web", ha=False)
+    assert not both.guard.vms.vms["web"].ha
+    desk.moving.add("web")
+    with pytest.raises(Conflict):
+        await set_ha(desk, "web", ha=True)
+    assert not both.guard.vms.vms["web"].ha

@@ -81,6 +81,7 @@ class FakeAgent:
         self.on_clone: Any = None
         self.tags: dict[str, list[str]] = {}  # image -> the snapshots in it
         self.moves: set[asyncio.Task[None]] = set()
+        self.said_ha: list[tuple[str, bool, bool]] = []  # VM, what was said, what the record said
         self.commands: list[list[str]] = []  # what its configuration lets it run
         self.upkeep: dict[str, Any] = {"state": "done", "exit": 0, "output": ""}
         self.on_upkeep: Any = None
@@ -213,6 +214,12 @@ class FakeAgent:
     async def do_make_variables(self, _vm: str, body: Any) -> Response:
         self.disks.add(body["disk"]["path"])
         return Response("{}", media_type="application/json")
+
+    async def do_set_ha(self, vm: str, body: Any) -> Response:
+        spec = await self.records.vm(vm)
+        assert spec is not None
+        self.said_ha.append((vm, body["ha"], spec.value.ha))
+        return Response(b"{}", media_type="application/json")
 
     async def do_stop(self, vm: str, _body: Any) -> Response:
         owner = await self._owner(vm, ownership.stopped)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from manager_fakes import GIB, host_info
+from manager_fakes import GIB, host_info, refused
 
 from godwit.manager.rooms import rooms_of
 from godwit.manager.snapshot import Snapshot
@@ -96,6 +96,45 @@ async def test_rules_may_change_while_the_vm_moves(api: Any) -> None:
     done = await api.api.get(f"/v1/tasks/{move['id']}", query={"wait": 10})
     assert done["state"] == "completed", done
     assert (await api.api.get("/v1/vms/web"))["rules"]["priority"] == 90
+
+
+async def test_a_running_vms_host_knows_before_the_record_says_that_it_is_ha(api: Any) -> None:
+    """Else it might be started elsewhere while nobody would stop it here."""
+    await api.make_vm("web", start="host1")
+    path, agent = "/v1/vms/web/actions/set", api.agents["host1"]
+    assert (await api.act("POST", path, {"ha": True}))["state"] == "completed"
+    assert agent.said_ha == [("web", True, False), ("web", True, True)]
+    assert (await api.api.get("/v1/vms/web"))["ha"] is True
+    agent.said_ha.clear()
+    assert (await api.act("POST", path, {"ha": False}))["state"] == "completed"
+    assert agent.said_ha == [("web", False, False)], "the record first, where it is taken away"
+    agent.said_ha.clear()
+    assert (await api.act("POST", path, {"priority": 7}))["state"] == "completed"
+    assert agent.said_ha == []
+    agent.refuse["set-ha"] = refused("its guard is away")
+    task = await api.act("POST", path, {"ha": True})
+    assert (task["state"], task["reason"]) == ("failed", "its guard is away")
+    assert (await api.api.get("/v1/vms/web"))["ha"] is False
+
+
+async def test_it_cannot_become_ha_while_it_moves(api: Any) -> None:
+    await api.make_vm("web", start="host1")
+    api.agents["host1"].hold.clear()
+    move = await api.api.post("/v1/vms/web/actions/migrate", {})
+
+    def moving(now: Any) -> bool | None:
+        return True if now.owner("web").migration is not None else None
+
+    assert await api.manager.world.cache.until(moving, timeout=10)
+    task = await api.act("POST", "/v1/vms/web/actions/set", {"ha": True})
+    assert task["state"] == "failed"
+    assert "is being moved by m-" in task["reason"]
+    assert api.agents["host1"].said_ha == api.agents["host2"].said_ha == []
+    api.agents["host1"].hold.set()
+    await api.api.get(f"/v1/tasks/{move['id']}", query={"wait": 10})
+    task = await api.act("POST", "/v1/vms/web/actions/set", {"ha": True})
+    assert task["state"] == "completed", task
+    assert api.agents["host2"].said_ha[0] == ("web", True, False)
 
 
 async def test_settings_are_shown_and_changed_one_by_one(api: Any) -> None:

@@ -40,7 +40,7 @@ async def test_each_host_is_emptied_updated_and_filled_again(api: Any) -> None:
         agent.on_upkeep = look
     task = await api.act("POST", UPDATE, COMMAND, wait=LONG)
     assert task["state"] == "completed", task
-    assert task["reason"] == "2 hosts are updated: host1, host2"
+    assert task["reason"] == "updated: host1, host2"
     assert seen == [
         ("host1", "maintenance", {"a": "host2", "b": "host2"}),
         ("host2", "maintenance", {"a": "host1", "b": "host1"}),

@@ -46,7 +46,7 @@ async def update(world: World, run: TaskRun, request: UpdateCluster) -> Done:
         hosts = sorted(set(request.hosts) or world.cache.snapshot.hosts)
         await _check(world, request, hosts)
         await run.say(
-            f"{len(hosts)} hosts allow the command", progress={"hosts": hosts, "done": []}
+            f"the command is allowed on {', '.join(hosts)}", progress={"hosts": hosts, "done": []}
         )
     hosts = list(run.task.progress["hosts"])
     for host in hosts:
@@ -58,7 +58,7 @@ async def update(world: World, run: TaskRun, request: UpdateCluster) -> Done:
             raise _stopped(error, run, host) from error
         done = [*run.task.progress["done"], host]
         await run.say(f"{host} is updated", progress={"done": done, "step": "", "tasks": {}})
-    return Done(f"{len(hosts)} hosts are updated: {', '.join(hosts)}", {"hosts": hosts})
+    return Done(f"updated: {', '.join(hosts)}", {"hosts": hosts})
 
 
 def _stopped(error: GodwitError, run: TaskRun, host: str) -> GodwitError:
