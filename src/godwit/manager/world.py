@@ -11,7 +11,6 @@ from weakref import WeakValueDictionary
 from godwit.manager.agents import Agents
 from godwit.manager.cache import Cache
 from godwit.manager.capacity import FreeMemory
-from godwit.manager.errands import Errands
 from godwit.model.errors import Conflict, GodwitError, OutcomeUnknown, Unavailable
 from godwit.model.host import HostInfo
 from godwit.model.vm import Pins
@@ -39,7 +38,6 @@ class World:
     look_s: float = 5.0  # how often a silent move is looked after
     lost_s: float = 60.0  # how long a move's source may be silent before nobody can tell
     vault: Vault = field(default_factory=lambda: Vault(None))
-    errands: Errands = field(default_factory=Errands)
     locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     free: FreeMemory = field(init=False)
 
