@@ -42,6 +42,7 @@ IMAGE = "demo"
 _REMOVE_S = 60.0
 _AGAIN_S = 2.0
 _HELD_S = 30.0
+_SETTLED_S = 10.0
 _BLACKOUT_MS = 1000.0
 """Its own budget: the figure is what the report is about, so a long pause must be seen, not
 refused."""
@@ -126,6 +127,8 @@ async def _move(stage: Stage, canary: Canary) -> Canary:
         allow_unvalidated=True,
     )
     task, step = await stage.do(move, f"moving it live to {canary.destination}")
+    there = partial(_is_there, vm=canary.vm, host=str(canary.destination))
+    await stage.world.cache.until(there, timeout=_SETTLED_S)
     found = await stage.world.records.migration(str(task.progress.get("migration", "")))
     canary = canary.but(steps=(*canary.steps, step))
     if found is None:
@@ -175,6 +178,13 @@ async def remove(stage: Stage, vm: str) -> str:
         if why:
             await world.cache.until(partial(_is_news, since=seen), timeout=_AGAIN_S)
     return ""
+
+
+def _is_there(snapshot: Snapshot, *, vm: str, host: str) -> bool | None:
+    """Its source has cleaned up, and its new host's agent has said that it runs there."""
+    owner, status = snapshot.owner(vm), snapshot.statuses.get(vm)
+    settled = owner.migration is None and status is not None and status.host == host
+    return settled or None
 
 
 def _ended(snapshot: Snapshot, *, task_id: str) -> Task | None:
