@@ -12,7 +12,6 @@ from godwit.manager.agents import Agents
 from godwit.manager.authority import Authority
 from godwit.manager.cache import Cache
 from godwit.manager.capacity import FreeMemory
-from godwit.manager.errands import Errands
 from godwit.model.errors import Conflict, GodwitError, OutcomeUnknown, Unavailable
 from godwit.model.host import HostInfo
 from godwit.model.vm import Pins
@@ -40,7 +39,6 @@ class World:
     look_s: float = 5.0  # how often a silent move is looked after
     lost_s: float = 60.0  # how long a move's source may be silent before nobody can tell
     vault: Vault = field(default_factory=lambda: Vault(None))
-    errands: Errands = field(default_factory=Errands)
     authority: Authority | None = None  # where the CA's key is
     ca: bytes = b""  # the CA's certificate, PEM: for hosts that join
     locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)

@@ -421,6 +421,11 @@ class FakeAgent:
             blackout_ms=42.0,
             bytes_transferred=1000,
         )
+        # The destination's agent tells it, a little after the move has ended.
+        found = await self.records.owner(vm)
+        assert found is not None
+        here = VmStatus(state=VmState.RUNNING, host=move.destination, epoch=found.value.epoch)
+        await self.records.write_status(vm, here)
 
     async def join(self, url: str) -> None:
         """Publish the host as an agent and a guard do."""

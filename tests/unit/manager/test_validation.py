@@ -12,11 +12,12 @@ import pytest
 from godwit.agent.peering import Peers
 from godwit.agent.validation import Validation
 from godwit.agent.validation_routes import validation_routes
+from godwit.cluster.validation.fitness import fit_hosts
 from godwit.host.clock import RealClock
 from godwit.host.config import AgentConfig
 from godwit.host.ifctl import LinkControl
 from godwit.manager.work import canary as canary_acts
-from godwit.manager.work.validation import fit_hosts, of_canary
+from godwit.manager.work.validation import of_canary
 from godwit.manager.work.validation_facts import ring
 from godwit.model import keys
 from godwit.model.errors import NotFound
@@ -261,9 +262,20 @@ async def test_a_canary_is_made_moved_and_removed(api: Any, desks: dict[str, Des
         "making a small VM",
         "starting it on host1",
         "moving it live to host2",
+        "draining host2",
     ]
+    assert canary.not_done == ("a failover was not tried",)
+    assert [row["state"] for row in await api.api.get("/v1/hosts")] == ["up", "up"]
     assert results(report, "canary") == ["pass"]
     assert await api.api.get("/v1/vms") == []
+
+
+async def test_a_host_with_vms_of_others_is_not_drained(api: Any, desks: dict[str, Desk]) -> None:
+    await api.make_vm("web", start="host2")
+    _, report = await validated(api, live=True)
+    assert report.canary is not None
+    assert "web would have moved" in report.canary.not_done[0]
+    assert (await api.api.get("/v1/vms/web"))["host"] == "host2"
 
 
 async def test_a_canary_that_fails_is_told_and_removed(api: Any, desks: dict[str, Desk]) -> None:
@@ -283,11 +295,11 @@ async def test_a_canary_that_is_busy_is_removed_when_it_is_not(
     from manager_fakes import refused
 
     monkeypatch.setattr(canary_acts, "_AGAIN_S", 0.05)
-    api.agents["host2"].refuse["stop"] = refused("its source is still at work")
+    api.agents["host1"].refuse["stop"] = refused("its source is still at work")
 
     async def later() -> None:
-        await api.agents["host2"].was_asked("stop")
-        del api.agents["host2"].refuse["stop"]
+        await api.agents["host1"].was_asked("stop")
+        del api.agents["host1"].refuse["stop"]
 
     freed = asyncio.create_task(later(), name="freed")
     _, report = await validated(api, live=True)
@@ -303,12 +315,12 @@ async def test_a_canary_that_cannot_be_removed_is_told(
 
     monkeypatch.setattr(canary_acts, "_AGAIN_S", 0.05)
     monkeypatch.setattr(canary_acts, "_REMOVE_S", 0.2)
-    api.agents["host2"].refuse["stop"] = refused("its source is still at work")
+    api.agents["host1"].refuse["stop"] = refused("its source is still at work")
     _, report = await validated(api, live=True)
     assert results(report, "canary") == ["fail"]
     assert report.canary is not None
     assert "could not be removed" in report.canary.failure
-    del api.agents["host2"].refuse["stop"]
+    del api.agents["host1"].refuse["stop"]
 
 
 async def test_a_canary_without_its_image_says_what_it_needs(

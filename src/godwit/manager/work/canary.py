@@ -1,26 +1,38 @@
-"""A live validation: a small VM is made, started, moved live, moved back, and removed.
+"""A live validation: a small VM is made, started, moved live, drained from its host, and removed.
 
 It goes the way of every VM: each step is a request of its own, with its own task and record, and
 bound by the same checks and the same queue. It needs two hosts that are up and the demo image on
 one of them; the VM has no disk and no network card, so nothing of anybody's is touched.
 
-Draining its host and failing it over are for whoever does those: a step in ``STEPS`` gets the
-canary as it is and gives it back with what was seen.
+Its host is drained only when nobody else's VM is there, for a drain would move those, too. Failing
+it over is for whoever does that: a step in ``STEPS`` gets the canary as it is and gives it back
+with what was seen.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import host_state
+from godwit.manager.work.drain_plan import vms_on
 from godwit.manager.work.tasks import TaskRun
 from godwit.manager.world import World
 from godwit.model.errors import GodwitError, NotFound, OperationFailed, from_problem
 from godwit.model.host import HostState
-from godwit.model.requests import CreateVm, DeleteVm, MigrateVm, Request, StartVm, StopVm
+from godwit.model.requests import (
+    CreateVm,
+    DeleteVm,
+    DrainHost,
+    MigrateVm,
+    Request,
+    ReturnHost,
+    StartVm,
+    StopVm,
+)
 from godwit.model.task import Task, TaskState
 from godwit.model.validation import Canary, CanaryStep
 
@@ -29,6 +41,8 @@ MEMORY_BYTES = 128 << 20
 IMAGE = "demo"
 _REMOVE_S = 60.0
 _AGAIN_S = 2.0
+_HELD_S = 30.0
+_SETTLED_S = 10.0
 _BLACKOUT_MS = 1000.0
 """Its own budget: the figure is what the report is about, so a long pause must be seen, not
 refused."""
@@ -39,14 +53,22 @@ class Stage:
     """What a step works with."""
 
     world: World
-    by: str
+    run: TaskRun
     say: Say
+
+    async def carry_out(self, request: Request) -> Task:
+        """A part of this task, to its end, whatever it is; refusals raise at once."""
+        task = await self.run.submit(request)
+        ended = partial(_ended, task_id=task.id)
+        while (found := await self.world.cache.until(ended, timeout=_HELD_S)) is None:
+            continue
+        return found
 
     async def do(self, request: Request, what: str) -> tuple[Task, CanaryStep]:
         """Carry a request out as if somebody had asked. Raises what it failed with."""
         await self.say(what)
         began = self.world.clock.monotonic()
-        task = await self.world.errands.run(request, by=self.by)
+        task = await self.carry_out(request)
         if task.state is not TaskState.COMPLETED:
             error = from_problem(task.error) if task.error else OperationFailed(task.reason)
             raise type(error)(f"{what}: {error.message}", hint=error.hint)
@@ -64,7 +86,7 @@ async def try_canary(world: World, run: TaskRun, say: Say) -> Canary:
     canary = Canary(vm=f"canary-{run.task.id}"[:63])
     if len(up) < 2:
         return canary.but(not_done=("two hosts that are up are needed",))
-    stage = Stage(world, f"{run.task.by} through {run.task.id}", say)
+    stage = Stage(world, run, say)
     canary = canary.but(source=up[0], destination=up[1])
     if run.adopted:  # what the manager before us had begun
         await remove(stage, canary.vm)
@@ -85,7 +107,7 @@ async def try_canary(world: World, run: TaskRun, say: Say) -> Canary:
 def _is_up(world: World, name: str) -> bool:
     snapshot = world.cache.snapshot
     state, _ = host_state(leased=name in snapshot.leases, agent=name in snapshot.agents)
-    return state is HostState.UP
+    return state is HostState.UP and name not in snapshot.marks
 
 
 async def _start(stage: Stage, canary: Canary) -> Canary:
@@ -105,6 +127,8 @@ async def _move(stage: Stage, canary: Canary) -> Canary:
         allow_unvalidated=True,
     )
     task, step = await stage.do(move, f"moving it live to {canary.destination}")
+    there = partial(_is_there, vm=canary.vm, host=str(canary.destination))
+    await stage.world.cache.until(there, timeout=_SETTLED_S)
     found = await stage.world.records.migration(str(task.progress.get("migration", "")))
     canary = canary.but(steps=(*canary.steps, step))
     if found is None:
@@ -113,13 +137,28 @@ async def _move(stage: Stage, canary: Canary) -> Canary:
     return canary.but(migration=report.id, blackout_ms=report.blackout_ms, total_ms=report.total_ms)
 
 
+async def _drain(stage: Stage, canary: Canary) -> Canary:
+    """Empty the host that it is on now, and let it take VMs again, whatever came of it."""
+    host = str(canary.destination)
+    others = sorted(set(vms_on(stage.world.cache.snapshot, host)) - {canary.vm})
+    if others:
+        why = f"a drain was not tried: {', '.join(others[:3])} would have moved, too"
+        return canary.but(not_done=(*canary.not_done, why))
+    drain = DrainHost(name=host, reason="validation", max_blackout_ms=_BLACKOUT_MS)
+    try:
+        _, step = await stage.do(drain, f"draining {host}")
+    finally:
+        with contextlib.suppress(GodwitError):  # it was never marked
+            await stage.carry_out(ReturnHost(name=host))
+    return canary.but(steps=(*canary.steps, step))
+
+
 async def _elsewhere(_stage: Stage, canary: Canary) -> Canary:
     """Say what was left out, so that nobody takes it for tried."""
-    left_out = ("a drain and a failover were not tried",)
-    return canary.but(not_done=(*canary.not_done, *left_out))
+    return canary.but(not_done=(*canary.not_done, "a failover was not tried"))
 
 
-STEPS: tuple[Step, ...] = (_start, _move, _elsewhere)
+STEPS: tuple[Step, ...] = (_start, _move, _drain, _elsewhere)
 
 
 async def remove(stage: Stage, vm: str) -> str:
@@ -141,6 +180,18 @@ async def remove(stage: Stage, vm: str) -> str:
     return ""
 
 
+def _is_there(snapshot: Snapshot, *, vm: str, host: str) -> bool | None:
+    """Its source has cleaned up, and its new host's agent has said that it runs there."""
+    owner, status = snapshot.owner(vm), snapshot.statuses.get(vm)
+    settled = owner.migration is None and status is not None and status.host == host
+    return settled or None
+
+
+def _ended(snapshot: Snapshot, *, task_id: str) -> Task | None:
+    task = snapshot.tasks.get(task_id)
+    return task if task is not None and task.state.final else None
+
+
 def _is_news(snapshot: Snapshot, *, since: int) -> bool | None:
     return snapshot.revision > since or None
 
@@ -148,7 +199,7 @@ def _is_news(snapshot: Snapshot, *, since: int) -> bool | None:
 async def _try(stage: Stage, request: Request) -> str:
     """Carry a request out; what it failed with, empty when it did not."""
     try:
-        task = await stage.world.errands.run(request, by=stage.by)
+        task = await stage.carry_out(request)
     except GodwitError as error:
         return error.message
     return "" if task.state is TaskState.COMPLETED else task.reason

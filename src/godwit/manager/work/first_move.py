@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 
 from godwit.cluster.validation import judge
+from godwit.cluster.validation.fitness import fit_hosts
 from godwit.manager.snapshot import Snapshot
-from godwit.manager.work.validation import fit_hosts
 from godwit.manager.work.validation_facts import gather_pair
 from godwit.manager.world import World
 from godwit.model import keys

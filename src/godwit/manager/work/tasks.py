@@ -157,7 +157,6 @@ class Tasks:
         self._act = act
         self._running: dict[str, asyncio.Task[None]] = {}
         self._admission = asyncio.Lock()
-        world.errands.go_to(self)
 
     async def submit(self, request: Request, *, by: str) -> Task:
         """Admit a request and begin. Refusals raise and leave nothing behind."""

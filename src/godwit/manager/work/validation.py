@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from godwit.cluster.validation import judge
 from godwit.cluster.validation.findings import dotted
+from godwit.cluster.validation.fitness import fit_hosts
 from godwit.manager.work.canary import try_canary
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.work.validation_facts import gather
@@ -24,9 +25,6 @@ from godwit.model.validation import (
 from godwit.model.validation_facts import ClusterFacts, HostSeen
 from godwit.store.api import Op, put
 from godwit.store.records import encode
-
-PAIR_CATEGORIES = ("network", "system")
-"""What must not fail before a host's first live move."""
 
 
 async def validate(world: World, run: TaskRun, request: ValidateCluster) -> Done:
@@ -80,18 +78,6 @@ async def _keep(world: World, report: ValidationReport) -> None:
     note = HostValidated(at=report.ended_at, task=report.task, peers=tuple(good))
     ops: list[Op] = [put(keys.host_validated(name), encode(note)) for name in good]
     await world.records.store.txn([], [put(keys.VALIDATION, encode(report)), *ops])
-
-
-def fit_hosts(checks: tuple[ValidationCheck, ...], hosts: list[str]) -> list[str]:
-    """The hosts about whose network and system nothing failed. Pure.
-
-    A failure that names no host is everybody's.
-    """
-    bad: set[str] = set()
-    for check in checks:
-        if check.result == "fail" and check.category in PAIR_CATEGORIES:
-            bad.update(check.hosts or hosts)
-    return [host for host in hosts if host not in bad]
 
 
 def _row(host: HostSeen) -> HostRow:
