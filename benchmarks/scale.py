@@ -59,7 +59,7 @@ def measure(kind: str, place: Place, cluster: Cluster, given: argparse.Namespace
         found["fill_s"] = asyncio.run(fill(place, running.endpoint, records))
         found["store_after_fill"] = vars(usage(running.pid))
         say(f"{kind}: the hosts appear")
-        with hosts(place, running.endpoint, cluster.boot_ids) as alive:
+        with hosts(place, running.endpoint, cluster.boot_ids, slow=given.slow) as alive:
             found |= _with_manager(place, cluster, running, alive, given)
     return found
 
@@ -123,6 +123,8 @@ def show(result: dict[str, Any]) -> None:
     """Everything side by side, a column for each store."""
     stores = result["stores"]
     print(f"\n{result['hosts']} hosts, {result['vms']} VMs; p50 / p99 where two figures stand")
+    if result["slow"] != 1:
+        print(f"the hosts renew {result['slow']:g} times slower than they should")
     table([("", list(stores))])
 
     def row(name: str, tell: Any) -> None:
@@ -137,6 +139,10 @@ def show(result: dict[str, Any]) -> None:
         row("  resident", lambda s, w=who: mib(s["rest"]["resident_bytes"][w]))
     row("renewals", lambda s: f"{s['rest']['renewals_per_s']:.0f} /s")
     row("  from sending to the answer", lambda s: ms(s["rest"]["renewal_s"]))
+    row(
+        "  failed, leases lost",
+        lambda s: f"{s['rest']['renewals_failed']}, {s['rest']['leases_lost']}",
+    )
     for name in figures.LISTINGS:
         row(
             f"GET {name}",
@@ -190,6 +196,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--followers", default="1,10,100")
     parser.add_argument("--seconds", type=float, default=0, help="how long to look at the rest")
     parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument(
+        "--slow",
+        type=float,
+        default=1,
+        help="hosts renew so many times slower, with leases as much longer: for a busy machine",
+    )
     parser.add_argument("--directory", type=Path, help="where the stores lie (default: temporary)")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
@@ -224,6 +236,7 @@ def main() -> int:
         "hosts": given.hosts,
         "vms": given.vms,
         "followers": given.followers,
+        "slow": given.slow,
         "stores": {},
     }
     try:

@@ -3,7 +3,8 @@
 One process stands for all of them, but each has a connection of its own to the store, its own two
 leases, its own rhythm and, for the manager's question how much memory is free, its own address and
 certificate. Written is what a guard writes (lease kept alive and ``renewal`` put side by side every
-3 s) and what an agent keeps (its presence, every 1.5 s). There are no VMs and no watches behind it.
+3 s) and what an agent keeps (its presence, every 1.5 s), or so many times slower, with leases that
+are as much longer. There are no VMs and no watches behind it.
 
 Started by `scale.py`, with one JSON document on standard input; says JSON lines on standard output,
 ``ready`` first, and the figures of its renewals when standard input ends.
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +56,11 @@ def address(number: int) -> str:
 class Host:
     """One host: guard and agent, as far as the store and the manager see them."""
 
-    def __init__(self, name: str, boot_id: str, store: StoreClient, told: Told) -> None:
+    def __init__(
+        self, name: str, boot_id: str, store: StoreClient, told: Told, slow: float
+    ) -> None:
         self.name = name
+        self._slow = slow
         self._boot_id = boot_id
         self._store = store
         self._told = told
@@ -76,7 +81,7 @@ class Host:
             ("guard", TTL_S, keys.host_lease(self.name)),
             ("agent", AGENT_TTL_S, keys.host_agent(self.name)),
         ):
-            lease = await self._store.lease_grant(ttl, timeout=30.0)
+            lease = await self._store.lease_grant(ceil(self._slow * ttl), timeout=30.0)
             await self._store.put(key, boot, lease=lease.id, timeout=30.0)
             self._leases[who] = lease.id
         await self._renew()
@@ -84,11 +89,11 @@ class Host:
     async def live(self, phase: float) -> None:
         """Renew for ever; ``phase`` (0 to 1) spreads the hosts over the period."""
         loop = asyncio.get_running_loop()
-        due = loop.time() + phase * RENEW_S
+        due = loop.time() + phase * RENEW_S * self._slow
         halves = 0
         while True:
             await asyncio.sleep(max(0.0, due - loop.time()))
-            due += AGENT_TTL_S / 4
+            due += AGENT_TTL_S / 4 * self._slow
             halves += 1
             try:
                 # The agent's period is half the guard's.
@@ -160,7 +165,7 @@ async def run(setup: dict[str, Any]) -> None:
     told = Told()
     stores = list(clients(setup))
     hosts = [
-        Host(name, boot, store, told)
+        Host(name, boot, store, told, setup["slow"])
         for (name, boot), store in zip(setup["hosts"].items(), stores, strict=True)
     ]
     gate = asyncio.Semaphore(AT_ONCE)

@@ -204,13 +204,14 @@ class Hosts:
 
 
 @contextlib.contextmanager
-def hosts(place: Place, endpoint: str, boots: dict[str, str]) -> Iterator[Hosts]:
-    """All hosts renew, and their agents answer."""
+def hosts(place: Place, endpoint: str, boots: dict[str, str], *, slow: float) -> Iterator[Hosts]:
+    """All hosts renew, ``slow`` times slower than they should, and their agents answer."""
     setup = {
         "endpoints": [endpoint],
         "store_identity": str(place.identity("guards")),
         "identities": str(place.root / "pki"),
         "hosts": boots,
+        "slow": slow,
     }
     argv = [sys.executable, str(Path(__file__).with_name("scale_hosts.py"))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
