@@ -6,6 +6,7 @@
     moves       a lost host in the middle of a move    resolver    records against reality
     coldstart   after a loss of all power              baseline    the CPU model of new VMs
     states      host states as data, for the reference
+    placing     the planner, as `decide` asks for it   validation  the report on a cluster's fitness
     validation  what a report says of hosts, networks, storage and the store (a face of its own)
 
 `listen` and `decide` are the whole face; `seam.Actor` is what a manager provides to act on them,

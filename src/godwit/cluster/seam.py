@@ -6,6 +6,7 @@ make every count begin anew):
     snapshot = await actor.read()                      # everything, linearizably, one revision
     memory = listen(memory, snapshot, clock())         # every replica, leading or not
     if leading:
+        place = PlannerPlace(rooms_of(snapshot), definitions)           # placing.py
         decision = decide(replace(snapshot, heard=memory), clock(), place=place)
         log(decision.sentence)
         for step in decision.steps: begin it, unless one with its key is under way

@@ -3,7 +3,8 @@
 mutmut makes one small change at a time in ``src/godwit/cluster`` (a comparison, a figure, a word of
 a sentence) and runs the tests that touch the changed function. Decorated functions, among them
 properties, and what stands outside of functions it leaves alone. It works in a folder of its own
-with only what those decisions import.
+with only what those decisions import. The validation report, and the few lines that ask the
+planner, are not part of it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from .report import Say, Section, tell
 REPOSITORY = Path(__file__).resolve().parents[3]
 LIMIT_S = 900.0
 SHARE = 0.90
+TESTS = ("membership", "quorum", "fencing", "failover", "resolver", "decide")
 PARTS = (
     "src/godwit/__init__.py",
     "src/godwit/model",
     "src/godwit/cluster",
-    "tests/unit/cluster",
+    "tests/unit/cluster/conftest.py",
+    "tests/unit/cluster/cluster_builders.py",
+    *(f"tests/unit/cluster/test_{name}.py" for name in TESTS),
 )
 SETTINGS = """\
 [project]
@@ -40,6 +44,7 @@ pythonpath = ["src"]
 [tool.mutmut]
 source_paths = ["src/"]
 only_mutate = ["src/godwit/cluster/*.py"]
+do_not_mutate = ["src/godwit/cluster/validation/*.py", "src/godwit/cluster/placing.py"]
 pytest_add_cli_args_test_selection = ["tests/unit/cluster"]
 track_dependencies = false
 """
