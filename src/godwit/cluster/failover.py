@@ -176,15 +176,15 @@ def excluded(
 ) -> dict[str, tuple[str, ...]]:
     """Reasons of the cluster's own against hosts: state, marks, the VM's rules, failed starts."""
     rules, found = vm.vm.rules, {}
+    apart = _apart_from(snapshot, vm, taken)
     for name, here in hosts.items():
         reasons = []
         if not here.takes:
             reasons.append(f"it is {here.state.value}")
         if rules.hosts and name not in rules.hosts:
             reasons.append(f"it is not one of {', '.join(rules.hosts)}")
-        near = _apart_from(snapshot, vm, name, taken)
-        if near:
-            reasons.append(f"{near} is kept apart from it")
+        if name in apart:
+            reasons.append(f"{apart[name]} is kept apart from it")
         if name in vm.refused:
             reasons.append(f"it could not start it: {vm.refused[name]}")
         if reasons:
@@ -192,11 +192,12 @@ def excluded(
     return found
 
 
-def _apart_from(snapshot: Snapshot, vm: VmSeen, host: str, taken: Mapping[str, str]) -> str:
-    """A VM of a shared group that is, or is about to be, on ``host``."""
+def _apart_from(snapshot: Snapshot, vm: VmSeen, taken: Mapping[str, str]) -> dict[str, str]:
+    """Host -> a VM of a shared group that is, or is about to be, there; the first by name."""
     groups = set(vm.vm.rules.apart)
     if not groups:
-        return ""
+        return {}
+    found: dict[str, str] = {}
     for name in sorted(snapshot.vms):
         other = snapshot.vms[name]
         if name == vm.name or not groups & set(other.vm.rules.apart):
@@ -205,6 +206,6 @@ def _apart_from(snapshot: Snapshot, vm: VmSeen, host: str, taken: Mapping[str, s
         places = {taken.get(name)}
         if other.wanted and name not in taken:
             places = {other.owner.host, move.destination if move else None}
-        if host in places:
-            return name
-    return ""
+        for place in places - {None}:
+            found.setdefault(str(place), name)
+    return found

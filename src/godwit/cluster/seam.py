@@ -42,7 +42,9 @@ class Actor(Protocol):
       ``leader=False`` when it was not answered within `Timings.gap_s`.
     - `HostSeen.listed` and `VmSeen.processes` are answers to questions that were sent after the
       reading began; a host that did not answer is not listed. An agent names every QEMU it has,
-      also one that is being started.
+      also one that is being started. A reading may leave hosts unasked, and nothing is done about
+      their VMs then; but if any host answers that a VM of its own is missing, that reading has
+      asked every host that renews: only so a loss of all power can be told from one reboot.
     - `Attempt` records are kept for as long as the host is silent, and ``failed`` stands for every
       outcome that is not known to be ``confirmed``.
     - A replica that has listened for less than `Timings.takeover_s` leads only when nobody else

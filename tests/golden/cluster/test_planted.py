@@ -165,7 +165,7 @@ def _no_limit(patch: pytest.MonkeyPatch) -> None:
 
 def _together(patch: pytest.MonkeyPatch) -> None:
     """What is to be kept apart is not."""
-    patch.setattr(failover, "_apart_from", lambda *_: "")
+    patch.setattr(failover, "_apart_from", lambda *_: {})
 
 
 def _no_kill(patch: pytest.MonkeyPatch) -> None:
