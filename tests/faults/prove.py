@@ -27,6 +27,7 @@ from tests.faults.kit import (
     cancels,
     checkpoints,
     clones,
+    deadline,
     debian,
     decisions,
     diskmoves,
@@ -70,6 +71,7 @@ BROKER_REPEATS = 5
 CLONE_MOVES = 3
 CHECKPOINT_ROUNDS = 3
 REDIRECTS = 3
+CUTS, HANGS = 12, 5
 POWER_LOSSES = 7
 DRAIN_HOSTS, DRAIN_VMS = 4, 12
 FEW_CELLS = (*handover.sample(1), *handover.sample(2))
@@ -321,6 +323,7 @@ _B: dict[str, Work] = {
     "redirect": _redirect,
 }
 _C: dict[str, Work] = {
+    "deadline": lambda: _on_lab(lambda c: deadline.run(c, cuts=CUTS, hangs=HANGS)),
     "etcd": _etcd,
     "store-rates": _store_rates,
     "drain": _drain,

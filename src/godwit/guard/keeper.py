@@ -320,7 +320,7 @@ class Keeper:
             self._feed()
         if kept.copy.stand is Stand.FREEZING:
             # Nothing announces it; and each step that hangs holds a thread.
-            await self._clock.sleep(LOOK_S if fault else PAUSE_S)
+            await self._clock.sleep(LOOK_S if fault and decision.step is Step.KILL else PAUSE_S)
 
     async def _work(self, kept: Kept, work: Callable[[], Stand]) -> None:
         kept.copy = replace(kept.copy, stand=await apart(work, timeout=WORK_S))

@@ -22,8 +22,10 @@ def spans(cluster: Cluster, vm: str, *, since: float) -> tuple[Span, ...]:
     now = time.time()
     found = []
     for host in cluster.hosts:
-        state = cluster.lab.layout.node_dir(host) / "state" / "vms" / vm
-        found += [span for span in running_spans(state, until=now) if span.end >= since]
+        folder = cluster.lab.layout.node_dir(host) / "state"
+        state, guard = folder / "vms" / vm, folder / "guard.log"
+        ran = running_spans(state, until=now, guard=guard)
+        found += [span for span in ran if span.end >= since]
     return tuple(sorted(found))
 
 
