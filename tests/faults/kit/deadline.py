@@ -30,7 +30,7 @@ NAMES = ("web", "plain")
 MEMORY = 128 << 20
 DARK_S = (0.5, 1.5, 3.0)
 """How long it stays cut off after the freeze; a taker could begin 6.4 s after it."""
-LATE_S, THAW_S, RESET_LATE_S = 1.0, 4.0, 0.5
+LATE_S, THAW_S, RESET_LATE_S = 1.0, 4.0, 1.0
 
 
 def run(cluster: Cluster, *, cuts: int, hangs: int, say: Say = tell) -> Section:
