@@ -41,6 +41,7 @@ from tests.faults.kit import (
     hotdisks,
     lent,
     matrix,
+    membership,
     mutation,
     old,
     outages,
@@ -54,6 +55,7 @@ from tests.faults.kit import (
     uefi,
     validation,
 )
+from tests.faults.kit.cells import VM
 from tests.faults.kit.cluster import Cluster
 from tests.faults.kit.report import Section, tell
 from tests.system.qemu.old_qemu import NoOldQemu, old_qemu
@@ -72,6 +74,7 @@ CLONE_MOVES = 3
 CHECKPOINT_ROUNDS = 3
 REDIRECTS = 3
 CUTS, HANGS = 12, 5
+ROUNDS = 5
 POWER_LOSSES = 7
 DRAIN_HOSTS, DRAIN_VMS = 4, 12
 FEW_CELLS = (*handover.sample(1), *handover.sample(2))
@@ -292,6 +295,15 @@ def _validation() -> Section:
     return _joined(section, parts)
 
 
+def _membership() -> Section:
+    """A host leaves and joins again, over and over, beside a VM that runs on."""
+    section = Section("membership")
+    with _lab(section) as cluster:
+        cluster.make(VM, host="host1")
+        parts = {f"round {number}": membership.run(cluster) for number in range(1, ROUNDS + 1)}
+    return _joined(section, parts)
+
+
 Work = Callable[[], Section]
 _A: dict[str, Work] = {
     "matrix": lambda: _on_lab(matrix.run),
@@ -328,6 +340,7 @@ _C: dict[str, Work] = {
     "store-rates": _store_rates,
     "drain": _drain,
     "validation": _validation,
+    "membership": _membership,
     "decisions": decisions.run,
     "mutation": mutation.run,
 }

@@ -111,7 +111,7 @@ async def run(config: AgentConfig) -> None:
     server = WireServer(app, [Listener.tcp(config.agent.address, config.agent.port, tls=tls)])
     desk.background(desk.guard.serve(), "guard link")
     desk.background(_watchdog(clock), "watchdog")
-    _keep_certificates(desk, server)
+    _keep_certificates(desk, server, ending)
     notify("READY=1")
     await until_whole(desk.records.store, reached=False)
     with contextlib.suppress(StoreError):  # it is told to look again as soon as the store is there
@@ -135,7 +135,7 @@ async def run(config: AgentConfig) -> None:
         await records.store.aclose()
 
 
-def _keep_certificates(desk: Desk, server: WireServer) -> None:
+def _keep_certificates(desk: Desk, server: WireServer, ending: asyncio.Event) -> None:
     """Renew this machine's certificates, follow the list of revoked ones, notice both."""
     config = desk.config
     places = [Place(config.tls.dir), *(Place(Path(one)) for one in config.tls.keeps)]
@@ -145,7 +145,8 @@ def _keep_certificates(desk: Desk, server: WireServer) -> None:
     keeper = Keeper(desk.records.store, places, desk.clock, copy=copy)
     desk.background(keeper.follow_list(), "revoked certificates")
     desk.background(keeper.renew(), "renewal of certificates")
-    desk.background(follow(config.tls.dir, changed=server.expel), "certificate files")
+    files = follow(config.tls.dir, changed=server.expel, revoked=ending.set)
+    desk.background(files, "certificate files")
 
 
 async def _watchdog(clock: Clock) -> None:

@@ -113,7 +113,7 @@ async def run(config: AgentConfig) -> None:
             group.create_task(line.serve(listener), name="agent socket"),
             group.create_task(line.act(), name="act"),
             group.create_task(_watchdog(clock), name="watchdog"),
-            group.create_task(follow(config.tls.dir), name="certificate files"),
+            group.create_task(follow(config.tls.dir, revoked=ending.set), name="certificate files"),
         ]
         await ending.wait()
         for task in tasks:

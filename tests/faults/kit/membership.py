@@ -22,6 +22,7 @@ from .report import Say, Section, tell
 from .watching import watching
 
 GODWIT = str(Path(sys.executable).with_name("godwit"))
+KNOCK_S = 15.0
 URL = f"https://{MGMT.address(CONTROL_NUMBER)}:{API_PORT}"
 
 
@@ -66,16 +67,22 @@ def _out(cluster: Cluster, section: Section, *, goes: str, stays: str) -> float:
     url = layout.agent_url(stays)
 
     def knock() -> str:
-        try:
-            call(
-                *(url, "GET", "/v1/clock"),
-                host=stays,
-                netns=layout.netns(goes),
-                identity=identity,
-            )
-        except GodwitError as error:
-            return error.message
-        return ""
+        """What the other agent says; one that is just being started anew is asked again."""
+        until = time.monotonic() + KNOCK_S
+        while True:
+            try:
+                call(
+                    *(url, "GET", "/v1/clock"),
+                    host=stays,
+                    netns=layout.netns(goes),
+                    identity=identity,
+                )
+            except GodwitError as error:
+                if "Connection refused" not in error.message or time.monotonic() > until:
+                    return error.message
+            else:
+                return ""
+            time.sleep(0.2)
 
     before = knock()
     start = time.monotonic()

@@ -184,6 +184,32 @@ async def test_a_revoked_host_is_refused_everywhere_and_its_connections_are_cut(
     assert len(listed.serials) == 1
 
 
+async def test_who_is_removed_learns_it_once_and_lets_go(cluster: Formed) -> None:
+    """A daemon ends then; the one that is started after it is not told again."""
+    host = await _host(cluster, "host2")
+    told: list[str] = []
+
+    async def following(name: str) -> asyncio.Task[None]:
+        seen = asyncio.Event()
+        work = follow(host.directory, changed=seen.set, revoked=lambda: told.append(name))
+        task = asyncio.create_task(work, name=name)
+        await asyncio.wait_for(seen.wait(), 10)
+        return task
+
+    first = await following("first")
+    async with kept(cluster, Place(host.directory)):
+        await cluster.authority.lists.revoke("host3")
+        await cluster.authority.lists.revoke("host2")
+        await until(lambda: told == ["first"])
+    second = await following("second")
+    (host.directory / "revoked").touch()
+    write_identity(host.directory, issue(cluster.authority.issuer.ca, role="host", name="host2"))
+    first.cancel()
+    second.cancel()
+    await asyncio.gather(first, second, return_exceptions=True)
+    assert told == ["first"]
+
+
 async def test_a_revoked_certificate_cannot_be_renewed(cluster: Formed) -> None:
     gone = await _host(cluster, "host2")
     await cluster.authority.lists.revoke("host2")

@@ -2,8 +2,8 @@
 
 The list of revoked certificates reaches every daemon through the store. From then on agents,
 managers and an embedded store refuse the host and hang up on it. etcd reads the list (as its
-`--client-crl-file`) when a connection begins and keeps those that are open: the task says so when
-the host goes on renewing its lease.
+`--client-crl-file`) when a connection begins and keeps those that are open: the host's own daemons
+end them, and the task says so when the host goes on renewing its lease nevertheless.
 """
 
 from __future__ import annotations
