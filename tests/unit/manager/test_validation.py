@@ -21,6 +21,8 @@ from godwit.manager.work.validation import of_canary
 from godwit.manager.work.validation_facts import ring
 from godwit.model import keys
 from godwit.model.errors import NotFound
+from godwit.model.marks import HostMark
+from godwit.model.requests import DrainHost
 from godwit.model.validation import Canary, HostValidated, ValidationCheck, ValidationReport
 from godwit.model.volume import Volume
 from godwit.store.records import encode
@@ -276,6 +278,23 @@ async def test_a_host_with_vms_of_others_is_not_drained(api: Any, desks: dict[st
     assert report.canary is not None
     assert "web would have moved" in report.canary.not_done[0]
     assert (await api.api.get("/v1/vms/web"))["host"] == "host2"
+
+
+async def test_a_mark_of_somebody_elses_stays(
+    api: Any, desks: dict[str, Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def admin(stage: Any, canary: Canary) -> Canary:
+        await stage.carry_out(DrainHost(name="host2", reason="new memory"))
+        return canary
+
+    start, move, *rest = canary_acts.STEPS
+    monkeypatch.setattr(canary_acts, "STEPS", (start, move, admin, *rest))
+    _, report = await validated(api, live=True)
+    assert report.canary is not None
+    assert "host2 is draining already: new memory" in report.canary.not_done[0]
+    marks = await api.records.list(keys.HOSTS, HostMark, suffix="/mark")
+    assert [record.value.reason for record in marks.values()] == ["new memory"]
+    assert await api.api.get("/v1/vms") == []
 
 
 async def test_a_canary_that_fails_is_told_and_removed(api: Any, desks: dict[str, Desk]) -> None:

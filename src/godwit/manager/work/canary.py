@@ -11,7 +11,6 @@ with what was seen.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -56,6 +55,11 @@ class Stage:
     run: TaskRun
     say: Say
 
+    @property
+    def mark(self) -> str:
+        """What a host's mark says that is ours."""
+        return f"validation {self.run.task.id}"
+
     async def carry_out(self, request: Request) -> Task:
         """A part of this task, to its end, whatever it is; refusals raise at once."""
         task = await self.run.submit(request)
@@ -89,6 +93,7 @@ async def try_canary(world: World, run: TaskRun, say: Say) -> Canary:
     stage = Stage(world, run, say)
     canary = canary.but(source=up[0], destination=up[1])
     if run.adopted:  # what the manager before us had begun
+        await _give_back(stage)
         await remove(stage, canary.vm)
     try:
         for step in STEPS:
@@ -140,17 +145,26 @@ async def _move(stage: Stage, canary: Canary) -> Canary:
 async def _drain(stage: Stage, canary: Canary) -> Canary:
     """Empty the host that it is on now, and let it take VMs again, whatever came of it."""
     host = str(canary.destination)
-    others = sorted(set(vms_on(stage.world.cache.snapshot, host)) - {canary.vm})
-    if others:
-        why = f"a drain was not tried: {', '.join(others[:3])} would have moved, too"
-        return canary.but(not_done=(*canary.not_done, why))
-    drain = DrainHost(name=host, reason="validation", max_blackout_ms=_BLACKOUT_MS)
+    snapshot = stage.world.cache.snapshot
+    others = sorted(set(vms_on(snapshot, host)) - {canary.vm})
+    why = f"{', '.join(others[:3])} would have moved, too" if others else ""
+    if mark := snapshot.marks.get(host):
+        why = f"{host} is {mark.state} already: {mark.reason}"
+    if why:
+        return canary.but(not_done=(*canary.not_done, f"a drain was not tried: {why}"))
+    drain = DrainHost(name=host, reason=stage.mark, max_blackout_ms=_BLACKOUT_MS)
     try:
         _, step = await stage.do(drain, f"draining {host}")
     finally:
-        with contextlib.suppress(GodwitError):  # it was never marked
-            await stage.carry_out(ReturnHost(name=host))
+        await _give_back(stage)
     return canary.but(steps=(*canary.steps, step))
+
+
+async def _give_back(stage: Stage) -> None:
+    """Let the hosts take VMs again that we have marked, and nobody else's."""
+    for host, mark in sorted(stage.world.cache.snapshot.marks.items()):
+        if mark.reason == stage.mark:
+            await _try(stage, ReturnHost(name=host))
 
 
 async def _elsewhere(_stage: Stage, canary: Canary) -> Canary:
