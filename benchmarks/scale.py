@@ -116,6 +116,8 @@ def mib(count: float) -> str:
 
 
 def ms(one: dict[str, Any]) -> str:
+    if not one["n"]:
+        return "-"
     return f"{1e3 * one['p50']:.1f} / {1e3 * one['p99']:.1f} ms"
 
 
@@ -168,6 +170,14 @@ def show(result: dict[str, Any]) -> None:
     for name, value in one.items():
         if "p50" in value:
             row(f"decision: {name}", lambda s, n=name: ms(s["decisions"][n]))
+    for index, value in enumerate(one["failover"]):
+        row(
+            f"failover, {value['lost']} hosts lost: {value['swaps']} VMs",
+            lambda s, i=index: (
+                f"{1e3 * s['decisions']['failover'][i]['listen_s']:.0f}"
+                f" + {1e3 * s['decisions']['failover'][i]['decide_s']:.0f} ms"
+            ),
+        )
     row(
         "decision: placement of every vm",
         lambda s: f"{s['decisions']['placement of every vm']['seconds_for_all']:.1f} s",

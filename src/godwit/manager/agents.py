@@ -64,11 +64,14 @@ class HttpAgents:
     def __init__(self, identity: Identity | None) -> None:
         self._identity = identity
         self._clients: dict[tuple[str, str], PeerClient] = {}
+        self._shared: ClientTls | None = None
 
     def _tls(self, host: HostInfo) -> ClientTls | None:
         if self._identity is None:
             return None
-        return ClientTls.for_daemon(self._identity, Expect(HOST, host.name))
+        if self._shared is None:
+            self._shared = ClientTls.for_daemon(self._identity, Expect(HOST))
+        return self._shared.towards(Expect(HOST, host.name))
 
     def _client(self, host: HostInfo) -> PeerClient:
         place = (host.name, host.agent_url)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import ssl
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,10 @@ class ClientTls:
         _load_chain(context, identity)
         _follow(context, identity)
         return cls(context=context, expect=expect, directory=identity.directory)
+
+    def towards(self, expect: Expect) -> ClientTls:
+        """The same for another peer. A context is some hundred kilobytes: one does for all."""
+        return replace(self, expect=expect)
 
     @classmethod
     def for_api(cls, ca: Path | None) -> ClientTls:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from manager_fakes import host_info
 
 from godwit.manager import capacity, index, rows, views
-from godwit.manager.agents import Agents
+from godwit.manager.agents import Agents, HttpAgents
 from godwit.manager.capacity import AT_ONCE, FreeMemory, unpromised
 from godwit.manager.metrics import Metrics
 from godwit.manager.rows import ALL, VmRows, choose_vms, fields_of, page_of
@@ -411,3 +411,11 @@ async def test_a_list_waits_for_nobody_for_long(monkeypatch: pytest.MonkeyPatch)
     assert set((await free.for_list(some)).values()) == {7}
     await free.stop()
     assert asked.now == 0
+
+
+async def test_all_hosts_are_reached_with_one_tls_context(identities: Any) -> None:
+    """A context is some hundred kilobytes; the peer's name is checked beside it."""
+    agents = HttpAgents(identities["m1"])
+    tls = [agents._tls(host_info(f"h{number}")) for number in range(5)]
+    assert len({id(one.context) for one in tls if one is not None}) == 1
+    assert [one.expect.name for one in tls if one and one.expect] == [f"h{n}" for n in range(5)]
