@@ -60,6 +60,8 @@ async def _one(desk: Desk, departures: Departures, arrivals: Arrivals, runtime: 
     if not runtime.pid:
         await end_unfinished(runtime)
         return
+    if runtime.unlocked:
+        desk.unlocked.add(runtime.vm)
     owner = await _owner(desk, runtime.vm)
     # One that the guard froze answers nobody; it goes on, or dies, soon after the store is back.
     await desk.guard.until_it_moves(runtime.vm, timeout=THAW_S)
@@ -194,6 +196,11 @@ async def _stale_records(desk: Desk) -> None:
                 desk.records, desk.clock, vm=name, migration=owner.migration.id, host=desk.host
             )
             continue
+        reason = "its QEMU was gone when the agent came back"
+        if spec is not None and spec.value.ha and owner.migration is None:
+            # It is to run: whoever leads the cluster reads that nothing does, and starts it.
+            await desk.event("vm.failed", name, f"{reason}; highly available", level="error")
+            continue
         reservation = []
         if owner.migration is not None:
             reservation = [delete(keys.host_reservation(owner.migration.destination, name))]
@@ -201,7 +208,6 @@ async def _stale_records(desk: Desk) -> None:
             await desk.records.cas(key, ownership.stopped(owner), found.revision, also=reservation)
         except CasFailed:
             continue
-        reason = "its QEMU was gone when the agent came back"
         await desk.publish_status(
             name,
             VmStatus(state=VmState.FAILED, host=desk.host, epoch=owner.epoch, reason=reason),

@@ -23,6 +23,7 @@ from godwit.agent.desk import Desk
 from godwit.agent.disk_moves import DiskMoves
 from godwit.agent.disks import Disks
 from godwit.agent.facts import load, memory_free
+from godwit.agent.failover import Failover, failover_routes
 from godwit.agent.files import Files
 from godwit.agent.ha import ha_routes
 from godwit.agent.images import Images
@@ -74,6 +75,7 @@ class Rooms:
     checkpoints: Checkpoints
     seeds: Seeds
     upkeep: Upkeep
+    failover: Failover
 
 
 def build(rooms: Rooms) -> Starlette:
@@ -82,6 +84,7 @@ def build(rooms: Rooms) -> Starlette:
         *_host_routes(rooms),
         *_vm_routes(rooms),
         *epoch_routes(rooms.desk),
+        *failover_routes(rooms.failover),
         *_disk_routes(rooms.disks),
         *_disk_move_routes(rooms.disk_moves),
         *_image_routes(rooms.images),

@@ -67,7 +67,7 @@ def broker_place(desk: Desk, vm: str) -> DaemonPlace:
         binary=Binary.named(PROGRAM, user=qemu.user),
         cgroup=f"{desk.config.cgroup.root}/{vm}-broker",
         boot_id=desk.equipment.info.boot_id,
-        locking=qemu.image_locks,
+        locking=desk.locks(vm),
     )
 
 

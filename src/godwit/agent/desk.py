@@ -94,6 +94,8 @@ class Desk:
         self.moving: set[str] = set()
         self.changing: set[str] = set()  # their disks come, go or grow: no move may begin
         self.copying: set[str] = set()  # one of their disks is on its way to another image
+        self.unlocked: set[str] = set()  # taken over from a host whose locks may still be there
+        self.settling: dict[str, int] = {}  # ended, at this epoch, and the record does not say so
         self.along = asyncio.Lock()  # images of disks that come along are made, or deleted
         self.standing: set[str] = set()  # held for a moment by us, not by anybody's wish
         self.on_exit: Callable[[Slot], Coroutine[Any, Any, None]] | None = None
@@ -117,6 +119,10 @@ class Desk:
             raise NotFound(f"{vm} does not run on {self.host}", hint=f"look: godwit vm show {vm}")
         return found
 
+    def locks(self, vm: str) -> bool:
+        """Whether the VM's images are locked here while they are open."""
+        return self.config.qemu.image_locks and vm not in self.unlocked
+
     def place(self, vm: Vm) -> Place:
         """Where on this host a VM's QEMU lives."""
         paths = self.config.paths
@@ -128,7 +134,7 @@ class Desk:
             features=self.equipment.qemu.features,
             cgroup=f"{self.config.cgroup.root}/{vm.name}",
             boot_id=self.equipment.info.boot_id,
-            locking=self.config.qemu.image_locks,
+            locking=self.locks(vm.name),
             broker=self.brokers.address(vm),
             served=self.catalog.served(vm.written),
             boot=self.catalog.boot(vm),
@@ -199,6 +205,7 @@ class Desk:
     async def take(self, slot: Slot) -> None:
         """The VM runs here no more and its QEMU is dead: forget it and what it left."""
         self.slots.pop(slot.vm.name, None)
+        self.unlocked.discard(slot.vm.name)
         self.stalls.forget(slot.vm.name)
         current = asyncio.current_task()
         for task in slot.tasks - ({current} if current is not None else set()):

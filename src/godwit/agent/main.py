@@ -21,6 +21,7 @@ from godwit.agent.desk import Desk
 from godwit.agent.disk_moves import DiskMoves
 from godwit.agent.disks import Disks
 from godwit.agent.facts import survey
+from godwit.agent.failover import Failover
 from godwit.agent.files import Files
 from godwit.agent.guardlink import GuardLink
 from godwit.agent.holds import LabHolds
@@ -105,6 +106,7 @@ async def run(config: AgentConfig) -> None:
         checkpoints=Checkpoints(desk, power, files),
         seeds=Seeds(desk),
         upkeep=Upkeep(config),
+        failover=Failover(power, arrivals),
     )
     app = build(rooms)
     tls = ServerTls(identity, roles={HOST, MANAGER})

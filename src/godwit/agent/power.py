@@ -7,7 +7,6 @@ epoch durably, then ``cont``. What fails on the way is undone and the record say
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from godwit.agent.facts import memory_free, usable_by
 from godwit.agent.files import asked, images
 from godwit.agent.firmware import powered_on
 from godwit.agent.guest_agents import set_clock_soon
+from godwit.agent.power_button import press
 from godwit.agent.volumes import volumes_of
 from godwit.migration import quick
 from godwit.migration.stream import ENDED, wait_status
@@ -35,8 +35,6 @@ from godwit.store.api import Compare, mod_is
 from godwit.store.records import CasFailed, Versioned
 
 SAVE_S = 600.0
-PRESS_AGAIN_S = 5.0
-RESTARTS_PER_HOUR = 3
 
 
 class Power:
@@ -55,7 +53,7 @@ class Power:
         ``no_clones_at``: a store revision at which no linked clone stood on the VM's images.
         """
         async with self.desk.lock(name):
-            spec, found = await self._records(name)
+            spec, found = await self.read(name)
             vm, owner = spec.value, found.value
             if restore and owner.state is not OwnerState.SAVED:
                 raise Refused(f"{name} has no saved state", hint=f"godwit vm start {name}")
@@ -74,17 +72,16 @@ class Power:
             # Whoever changes the definition of a VM that does not run compares the ownership and
             # leaves it as it is; so this compares the definition, or an older one could start.
             unchanged = mod_is(keys.vm_spec(name), spec.revision)
-            revision = await self._write(name, after, found.revision, compare=[unchanged])
+            revision = await self.write(name, after, found.revision, compare=[unchanged])
             image = owner.saved if restore else None
             try:
-                await self._power_on(vm, after, image)
+                unlocked = await self._switch_on(vm, after, image)
             except BaseException:
                 back = after.but(state=owner.state if restore else OwnerState.STOPPED)
                 await asyncio.shield(self._give_up(name, back, revision))
                 raise
-            await self._write(
-                name, ownership.running(after, paused=bool(image and image.paused)), revision
-            )
+            runs = ownership.running(after, paused=bool(image and image.paused))
+            await self.write(name, runs.but(unlock=unlocked), revision)
             if owner.saved is not None:
                 await self._forget(owner.saved.path)
             if restore:
@@ -102,7 +99,7 @@ class Power:
             slot.ending = True
             try:
                 if not force:
-                    await self._shut_down(slot, timeout_s)
+                    await press(slot.machine, slot.vm.name, timeout_s)
             except BaseException:
                 slot.ending = False
                 raise
@@ -137,7 +134,7 @@ class Power:
                     paused=found.value.paused,
                 )
                 after = ownership.saved(found.value, image)
-                await self._write(name, after, found.revision)
+                await self.write(name, after, found.revision)
             except BaseException:
                 slot.ending = False
                 if not found.value.paused and not slot.machine.exited.is_set():
@@ -166,19 +163,25 @@ class Power:
             died = slot.machine.exited.is_set()
             if not died:
                 await slot.machine.quit()
-            await self.desk.take(slot)
-            if not await self._note_end(name, slot.machine.epoch):
-                return
+            self.desk.settling[name] = slot.machine.epoch
+            try:
+                await self.desk.take(slot)
+                if not await self._note_end(name, slot.machine.epoch):
+                    return
+            finally:
+                del self.desk.settling[name]
             reason = (
                 f"QEMU died (status {slot.machine.exit_status})"
                 if died
                 else "the guest shut itself down"
             )
             state = VmState.FAILED if died else VmState.STOPPED
-            await self.desk.publish_status(name, self._gone(slot, state, reason))
+            again = died and slot.vm.ha and self._may_restart(slot.vm)
+            told = self._gone(slot, state, reason).but(by_guest=not died, restarting=again)
+            await self.desk.publish_status(name, told)
             level = "error" if died else "info"
             await self.desk.event("vm.failed" if died else "vm.stopped", name, reason, level=level)
-        if died and slot.vm.ha and self._may_restart(name):
+        if again:
             await self.desk.event("vm.restart", name, "highly available: starting it again")
             await self.start(name)
 
@@ -192,18 +195,52 @@ class Power:
             if found is None or not self._ours(found.value, epoch):
                 return False
             try:
-                await self._write(name, ownership.stopped(found.value), found.revision)
+                await self.write(name, ownership.stopped(found.value), found.revision)
             except Conflict:
                 continue  # somebody else got on: what they wrote is read anew
             return True
 
-    def _may_restart(self, name: str) -> bool:
+    def _may_restart(self, vm: Vm) -> bool:
         now = self.desk.clock.monotonic()
-        recent = [at for at in self._restarts.get(name, []) if now - at < 3600]
-        self._restarts[name] = [*recent, now]
-        return len(recent) < RESTARTS_PER_HOUR
+        recent = [at for at in self._restarts.get(vm.name, []) if now - at < 3600]
+        self._restarts[vm.name] = [*recent, now]
+        return len(recent) < vm.rules.restarts
 
     # Steps.
+
+    async def boot(self, vm: Vm, owner: Owner) -> None:
+        """Start the VM from its disks at the epoch of a record that names this host.
+
+        The VM's lock is held. After any failure nothing of it runs here.
+        """
+        await self._check(vm)
+        await self._check_images(vm)
+        vm = await powered_on(self.desk, vm)
+        if owner.unlock:
+            await self._without_locks(vm, owner, None)
+        else:
+            await self._power_on(vm, owner, None)
+
+    async def _switch_on(self, vm: Vm, owner: Owner, image: SavedState | None) -> bool:
+        """Start it; where a lost host's locks may be left, without locks if need be: whether so."""
+        try:
+            await self._power_on(vm, owner, image)
+        except OperationFailed:
+            if not owner.unlock:
+                raise
+            await self._without_locks(vm, owner, image)
+            return True
+        return False
+
+    async def _without_locks(self, vm: Vm, owner: Owner, image: SavedState | None) -> None:
+        unlocked = self.desk.unlocked
+        unlocked.add(vm.name)
+        try:
+            await self._power_on(vm, owner, image)
+        except BaseException:
+            unlocked.discard(vm.name)
+            raise
+        self.desk.slot(vm.name).machine.amend(unlocked=True)
 
     async def _power_on(self, vm: Vm, owner: Owner, image: SavedState | None) -> None:
         desk = self.desk
@@ -245,25 +282,10 @@ class Power:
             raise
         await desk.put(vm, machine, gate, paused=paused)
 
-    async def _shut_down(self, slot: Slot, timeout_s: float) -> None:
-        machine, left = slot.machine, timeout_s
-        with machine.monitor.events("SHUTDOWN") as events:
-            while left > 0:
-                # A guest that is still booting does not hear the button: press it again.
-                await machine.powerdown()
-                with contextlib.suppress(TimeoutError):
-                    await events.wait(timeout=min(left, PRESS_AGAIN_S))
-                    return
-                left -= PRESS_AGAIN_S
-        raise OperationFailed(
-            f"the guest of {slot.vm.name} did not shut down within {timeout_s:g} s",
-            hint=f"cut its power: godwit vm stop {slot.vm.name} --force",
-        )
-
     async def _end(self, slot: Slot, found: Versioned[Owner], reason: str) -> None:
         await slot.machine.quit()
         await self.desk.take(slot)
-        await self._write(slot.vm.name, ownership.stopped(found.value), found.revision)
+        await self.write(slot.vm.name, ownership.stopped(found.value), found.revision)
         status = self._gone(slot, VmState.STOPPED, reason)
         await self.desk.publish_status(slot.vm.name, status)
         await self.desk.event("vm.stopped", slot.vm.name, f"{reason} on {self.desk.host}")
@@ -273,7 +295,7 @@ class Power:
             slot = self.desk.slot(name)
             found = await self.mine(slot)
             # What the user wants is recorded first: it must travel along with a move.
-            await self._write(name, found.value.but(paused=paused), found.revision)
+            await self.write(name, found.value.but(paused=paused), found.revision)
             if paused:
                 await slot.machine.stop()
                 slot.state = VmState.PAUSED
@@ -366,7 +388,8 @@ class Power:
         check_whole(vms.get(vm.name, vm))
         refuse_if_cloned(vm, vms.values(), "start")
 
-    async def _records(self, name: str) -> tuple[Versioned[Vm], Versioned[Owner]]:
+    async def read(self, name: str) -> tuple[Versioned[Vm], Versioned[Owner]]:
+        """The VM's definition and ownership; NotFound when there is none."""
         spec, found = await asyncio.gather(
             self.desk.records.vm(name), self.desk.records.owner(name)
         )
@@ -389,9 +412,10 @@ class Power:
             )
         return found
 
-    async def _write(
+    async def write(
         self, name: str, owner: Owner, revision: int, *, compare: Sequence[Compare] = ()
     ) -> int:
+        """Replace the ownership record of this revision; Conflict when it has another by now."""
         try:
             return await self.desk.records.cas(
                 keys.vm_owner(name), owner, revision, compare=compare
@@ -403,7 +427,7 @@ class Power:
 
     async def _give_up(self, name: str, owner: Owner, revision: int) -> None:
         try:
-            await self._write(name, owner, revision)
+            await self.write(name, owner, revision)
         except GodwitError:
             return  # whoever changed it knows better
         state = VmState.SAVED if owner.state is OwnerState.SAVED else VmState.STOPPED

@@ -43,6 +43,11 @@ def vm_status(name: str) -> str:
     return f"{VMS}{name}/status"
 
 
+def vm_restarts(name: str) -> str:
+    """When failovers started the VM lately (``Restarts``)."""
+    return f"{VMS}{name}/restarts"
+
+
 def host_info(name: str) -> str:
     """Facts and addresses the agent published (``HostInfo``)."""
     return f"{HOSTS}{name}/info"

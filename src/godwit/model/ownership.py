@@ -4,6 +4,7 @@
                                                  running --save--> saved --restore--> starting
     running --intent--> running + migration --commit--> ... --swap--> running on D, epoch + 1
                               '--rollback--> running on S, same epoch, migration gone
+    starting, running --(proven to run nowhere)--> starting on any host, epoch + 1
 
 A QEMU may have running vCPUs only on ``host`` at ``epoch``. Every function here is pure: it takes
 the record as read and returns the record to write, or raises ``Refused``/``Conflict`` when the
@@ -57,7 +58,12 @@ class SavedState(Record):
 
 
 class Owner(Record):
-    """The ownership record: host, epoch (the VM's fencing token), intent and running move."""
+    """The ownership record: host, epoch (the VM's fencing token), intent and running move.
+
+    ``unlock``: a host that was lost may still hold locks of its images: one that is cut off and has
+    it frozen, or an NFS client that is gone. It may be started without locks, until once it could
+    be started with them.
+    """
 
     host: Name | None = None
     epoch: int = 0
@@ -65,6 +71,20 @@ class Owner(Record):
     paused: bool = False  # the run state the user wants, which travels along
     migration: MoveIntent | None = None
     saved: SavedState | None = None
+    unlock: bool = False
+
+
+class Restarts(Record):
+    """When failovers started the VM lately: seconds since 1970, oldest first.
+
+    Beside the ownership record, so that a limit an hour holds whoever leads.
+    """
+
+    times: tuple[float, ...] = ()
+
+    def with_one(self, at: float, *, kept_s: float = 3600.0) -> Restarts:
+        """One more; those that no limit asks about any more are dropped."""
+        return Restarts(times=(*(one for one in self.times if at - one < kept_s), at))
 
 
 def _idle(owner: Owner, verb: str) -> None:
@@ -82,7 +102,13 @@ def power_on(owner: Owner, *, host: str) -> Owner:
         raise Conflict(
             f"the VM already runs on {owner.host}", hint="look with: godwit vm show NAME"
         )
-    return Owner(host=host, epoch=owner.epoch + 1, state=OwnerState.STARTING, saved=owner.saved)
+    return Owner(
+        host=host,
+        epoch=owner.epoch + 1,
+        state=OwnerState.STARTING,
+        saved=owner.saved,
+        unlock=owner.unlock,
+    )
 
 
 def running(owner: Owner, *, paused: bool = False) -> Owner:
@@ -165,7 +191,7 @@ def gift_back(owner: Owner, migration_id: str) -> Owner:
     return owner.but(host=intent.source, epoch=owner.epoch + 1, migration=None)
 
 
-def fail_over(owner: Owner, *, host: str) -> Owner:
+def fail_over(owner: Owner, *, host: str, unlock: bool = False) -> Owner:
     """Take the VM for ``host`` to start it from its disks; ``host`` may be the owner it had.
 
     Only for who holds a proof that the epoch of the record runs nowhere and will not run again
@@ -174,4 +200,5 @@ def fail_over(owner: Owner, *, host: str) -> Owner:
     """
     if owner.state not in (OwnerState.STARTING, OwnerState.RUNNING):
         raise Refused(f"the VM is {owner.state.value}: there is nothing to restart", hint="")
-    return Owner(host=host, epoch=owner.epoch + 1, state=OwnerState.STARTING)
+    unlock = unlock or owner.unlock
+    return Owner(host=host, epoch=owner.epoch + 1, state=OwnerState.STARTING, unlock=unlock)

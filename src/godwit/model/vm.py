@@ -189,7 +189,11 @@ class Vm(Record):
 
 
 class VmStatus(Record):
-    """What the owner's agent last saw of the running VM; a hint for lists, never for decisions."""
+    """What the owner's agent last saw of the running VM; a hint for lists, never for decisions.
+
+    Of one that stands still it tells why: ``by_guest``: its guest shut it down. ``restarting``: its
+    QEMU died, and its host is about to start it again by itself.
+    """
 
     state: VmState
     host: Name | None
@@ -197,6 +201,8 @@ class VmStatus(Record):
     reason: str = ""
     since: float = 0.0
     migration: str | None = None
+    by_guest: bool = False
+    restarting: bool = False
 
 
 class VmView(Record):

@@ -31,6 +31,8 @@ Role = Literal["started", "incoming"]
 class Runtime(Record):
     """A QEMU on this host. ``role`` is how it came up: cold, or waiting for a move's stream.
 
+    ``unlocked``: its images are open without locks, for those of a lost host may still be there.
+
     ``start_time`` (clock ticks since boot) makes the pid unmistakable; ``taps`` maps card to tap.
     """
 
@@ -49,6 +51,7 @@ class Runtime(Record):
     uuid: str = ""
     argv: tuple[str, ...] = ()
     created_at: float = 0.0
+    unlocked: bool = False
 
     @property
     def process(self) -> Process:

@@ -10,7 +10,7 @@ import pytest
 
 from godwit.agent.power import Power
 from godwit.model import keys, ownership
-from godwit.model.errors import Conflict
+from godwit.model.errors import Conflict, OperationFailed
 from godwit.model.ownership import Owner, OwnerState
 from godwit.model.vm import Pins, Vm
 from godwit.store.memory import MemoryStore
@@ -57,10 +57,14 @@ class World:
     async def _power_on(self, vm: Vm, _owner: Owner, _image: Any) -> None:
         self.started.append(vm)
 
-    async def state(self) -> tuple[OwnerState, int]:
+    async def owner(self) -> Owner:
         found = await self.records.owner("web")
         assert found is not None
-        return found.value.state, found.value.epoch
+        return found.value
+
+    async def state(self) -> tuple[OwnerState, int]:
+        owner = await self.owner()
+        return owner.state, owner.epoch
 
 
 @pytest.fixture
@@ -105,3 +109,32 @@ async def test_clones_are_looked_for_among_all_vms_only_without_word_of_them(
     await world.records.update(keys.vm_owner("web"), Owner, ownership.stopped)
     await world.power.start("web")
     assert looked == ["web", "web"]
+
+
+async def test_locks_that_a_lost_host_may_hold_are_tried_first_and_then_done_without(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = [True]
+
+    async def power_on(_vm: Vm, owner: Owner, _image: Any) -> None:
+        if locked[0] and not world.desk.unlocked:
+            raise OperationFailed("it is locked", hint="")
+        machine = SimpleNamespace(epoch=owner.epoch, amend=lambda **_: None)
+        world.desk.slots["web"] = SimpleNamespace(machine=machine)
+
+    monkeypatch.setattr(world.power, "_power_on", power_on)
+    world.desk.unlocked = set()
+    world.desk.slot = lambda name: world.desk.slots[name]
+    with pytest.raises(OperationFailed):
+        await world.power.start("web")
+    await world.records.update(keys.vm_owner("web"), Owner, lambda o: o.but(unlock=True))
+    await world.power.start("web")
+    assert (world.desk.unlocked, (await world.owner()).unlock) == ({"web"}, True)
+    world.desk.slots.clear()
+    world.desk.unlocked.clear()
+    locked[0] = False
+    await world.records.update(
+        keys.vm_owner("web"), Owner, lambda o: o.but(state=OwnerState.STOPPED)
+    )
+    await world.power.start("web")
+    assert (world.desk.unlocked, (await world.owner()).unlock) == (set(), False)
