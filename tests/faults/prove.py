@@ -34,6 +34,7 @@ from tests.faults.kit import (
     drains,
     etcd_members,
     everyday,
+    failover,
     formats,
     full,
     growth,
@@ -76,6 +77,7 @@ REDIRECTS = 3
 CUTS, HANGS = 12, 5
 ROUNDS = 5
 POWER_LOSSES = 7
+FAILOVER_HOSTS, LOSSES = 4, 20
 DRAIN_HOSTS, DRAIN_VMS = 4, 12
 FEW_CELLS = (*handover.sample(1), *handover.sample(2))
 DIRECT_CELLS = tuple(c for n in (1, 2, 3) for c in handover.sample(n, brokers=False))
@@ -238,6 +240,23 @@ def _redirect() -> Section:
     return section
 
 
+def _failover(
+    loss: failover.Loss, rounds: int, *, store_leader: int = 0, manager_leader: int = 0
+) -> Section:
+    """Hosts are lost, also those of the store's leader and of the leading manager."""
+    outer = Section("lab")
+    with _lab(outer, hosts=FAILOVER_HOSTS, store="etcd", managers=3) as cluster:
+        section = failover.run(
+            cluster,
+            loss=loss,
+            rounds=rounds,
+            store_leader=store_leader,
+            manager_leader=manager_leader,
+        )
+    section.criteria += outer.criteria
+    return section
+
+
 def _etcd() -> Section:
     """Members of a real three-member store go: under 20 VMs, and with their hosts' power."""
     section = Section("etcd")
@@ -336,6 +355,8 @@ _B: dict[str, Work] = {
 }
 _C: dict[str, Work] = {
     "deadline": lambda: _on_lab(lambda c: deadline.run(c, cuts=CUTS, hangs=HANGS)),
+    "failover-power": lambda: _failover("power", LOSSES, store_leader=7, manager_leader=5),
+    "failover-management": lambda: _failover("management", LOSSES),
     "etcd": _etcd,
     "store-rates": _store_rates,
     "drain": _drain,

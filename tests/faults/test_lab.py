@@ -21,6 +21,7 @@ from .kit import (
     drains,
     etcd_members,
     everyday,
+    failover,
     formats,
     full,
     handover,
@@ -219,15 +220,16 @@ def test_a_guest_that_outruns_the_link_is_refused_and_unharmed() -> None:
 
 
 @pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd-server is not installed")
-def test_members_of_the_store_go_and_come_back_under_a_vm() -> None:
-    """Also managers on hosts, and the power of the host whose member leads."""
+def test_members_of_the_store_go_and_hosts_are_lost() -> None:
+    """Also managers on hosts. Then a host loses its power, another its management network."""
     with own_lab("etcd", hosts=3, store="etcd", managers=2) as lab:
         vm = etcd_members.run(
             lab, vms=1, writing=1, moving=0, quorum_s=4.0, parts=("quorum", "manager")
         )
-        power = etcd_members.run(lab, vms=0, parts=("power",))
+        lost = [failover.run(lab, loss=loss) for loss in ("power", "management")]
     passed(vm)
-    passed(power)
+    for section in lost:
+        passed(section)
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from godwit.manager.snapshot import Snapshot
 from godwit.model import keys
 from godwit.model.base import Record
 from godwit.model.errors import Unavailable
+from godwit.model.membership import Renewal
 from godwit.store.api import KeyValue, Store, Watch, WatchEvent, WatchKind
 from godwit.store.errors import Compacted, StoreError
 
@@ -41,6 +42,7 @@ Value = Record | bytes
 _KEPT: Final = (
     *("vms", "owners", "statuses", "hosts", "powers", "marks", "validated"),
     *("networks", "volumes", "volume_states", "migrations", "tasks"),
+    *("confirmed_down", "restarts"),
 )
 _ALIVE: Final = ("leases", "agents", "members")
 
@@ -55,6 +57,14 @@ class Change:
     old: Value | None
     new: Value | None
     first: bool = False
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """A host's last renewal and the revision of the store at which it came."""
+
+    revision: int
+    renewal: Renewal
 
 
 # Revision, key and place of a change, and the new value (None = deleted).
@@ -76,6 +86,8 @@ class Cache:
         self._resync_s = resync_s
         self._page = page
         self._values: dict[str, tuple[int, Place, Value]] = {}
+        self._owned: dict[str, int] = {}  # VM -> when its ownership changed last
+        self.renewals: dict[str, Renewed] = {}  # host -> its last; they come all the time
         self._rooms: dict[str, dict[str, Value]] = {}  # kind -> name -> value, without the events
         self._copies: dict[str, Any] = {}  # those of them that a snapshot has and that still hold
         self._snapshot = Snapshot()
@@ -242,15 +254,26 @@ class Cache:
             self._values[key] = (revision, place, b"")
         else:
             self._values[key] = (revision, place, new)
-        if place.room != "events":
+        if place.room == "renewals":
+            self._renewed(revision, place.name, new)
+        elif place.room != "events":
             room = self._rooms.setdefault(place.room, {})
             if new is None:
                 room.pop(place.name, None)
             else:
                 room[place.name] = new
             self._copies.pop(place.room, None)
+            if place.room == "owners":
+                self._owned[place.name] = revision
             self._stale = True
         return Change(revision, key, place, before[2] if before else None, new, first)
+
+    def _renewed(self, revision: int, host: str, new: Value | None) -> None:
+        """Kept apart: a snapshot is not made anew for one, and nobody is woken."""
+        if isinstance(new, Renewal):
+            self.renewals[host] = Renewed(revision, new)
+        else:
+            self.renewals.pop(host, None)
 
     def _publish(self, changes: list[Change]) -> None:
         start = 0
@@ -266,6 +289,7 @@ class Cache:
     def _build(self) -> Snapshot:
         """A snapshot of now; kinds of records without a change are the very same as before."""
         kept = {room: self._copy(room, dict) for room in _KEPT}
+        kept["owner_revisions"] = dict(self._owned)
         alive = {room: self._copy(room, frozenset) for room in _ALIVE}
         settings = self._rooms.get("settings", {}).get("cluster")
         if settings is not None:

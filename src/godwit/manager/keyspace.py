@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from godwit.model import keys
 from godwit.model.base import Record
 from godwit.model.event import Event
-from godwit.model.host import HostInfo
+from godwit.model.host import ConfirmedDown, HostInfo
 from godwit.model.marks import HostMark
+from godwit.model.membership import Renewal
 from godwit.model.migration import Migration
 from godwit.model.network import Network
-from godwit.model.ownership import Owner
+from godwit.model.ownership import Owner, Restarts
 from godwit.model.power import PowerConfig
 from godwit.model.settings import ClusterSettings
 from godwit.model.task import Task
@@ -37,6 +38,7 @@ _NESTED: dict[str, dict[str, tuple[str, type[Record] | None]]] = {
         "spec": ("vms", Vm),
         "owner": ("owners", Owner),
         "status": ("statuses", VmStatus),
+        "restarts": ("restarts", Restarts),
     },
     keys.HOSTS: {
         "info": ("hosts", HostInfo),
@@ -45,6 +47,8 @@ _NESTED: dict[str, dict[str, tuple[str, type[Record] | None]]] = {
         "power": ("powers", PowerConfig),
         "mark": ("marks", HostMark),
         "validated": ("validated", HostValidated),
+        "renewal": ("renewals", Renewal),
+        "confirmed-down": ("confirmed_down", ConfirmedDown),
     },
 }
 # Names of two parts: "VOLUME/HOST".

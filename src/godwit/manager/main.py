@@ -23,6 +23,11 @@ from godwit.manager.api.app import Rooms, make_app
 from godwit.manager.authority import Authority
 from godwit.manager.cache import Cache
 from godwit.manager.config import ManagerConfig
+from godwit.manager.failover.acting import Actor
+from godwit.manager.failover.controller import Failover
+from godwit.manager.failover.reading import Known, Reader, uncuttable
+from godwit.manager.failover.standing import StoreStanding
+from godwit.manager.failover.switch import PowerSwitch
 from godwit.manager.feed import Feed
 from godwit.manager.issuing import Issuer
 from godwit.manager.leadership import Leadership
@@ -65,8 +70,24 @@ class Manager:
         self.feed = Feed(now=world.clock.realtime)
         self.metrics = Metrics()
         self.leadership = Leadership(world, self.tasks)
+        actor = Actor(world, proof=self.leadership.proof, switch=PowerSwitch(world))
+        standing = StoreStanding(
+            world.records.store, world.clock, hosts=lambda: world.cache.snapshot.hosts
+        )
+        known = Known(attempts=actor.attempts, refused=actor.refused, uncuttable=uncuttable)
+        self.failover = Failover(
+            world,
+            Reader(world, standing, known),
+            actor,
+            leads=lambda: self.leadership.leads,
+        )
         # The feed first: who waits for a revision finds its events there.
-        for listener in (self.feed.take, self.metrics.take, self.leadership.take):
+        for listener in (
+            self.feed.take,
+            self.metrics.take,
+            self.leadership.take,
+            self.failover.take,
+        ):
             cache.listen(listener)
         self.app = make_app(
             Rooms(
@@ -87,6 +108,7 @@ class Manager:
         """Follow the store and take part in the election."""
         self._spawn("cache", self._once_whole(self.world.cache.run))
         self._spawn("leadership", self.leadership.run())
+        self._spawn("failover", self._once_whole(self.failover.run))
         self._settling = asyncio.create_task(self._settle(), name="settle")
         if self.world.authority is not None:
             self._spawn("authority", self._once_whole(self.world.authority.run))

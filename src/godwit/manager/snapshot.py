@@ -8,11 +8,11 @@ from functools import cached_property
 
 from godwit.manager import index
 from godwit.model.clones import all_clones
-from godwit.model.host import HostInfo
+from godwit.model.host import ConfirmedDown, HostInfo
 from godwit.model.marks import HostMark
 from godwit.model.migration import Migration
 from godwit.model.network import Network
-from godwit.model.ownership import Owner
+from godwit.model.ownership import Owner, Restarts
 from godwit.model.power import PowerConfig
 from godwit.model.settings import ClusterSettings
 from godwit.model.task import Task
@@ -26,6 +26,8 @@ class Snapshot:
     """All records as of ``revision``; ``leases``, ``agents`` and ``members`` are those alive.
 
     What is found by looking at many records is looked for once, see `godwit.manager.index`.
+    ``owner_revisions``: the store's revision at which an ownership changed last, for who compares
+    it in a transaction. What guards renew all the time is no part of it (`Cache.renewals`).
     """
 
     revision: int = 0
@@ -45,6 +47,9 @@ class Snapshot:
     migrations: Mapping[str, Migration] = field(default_factory=dict)
     tasks: Mapping[str, Task] = field(default_factory=dict)
     members: frozenset[str] = frozenset()
+    confirmed_down: Mapping[str, ConfirmedDown] = field(default_factory=dict)
+    restarts: Mapping[str, Restarts] = field(default_factory=dict)
+    owner_revisions: Mapping[str, int] = field(default_factory=dict)
 
     def owner(self, vm: str) -> Owner:
         """The ownership record, or that of a VM that never ran."""

@@ -120,6 +120,10 @@ class Cluster:
         """The lab as it is now."""
         return self._lab
 
+    def refresh(self) -> None:
+        """Look again what nodes there are: one was switched off or on."""
+        self._lab = self._lab.reload()
+
     @property
     def hosts(self) -> tuple[str, ...]:
         """host1, host2, ..."""

@@ -278,7 +278,7 @@ def _quorum(cluster: Cluster, seen: Outside, lasts_s: float) -> dict[str, Any]:
     }
 
 
-def _leading_manager(cluster: Cluster) -> str:
+def leading_manager(cluster: Cluster) -> str:
     """Who leads, by the record; empty when nobody does."""
     found = cluster.store(lambda records: records.store.get(keys.LEADER))
     return found.value.decode().partition("/")[0] if found else ""
@@ -286,12 +286,12 @@ def _leading_manager(cluster: Cluster) -> str:
 
 def _manager(cluster: Cluster, seen: Outside, _: float) -> dict[str, Any]:
     until = time.monotonic() + AGREE_S
-    while not (node := _leading_manager(cluster)):
+    while not (node := leading_manager(cluster)):
         assert time.monotonic() < until, "no manager leads"
         time.sleep(_TICK_S)
     since = time.monotonic()
     fault.kill_process(cluster.lab, node, "manager", hold=True)
-    while (now := _leading_manager(cluster)) in ("", node):
+    while (now := leading_manager(cluster)) in ("", node):
         assert time.monotonic() < since + AGREE_S, "no other manager leads"
         time.sleep(_TICK_S)
     spent = time.monotonic() - since

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from godwit.manager.failover.admission import check_ha
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import host_state
 from godwit.manager.work.admit import check_action, check_unused
@@ -46,6 +47,7 @@ async def create_vm(world: World, run: TaskRun, request: CreateVm) -> Done:
         pins = world.pin(list(snapshot.hosts.values()))
         boot = await _boot_of(world, request)
         vm = define_vm(snapshot, request, pins=pins, boot=boot, now=world.clock.realtime())
+        check_ha(snapshot, world.cache.renewals, vm)
         await _claim(run, vm, Owner(host=request.host))
     try:
         if vm.written and run.adopted:
@@ -137,7 +139,12 @@ async def _unclaim(world: World, vm: Vm, *, images: bool) -> None:
         body, path = {"disks": _dump(vm.written), "whole": True}, f"/v1/vms/{vm.name}/delete-disks"
         with contextlib.suppress(GodwitError):
             await on_some_host(world, vm, "POST", path, body)
-    names = (keys.vm_spec(vm.name), keys.vm_owner(vm.name), keys.vm_status(vm.name))
+    names = (
+        keys.vm_spec(vm.name),
+        keys.vm_owner(vm.name),
+        keys.vm_status(vm.name),
+        keys.vm_restarts(vm.name),
+    )
     await world.records.store.txn([], [delete(name) for name in names])
 
 
@@ -238,7 +245,12 @@ async def delete_vm(world: World, run: TaskRun, request: DeleteVm) -> Done:
         refuse_if_cloned(vm, await vms_since(world, since), "delete")
         saved = owner.saved.path if owner.saved else None
         owner_key = keys.vm_owner(name)
-        names = (keys.vm_spec(name), owner_key, keys.vm_status(name))
+        names = (
+            keys.vm_spec(name),
+            owner_key,
+            keys.vm_status(name),
+            keys.vm_restarts(name),
+        )
         await run.say(
             f"{name} is forgotten, its files are next",
             progress={"vm": vm.model_dump(mode="json"), "saved": saved},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from godwit.manager.failover.admission import check_ha
 from godwit.manager.work.lookup import known
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.work.vms import host_of
@@ -11,6 +12,7 @@ from godwit.model.errors import Conflict
 from godwit.model.ownership import Owner, OwnerState
 from godwit.model.requests import SetCluster, SetVm
 from godwit.model.settings import ClusterSettings
+from godwit.model.vm import Vm
 from godwit.store.api import absent, mod_is
 from godwit.store.records import CasFailed
 
@@ -29,10 +31,12 @@ async def set_vm(world: World, run: TaskRun, request: SetVm) -> Done:
         ha = spec.value.ha if request.ha is None else request.ha
         if ha != spec.value.ha:
             _check_still(name, owner)
+            cache, changed = world.cache, _applied(spec.value, request, ha=ha)
+            check_ha(cache.snapshot, cache.renewals, changed)
         if ha and not spec.value.ha and owner.state is OwnerState.RUNNING:
             await _tell(world, owner, name, ha=True)
             told = True
-        changed = spec.value.but(ha=ha, rules=request.applied(spec.value.rules))
+        changed = _applied(spec.value, request, ha=ha)
         key = keys.vm_owner(name)
         guard = mod_is(key, found.revision) if found else absent(key)
         try:
@@ -87,3 +91,7 @@ async def set_cluster(world: World, run: TaskRun, request: SetCluster) -> Done:
         "cluster.settings", "cluster/settings", message, at=world.clock.realtime()
     )
     return Done(f"from now on: {said}", dict(changes))
+
+
+def _applied(vm: Vm, request: SetVm, *, ha: bool) -> Vm:
+    return vm.but(ha=ha, rules=request.applied(vm.rules))

@@ -1,0 +1,289 @@
+"""Carries out what a decision asks for. Each step may fail: the next reading tells what came of it.
+
+A fence is remembered as an attempt for as long as its host is silent; a host that could not start a
+VM, for `REFUSED_S`, so that the VM does not go round between hosts of which none can. Both are this
+manager's own: a leader that comes after it asks again, and asking twice is harmless.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Protocol
+
+from godwit.cluster.facts import Attempt, Rung, Snapshot
+from godwit.cluster.steps import (
+    Fence,
+    Kill,
+    PowerOn,
+    Quarantine,
+    Restore,
+    Start,
+    Step,
+    Stopped,
+    Swap,
+)
+from godwit.manager.world import World
+from godwit.model import keys, ownership
+from godwit.model.errors import Conflict, GodwitError, OutcomeUnknown, Refused, Unavailable
+from godwit.model.host import HostInfo
+from godwit.model.marks import HostMark
+from godwit.model.ownership import Owner, Restarts
+from godwit.model.vm import VmState, VmStatus
+from godwit.store.api import Compare, Op, absent, exists, mod_is, put
+from godwit.store.errors import StoreError
+from godwit.store.records import CasFailed, encode
+
+START_S = 120.0
+KILL_S = 20.0
+REFUSED_S = 60.0
+_LOG = logging.getLogger("godwit.manager")
+
+Cut = Callable[[Fence], Awaitable[frozenset[str]]]
+
+
+class Switch(Protocol):
+    """What switches a host off for certain; the power devices."""
+
+    async def off(self, host: str) -> str:
+        """Switch it off and read the state back: the words of the proof. GodwitError otherwise."""
+        ...
+
+
+class Actor:
+    """The steps of one manager. ``proof``: what holds in the store while it leads."""
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        proof: Callable[[], Compare],
+        switch: Switch | None = None,
+        cut: Cut | None = None,
+    ) -> None:
+        self._world = world
+        self._proof = proof
+        self._switch = switch
+        self._cut = cut
+        self._attempts: dict[str, Attempt] = {}
+        self._refused: dict[tuple[str, str], tuple[float, str]] = {}
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Every fence that is under way or over."""
+        return tuple(self._attempts.values())
+
+    def refused(self, vm: str) -> dict[str, str]:
+        """Hosts that lately could not start the VM, with what they said."""
+        return {host: why for (name, host), (_, why) in self._refused.items() if name == vm}
+
+    def forget(self, snapshot: Snapshot) -> None:
+        """Drop what was about a silence that is over, and refusals that are old."""
+        for key, attempt in list(self._attempts.items()):
+            if attempt.outcome != "running" and attempt.heard != snapshot.identity(attempt.host):
+                del self._attempts[key]
+        now = self._world.clock.monotonic()
+        for pair, (at, _) in list(self._refused.items()):
+            if now - at > REFUSED_S:
+                del self._refused[pair]
+
+    async def act(self, step: Step) -> None:
+        """Carry one step out. GodwitError, StoreError or CasFailed: it did not happen, or who
+        knows; it is decided anew."""
+        match step:
+            case Fence():
+                await self._fence(step)
+            case Swap():
+                await self._swap(step)
+            case Start():
+                await self._start(step)
+            case PowerOn():
+                await self._power_on(step)
+            case Kill() if step.own:
+                await self._ask(step.host, step.vm, "end-own", KILL_S, revision=step.own)
+            case Kill():
+                await self._ask(step.host, step.vm, "end-stray", KILL_S, epoch=step.epoch)
+            case Restore():
+                self._forget_cuts(step)
+            case Stopped():
+                await self._stopped(step)
+            case Quarantine():
+                await self._quarantine(step)
+
+    # Fencing.
+
+    async def _fence(self, step: Fence) -> None:
+        attempt = Attempt(
+            host=step.host, rung=step.rung, vm=step.vm, heard=step.heard, outcome="running"
+        )
+        self._attempts[step.key] = attempt
+        where = f"host/{step.host}"
+        await self._tell("host.fencing", where, f"{step.host} is fenced by {step.rung.value}")
+        try:
+            disks, said = await self._carry_out(step)
+        except (GodwitError, StoreError, OSError) as error:
+            now = self._world.clock.monotonic()
+            self._attempts[step.key] = replace(
+                attempt, outcome="failed", ended_at=now, reason=str(error)
+            )
+            why = f"{step.host} could not be fenced by {step.rung.value}: {error}"
+            await self._tell("host.fence-failed", where, why, error=True)
+            return
+        except BaseException:
+            self._attempts.pop(step.key, None)
+            raise
+        self._attempts[step.key] = replace(
+            attempt, outcome="confirmed", ended_at=self._world.clock.monotonic(), disks=disks
+        )
+        await self._tell("host.fenced", where, f"{step.host} is fenced: {said}")
+
+    def _forget_cuts(self, step: Restore) -> None:
+        """Nothing cuts a host off its disks yet, so nothing is to be undone but what was tried."""
+        for key, attempt in list(self._attempts.items()):
+            if attempt.rung is Rung.STORAGE and (attempt.host, attempt.vm) == (step.host, step.vm):
+                del self._attempts[key]
+
+    async def _carry_out(self, step: Fence) -> tuple[frozenset[str], str]:
+        if step.rung is Rung.AGENT:
+            found = self._world.cache.snapshot.owner_revisions.get(step.vm, 0)
+            await self._ask(step.host, step.vm, "end-own", KILL_S, revision=found)
+            return frozenset(), f"its agent ended {step.vm}"
+        if step.rung is Rung.POWER and self._switch is not None:
+            return frozenset(), await self._switch.off(step.host)
+        if step.rung is Rung.STORAGE and self._cut is not None:
+            disks = await self._cut(step)
+            return disks, f"cut off from {', '.join(sorted(disks))} of {step.vm}"
+        raise Refused(f"nothing here can fence by {step.rung.value}", hint="see the ladder")
+
+    # The record.
+
+    async def _swap(self, step: Swap) -> None:
+        world = self._world
+        found = await world.records.owner(step.vm)
+        if found is None or found.revision != step.owner_revision:
+            raise CasFailed(step.vm)
+        owner = found.value
+        if step.adopt and owner.migration is not None:
+            after = ownership.swap(owner, owner.migration.id)
+        else:
+            after = ownership.fail_over(owner, host=step.to, unlock=step.unlock)
+        compare: list[Compare] = [exists(keys.host_lease(step.to)), self._proof()]
+        if step.renewal_revision is not None:
+            key = keys.host_renewal(step.source)
+            revision = step.renewal_revision
+            compare.append(mod_is(key, revision) if revision else absent(key))
+        also = []
+        if step.counts:
+            also = [await self._one_more(step.vm, compare)]
+        await world.records.cas(
+            keys.vm_owner(step.vm), after, found.revision, compare=compare, also=also
+        )
+        verb = "goes on" if step.adopt else "starts anew"
+        await self._tell(
+            "vm.failover",
+            f"vm/{step.vm}",
+            f"{step.vm} {verb} on {step.to} at epoch {after.epoch}: {step.proof}",
+            data={"from": step.source, "to": step.to, "epoch": after.epoch, "proof": step.proof},
+        )
+
+    async def _one_more(self, vm: str, compare: list[Compare]) -> Op:
+        """The write that counts one more restart; ``compare`` gains what it rests on."""
+        key, world = keys.vm_restarts(vm), self._world
+        found = await world.records.get(key, Restarts)
+        compare.append(mod_is(key, found.revision) if found else absent(key))
+        times = found.value if found else Restarts()
+        return put(key, encode(times.with_one(world.clock.realtime())))
+
+    async def _start(self, step: Start) -> None:
+        try:
+            await self._ask(step.host, step.vm, "take-over", START_S, epoch=step.epoch)
+        except (Conflict, Unavailable, OutcomeUnknown):
+            raise  # the record has moved on, or nobody can tell: that is no refusal
+        except GodwitError as error:
+            now = self._world.clock.monotonic()
+            self._refused[step.vm, step.host] = (now, error.message)
+            await self._tell(
+                "vm.start-failed",
+                f"vm/{step.vm}",
+                f"{step.host} could not start {step.vm}: {error.message}",
+                error=True,
+            )
+
+    async def _power_on(self, step: PowerOn) -> None:
+        """Through the record, like a failover: the agent then starts what the record gives it."""
+        world = self._world
+        found = await world.records.owner(step.vm)
+        if found is None or found.revision != step.owner_revision:
+            raise CasFailed(step.vm)
+        after = ownership.power_on(found.value, host=step.host)
+        compare: list[Compare] = [exists(keys.host_lease(step.host)), self._proof()]
+        also = [await self._one_more(step.vm, compare)]
+        await world.records.cas(
+            keys.vm_owner(step.vm), after, found.revision, compare=compare, also=also
+        )
+        message = f"{step.vm} is switched on at {step.host}: {step.why}"
+        await self._tell("vm.failover", f"vm/{step.vm}", message)
+
+    async def _stopped(self, step: Stopped) -> None:
+        world = self._world
+        found = await world.records.owner(step.vm)
+        if found is None or found.revision != step.owner_revision:
+            raise CasFailed(step.vm)
+        owner: Owner = found.value
+        await world.records.cas(
+            keys.vm_owner(step.vm),
+            ownership.stopped(owner),
+            found.revision,
+            compare=[self._proof()],
+        )
+        status = VmStatus(
+            state=VmState.FAILED,
+            host=owner.host,
+            epoch=owner.epoch,
+            reason=step.why,
+            since=world.clock.realtime(),
+        )
+        await world.records.write_status(step.vm, status)
+        await self._tell("vm.failed", f"vm/{step.vm}", step.why, error=True)
+
+    async def _quarantine(self, step: Quarantine) -> None:
+        world, key = self._world, keys.host_mark(step.host)
+        mark = HostMark(
+            state="quarantined", since=world.clock.realtime(), reason=step.why, by="the cluster"
+        )
+        won = await world.records.store.txn([absent(key), self._proof()], [put(key, encode(mark))])
+        if won.succeeded:
+            await self._tell("host.quarantined", f"host/{step.host}", step.why, error=True)
+
+    # Others.
+
+    async def _ask(self, host: str, vm: str, verb: str, deadline_s: float, **body: int) -> None:
+        info: HostInfo | None = self._world.cache.snapshot.hosts.get(host)
+        if info is None:
+            raise Refused(f"{host} is no host any more", hint="look: godwit host list")
+        await self._world.agents.call(
+            info, "POST", f"/v1/vms/{vm}/{verb}", body, deadline_s=deadline_s
+        )
+
+    async def _tell(
+        self,
+        kind: str,
+        subject: str,
+        message: str,
+        *,
+        error: bool = False,
+        data: dict[str, object] | None = None,
+    ) -> None:
+        """An event; a store that is away hears nothing, the log does."""
+        _LOG.warning("%s", message)
+        try:
+            await self._world.records.append_event(
+                kind,
+                subject,
+                message,
+                at=self._world.clock.realtime(),
+                level="error" if error else "warning",
+                data=data,
+            )
+        except StoreError as problem:
+            _LOG.info("not in the event log: %s", problem)

@@ -1,0 +1,169 @@
+"""The loops: listen to the store without a pause; and while this manager leads, decide and act.
+
+Every replica listens, so that whoever comes to lead has counted as long as the leader before. A
+count goes on only from a reading to one at most a second later (`Timings.gap_s`), so listening
+waits for nobody: neither for hosts that do not answer nor for steps, which run beside the loops,
+one of each key at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from godwit.cluster import Decision, Memory, Snapshot, decide, listen
+from godwit.cluster.coldstart import remember
+from godwit.cluster.failover import Placed
+from godwit.cluster.membership import Standing
+from godwit.cluster.placing import PlannerPlace
+from godwit.cluster.steps import Alarm, Note, Resume, Step, Unplaceable
+from godwit.manager.cache import Change
+from godwit.manager.failover.acting import Actor
+from godwit.manager.failover.reading import Reader
+from godwit.manager.failover.telling import Told, words
+from godwit.manager.rooms import rooms_of
+from godwit.manager.world import World
+from godwit.model.errors import GodwitError
+from godwit.model.vm import Vm
+from godwit.store.errors import StoreError
+from godwit.store.records import CasFailed
+
+LISTEN_S = 0.4
+LOOK_S = 0.5
+_LOG = logging.getLogger("godwit.manager")
+
+
+class _AsksForRoom(Exception):
+    """A decision wants to place something; nobody had asked the hosts for their memory."""
+
+
+class Failover:
+    """Run :meth:`run` in the background; `standings` is what it last thought of the hosts."""
+
+    def __init__(
+        self, world: World, reader: Reader, actor: Actor, *, leads: Callable[[], bool]
+    ) -> None:
+        self._world = world
+        self._reader = reader
+        self._actor = actor
+        self._leads = leads
+        self._memory = Memory()
+        self._told = Told()
+        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._wake = asyncio.Event()
+        self._said = ""
+        self.standings: Mapping[str, Standing] = {}
+
+    def take(self, changes: tuple[Change, ...]) -> None:
+        """The cache's listener: what a decision may rest on has changed."""
+        if any(change.place.room in ("leases", "agents", "owners", "marks") for change in changes):
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled; the steps that are under way are let go of."""
+        await self._world.cache.ready.wait()
+        try:
+            async with asyncio.TaskGroup() as loops:
+                loops.create_task(self._listen(), name="listening")
+                loops.create_task(self._decide_on(), name="deciding")
+        finally:
+            for task in self._under_way.values():
+                task.cancel()
+
+    async def _listen(self) -> None:
+        while True:
+            snapshot = await self._reader.listen()
+            self._memory = listen(self._memory, snapshot, self._world.clock.monotonic())
+            await self._world.clock.sleep(LISTEN_S)
+
+    async def _decide_on(self) -> None:
+        while True:
+            await self._cycle()
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def _cycle(self) -> None:
+        snapshot = await self._reader.read()
+        now = self._world.clock.monotonic()
+        if not self._memory.hosts.keys() >= snapshot.hosts.keys():
+            return  # nobody has listened yet
+        # What was heard meanwhile is newer than the records: then what is written compares, and
+        # fails.
+        self._memory = remember(self._memory, snapshot, now)
+        snapshot = replace(snapshot, heard=self._memory)
+        self._actor.forget(snapshot)
+        decision = await self._decide(snapshot, now)
+        self.standings = decision.hosts
+        self._reader.restless = restless(snapshot, decision)
+        if not self._leads():
+            return
+        if decision.sentence != self._said:
+            self._said = decision.sentence
+            _LOG.info("cluster: %s", decision.sentence)
+        for step in decision.steps:
+            self._begin(step)
+        await self._tell(decision, now)
+
+    async def _decide(self, snapshot: Snapshot, now: float) -> Decision:
+        """Decided anew, with the hosts' free memory, when something is to be placed."""
+
+        def unknown(
+            vm: Vm, taken: Mapping[str, str], exclude: Mapping[str, tuple[str, ...]]
+        ) -> Placed:
+            raise _AsksForRoom(vm.name)
+
+        try:
+            return decide(snapshot, now, place=unknown)
+        except _AsksForRoom:
+            records = self._world.cache.snapshot
+            free = await self._world.free.for_placement(records)
+            place = PlannerPlace(rooms_of(records, free), records.vms)
+            return decide(snapshot, now, place=place)
+
+    def _begin(self, step: Step) -> None:
+        if isinstance(step, Alarm | Note | Unplaceable | Resume) or step.key in self._under_way:
+            return
+        task = asyncio.create_task(self._carry_out(step), name=step.key)
+        self._under_way[step.key] = task
+        task.add_done_callback(lambda _: self._under_way.pop(step.key, None))
+
+    async def _carry_out(self, step: Step) -> None:
+        try:
+            await self._actor.act(step)
+        except (GodwitError, StoreError, CasFailed) as error:
+            _LOG.info("%s: not done: %s", step.key, error)
+        except Exception:
+            _LOG.exception("%s", step.key)
+        finally:
+            self._wake.set()
+
+    async def _tell(self, decision: Decision, now: float) -> None:
+        told = tuple(
+            step for step in decision.steps if isinstance(step, Alarm | Note | Unplaceable)
+        )
+        for step in self._told.news(told, now):
+            kind, subject, message = words(step)
+            try:
+                await self._world.records.append_event(
+                    kind,
+                    subject,
+                    message,
+                    at=self._world.clock.realtime(),
+                    level="error" if isinstance(step, Alarm) else "warning",
+                )
+            except StoreError as error:
+                _LOG.info("%s (not in the event log: %s)", message, error)
+
+
+def restless(snapshot: Snapshot, decision: Decision) -> bool:
+    """Whether the hosts are asked with the next reading: something is out of order."""
+    late = snapshot.timings.renew_s + 1.0
+    silent = any(snapshot.silence(name) > late for name in snapshot.hosts)
+    acts = any(not isinstance(step, Note | Alarm) for step in decision.steps)
+    return silent or acts or not snapshot.store.leader
