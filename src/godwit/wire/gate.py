@@ -156,11 +156,21 @@ def peer_of(scope: Any) -> PeerIdentity | None:
 
 
 class GatedHttp(H11Protocol):
-    """uvicorn's HTTP/1.1, with the gate of its listener and word when it is gone."""
+    """uvicorn's HTTP/1.1, with the gate of its listener and word when it is gone.
 
-    def __init__(self, *, gate: Gate, gone: Callable[[], None], **options: Any) -> None:
+    ``over``: whether the server has stopped; one whose handshake ends after that is not served.
+    """
+
+    def __init__(
+        self,
+        *,
+        gate: Gate,
+        gone: Callable[[], None],
+        over: Callable[[], bool] = lambda: False,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
-        self.gate, self._gone = gate, gone
+        self.gate, self._gone, self._over = gate, gone, over
         self.ws_protocol_class = cast(
             "Any", functools.partial(GatedWebSocket, gate=gate, gone=gone)
         )
@@ -172,6 +182,8 @@ class GatedHttp(H11Protocol):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(transport)
         self.app = cast("Any", self.gate.application_for(transport))
+        if self._over():
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -94,6 +94,7 @@ class WireServer:
         self._servers: list[asyncio.Server] = []
         self._state = ServerState()
         self._none_left = asyncio.Event()
+        self._stopped = False
         self._config = uvicorn.Config(
             _placeholder,
             http=GatedHttp,
@@ -156,6 +157,7 @@ class WireServer:
 
     async def stop(self, *, grace_s: float = 2.0) -> None:
         """Stop within about `grace_s`: streams end now, requests may finish, the rest is cut."""
+        self._stopped = True
         for server in self._servers:
             server.close()
         for listener in self._listeners:
@@ -191,6 +193,7 @@ class WireServer:
             return GatedHttp(
                 gate=gate,
                 gone=self._connection_gone,
+                over=lambda: self._stopped,
                 config=self._config,
                 server_state=self._state,
                 app_state={},

@@ -16,6 +16,7 @@ from godwit.model.diskmove import DiskMove, DiskMoveAsk
 from godwit.model.disks import USER_DATA
 from godwit.model.errors import Cancelled, Conflict, GodwitError, NotFound, Refused
 from godwit.model.host import HostInfo, QemuFacts
+from godwit.model.membership import Renewal
 from godwit.model.migration import (
     Forecast,
     Migration,
@@ -432,6 +433,8 @@ class FakeAgent:
         store = self.records.store
         await store.put(keys.host_info(self.name), encode(host_info(self.name, url)))
         await store.put(keys.host_lease(self.name), b"{}")
+        renewal = Renewal(boot_id="b-1", number=1, guard="armed", watchdog=True)
+        await store.put(keys.host_renewal(self.name), encode(renewal))
         await store.put(keys.host_agent(self.name), b"{}")
 
 
