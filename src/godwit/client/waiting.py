@@ -94,13 +94,37 @@ def _lost(task_id: str, give_up_s: float) -> OutcomeUnknown:
 async def _tell(link: Link, task: Task, on_progress: OnProgress) -> None:
     """Hand every news of the task and its move to ``on_progress`` until cancelled."""
     # Only for the eye: whatever breaks here must not end the wait.
+    told = Told()
     with contextlib.suppress(GodwitError):
         stream = link.news(query={"subject": task.subject})
         async with contextlib.aclosing(stream):
             async for event in stream:
                 seen = await _present(link, task.id) if event is None else _news(event.data)
-                if seen is not None:
+                if seen is not None and told.is_news(seen):
                     on_progress(seen)
+
+
+class Told:
+    """How far people know that each move is, so that it never runs backwards for them.
+
+    What stands after a connection is read beside the stream, and may be newer than what the stream
+    still brings.
+    """
+
+    def __init__(self) -> None:
+        self._ranks: dict[str, tuple[bool, int, float]] = {}
+
+    def is_news(self, seen: Task | Migration) -> bool:
+        """Whether it is no older than what was told of that move; a task always is."""
+        progress = getattr(seen, "progress", None)
+        stage = getattr(progress, "stage", None)
+        if progress is None or stage is None:
+            return True
+        rank = (seen.state.final, list(type(stage)).index(stage), progress.percent)
+        if rank < self._ranks.get(seen.id, rank):
+            return False
+        self._ranks[seen.id] = rank
+        return True
 
 
 async def _present(link: Link, task_id: str) -> Task | Migration:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from godwit.client import AsyncClient, Client, nouns, sync, waiting
+from godwit.client.waiting import Told
 from godwit.model.errors import (
     Cancelled,
     Conflict,
@@ -26,7 +27,7 @@ from godwit.model.errors import (
     Unauthenticated,
     Unavailable,
 )
-from godwit.model.migration import STAGES, Migration
+from godwit.model.migration import STAGES, Migration, MoveState, Progress, Stage
 from godwit.model.task import TaskState
 from godwit.wire.ca import ClusterCa
 
@@ -62,6 +63,28 @@ async def test_a_move_is_sent_followed_and_reported(api: Any) -> None:
     stages = [STAGES.index(move.progress.stage) for move in seen if not move.state.final]
     assert stages == sorted(stages)
     assert len(set(stages)) >= 3
+
+
+def test_progress_never_runs_backwards() -> None:
+    """What stands after a connection is read beside the stream, which may be behind it."""
+
+    def move(stage: Stage, percent: float, state: str = "running") -> Migration:
+        return Migration(
+            id="m-1",
+            vm="web",
+            source="host1",
+            destination="host2",
+            state=MoveState(state),
+            progress=Progress(stage=stage, percent=percent),
+        )
+
+    told = Told()
+    assert told.is_news(move(Stage.PRECOPY, 40.0))
+    assert not told.is_news(move(Stage.SETUP, 1.0))
+    assert not told.is_news(move(Stage.PRECOPY, 30.0))
+    assert told.is_news(move(Stage.SWITCHOVER, 30.0))
+    assert told.is_news(move(Stage.SWITCHOVER, 30.0, "failed"))
+    assert not told.is_news(move(Stage.ANNOUNCE, 100.0))
 
 
 async def test_disks_and_volumes(api: Any) -> None:
