@@ -95,11 +95,20 @@ async def test_a_token_works_once(cluster: Formed, caplog: pytest.LogCaptureFixt
 
 
 async def test_two_hosts_with_one_token_at_once_and_one_gets_in(cluster: Formed) -> None:
-    token = await cluster.token()
-    done = await asyncio.gather(
-        cluster.join("host2", token), cluster.join("host3", token), return_exceptions=True
-    )
-    assert sorted(type(one).__name__ for one in done) == ["Joined", "NotAllowed"]
+    """Both have read the token unused before either is let in: the transaction decides."""
+    token, authority = await cluster.token(), cluster.authority
+    async with authority._joining:
+        tasks = [
+            asyncio.create_task(authority.join(_ask(name, token), where="here"), name=name)
+            for name in ("host2", "host3")
+        ]
+        async with asyncio.timeout(10):
+            while True:
+                if len(authority._joining._waiters or ()) == len(tasks):
+                    break
+                await asyncio.sleep(0.01)
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sorted(type(one).__name__ for one in done) == ["JoinAnswer", "NotAllowed"]
 
 
 async def test_a_wrong_secret_an_expired_and_anothers_token_are_refused(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from tests.unit.form.conftest import Formed
 
 from godwit.form.places import Places
@@ -25,7 +28,7 @@ from godwit.store.daemon.server import Server
 from godwit.store.daemon.service import Service
 from godwit.store.errors import StoreDenied, StoreError
 from godwit.wire import crl
-from godwit.wire.ca import ClusterCa, issue, write_identity
+from godwit.wire.ca import ClusterCa, issue, write_identity, write_qemu_credentials
 from godwit.wire.errors import IdentityUnusable, PeerNotTrusted, PeerUnreachable
 from godwit.wire.follow import follow
 from godwit.wire.http import PeerClient
@@ -118,6 +121,30 @@ async def test_a_certificate_near_its_end_is_renewed_and_no_connection_notices(
     assert await cluster.store.get(keys.issued("host", "host2", f"{renewed.serial:x}")) is not None
     left = await cluster.store.range(keys.TRUST_RENEWED)
     assert left.kvs == ()
+
+
+async def test_qemus_certificate_is_renewed_for_both_ends_and_stays_readable(
+    cluster: Formed,
+) -> None:
+    await _host(cluster, "host2")
+    directory = Places(cluster.root / "host2").migration_tls
+    signer = cluster.authority.issuer.of("migration")
+    write_qemu_credentials(directory, signer, host="host2", gid=os.getegid(), days=0.4)
+    place = Place.of_qemu(directory)
+    before = place.identity()
+    async with kept(cluster, place):
+        await until(lambda: place.identity().serial != before.serial)
+    sides = [
+        [(directory / f"{side}-{what}.pem").read_bytes() for side in ("server", "client")]
+        for what in ("cert", "key")
+    ]
+    assert all(one == two for one, two in sides)
+    assert stat.S_IMODE((directory / "client-key.pem").stat().st_mode) == 0o640
+    assert b"BEGIN CERTIFICATE" in sides[0][0]
+    names = x509.load_pem_x509_certificate(sides[0][0]).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    assert names.value.get_values_for_type(x509.DNSName) == ["host2.migration.godwit"]
 
 
 def _serial(client: PeerClient) -> int:
