@@ -116,11 +116,12 @@ class Told:
 
     def is_news(self, seen: Task | Migration) -> bool:
         """Whether it is no older than what was told of that move; a task always is."""
-        progress = getattr(seen, "progress", None)
-        stage = getattr(progress, "stage", None)
-        if progress is None or stage is None:
+        from godwit.model.migration import STAGES, Migration
+
+        if not isinstance(seen, Migration):
             return True
-        rank = (seen.state.final, list(type(stage)).index(stage), progress.percent)
+        now = seen.progress
+        rank = (seen.state.final, STAGES.index(now.stage), now.percent)
         if rank < self._ranks.get(seen.id, rank):
             return False
         self._ranks[seen.id] = rank
