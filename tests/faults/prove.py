@@ -27,6 +27,7 @@ from tests.faults.kit import (
     cancels,
     checkpoints,
     clones,
+    coldstart,
     deadline,
     debian,
     decisions,
@@ -41,6 +42,7 @@ from tests.faults.kit import (
     handover,
     hotdisks,
     lent,
+    many,
     matrix,
     membership,
     mutation,
@@ -257,6 +259,24 @@ def _failover(
     return section
 
 
+def _many() -> Section:
+    """Sixteen hosts on etcd."""
+    outer = Section("lab")
+    with _lab(outer, hosts=many.HOSTS, store="etcd", managers=3) as cluster:
+        section = many.run(cluster)
+    section.criteria += outer.criteria
+    return section
+
+
+def _cold() -> Section:
+    """All hosts lose their power."""
+    outer = Section("lab")
+    with _lab(outer, hosts=3) as cluster:
+        section = coldstart.run(cluster)
+    section.criteria += outer.criteria
+    return section
+
+
 def _etcd() -> Section:
     """Members of a real three-member store go: under 20 VMs, and with their hosts' power."""
     section = Section("etcd")
@@ -357,6 +377,8 @@ _C: dict[str, Work] = {
     "deadline": lambda: _on_lab(lambda c: deadline.run(c, cuts=CUTS, hangs=HANGS)),
     "failover-power": lambda: _failover("power", LOSSES, store_leader=7, manager_leader=5),
     "failover-management": lambda: _failover("management", LOSSES),
+    "cold-start": _cold,
+    "many-hosts": _many,
     "etcd": _etcd,
     "store-rates": _store_rates,
     "drain": _drain,

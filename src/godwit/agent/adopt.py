@@ -50,7 +50,7 @@ async def adopt_all(desk: Desk, departures: Departures, arrivals: Arrivals) -> N
             await desk.event("vm.unadopted", runtime.vm, f"not adopted: {error}", level="error")
     here = set(desk.slots) | {incoming.ask.vm.name for incoming in arrivals.incoming.values()}
     await desk.brokers.sweep(here)
-    await _stale_records(desk)
+    await _stale_records(desk, noted={runtime.vm for runtime in found})
     await settle_others(desk)
     await growth.settle_others(desk)
     settle_all(desk)
@@ -177,8 +177,12 @@ async def _owner(desk: Desk, vm: str) -> Owner | None:
         return found.value if found else None
 
 
-async def _stale_records(desk: Desk) -> None:
-    """VMs that the record puts here although no process is left: they are not running."""
+async def _stale_records(desk: Desk, *, noted: set[str]) -> None:
+    """VMs that the record puts here although no process is left: they are not running.
+
+    Those of which nothing is ``noted`` in /run ran before this host booted: what becomes of them,
+    after a loss of power perhaps of all hosts, is the cluster's to decide.
+    """
     owners = await desk.records.list(keys.VMS, Owner, suffix="/owner")
     for key, found in owners.items():
         name = key.removeprefix(keys.VMS).removesuffix("/owner")
@@ -197,9 +201,10 @@ async def _stale_records(desk: Desk) -> None:
             )
             continue
         reason = "its QEMU was gone when the agent came back"
-        if spec is not None and spec.value.ha and owner.migration is None:
-            # It is to run: whoever leads the cluster reads that nothing does, and starts it.
-            await desk.event("vm.failed", name, f"{reason}; highly available", level="error")
+        undecided = name not in noted or (spec is not None and spec.value.ha)
+        if undecided and owner.migration is None:
+            # Whoever leads the cluster reads that nothing of it runs, and goes on from there.
+            await desk.event("vm.failed", name, reason, level="error")
             continue
         reservation = []
         if owner.migration is not None:
