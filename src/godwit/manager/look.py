@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from godwit.cluster.membership import Standing
 from godwit.manager import views
 from godwit.manager.standing import cluster_status, host_standing
 from godwit.manager.world import World
@@ -14,15 +17,23 @@ from godwit.store.records import decode
 _MEMBER_S = 1.0
 
 
-async def look(world: World) -> ClusterStatus:
-    """How it stands now. A store that does not answer is told, not raised."""
+async def look(world: World, heard: Mapping[str, Standing]) -> ClusterStatus:
+    """How it stands now. A store that does not answer is told, not raised.
+
+    ``heard``: what this manager thinks of hosts that do not renew their lease.
+    """
     members = await world.records.store.members(timeout=_MEMBER_S)
     about, leader = await _about(world)
     snapshot = world.cache.snapshot
     certificates = await _certificates(world)
     now = world.clock.realtime()
     hosts = [
-        host_standing(views.view_host(snapshot, info), certificates.get(name, []), now=now)
+        host_standing(
+            views.view_host(snapshot, info),
+            certificates.get(name, []),
+            now=now,
+            heard=heard.get(name),
+        )
         for name, info in sorted(snapshot.hosts.items())
     ]
     # A manager's key is NAME.LIFE; the leader's record says NAME/LIFE.

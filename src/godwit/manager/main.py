@@ -98,6 +98,7 @@ class Manager:
                 tokens=tokens,
                 uploads=state / "uploads",
                 leads=lambda: self.leadership.leads,
+                standings=lambda: self.failover.standings,
             )
         )
         self._background: list[asyncio.Task[None]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from godwit.cluster.membership import Standing
 from godwit.model.cluster_status import (
     ClusterStatus,
     HostStanding,
@@ -93,10 +94,20 @@ def store_standing(members: Sequence[MemberStanding], *, voters: int) -> StoreSt
 
 
 def host_standing(
-    view: HostView, certificates: Sequence[IssuedCertificate], *, now: float
+    view: HostView,
+    certificates: Sequence[IssuedCertificate],
+    *,
+    now: float,
+    heard: Standing | None = None,
 ) -> HostStanding:
-    """One host: its state, the reason where one is known, and what comes next."""
+    """One host: its state, the reason where one is known, and what comes next.
+
+    ``heard``: of one without a lease those who decide about its VMs know better what it is.
+    """
     words, after = WORDS[view.state]
+    if view.state is HostState.DOWN and heard is not None:
+        view = view.but(state=heard.state, reason=heard.sentence)
+        after = heard.next or after
     until = max((one.not_after for one in certificates if one.revoked_at is None), default=None)
     next_ = after.format(name=view.name)
     if until is not None and until - now < LATE_S:

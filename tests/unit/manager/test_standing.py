@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from godwit.cluster.membership import Standing
 from godwit.manager.standing import (
     WORDS,
     cluster_status,
@@ -137,3 +138,14 @@ def test_all_is_well_only_when_it_is() -> None:
     assert words(("leader",), True, bad) == "look at host1"
     assert "not whole" in words(("leader",), False, good)
     assert "not whole" in words(("leader", "follower", "silent"), True, good)
+
+
+def test_a_silent_host_is_what_those_who_decide_think_of_it() -> None:
+    heard = Standing(state=HostState.ISOLATED, sentence="silent for 9 s", next="lost in 5 s")
+    found = host_standing(view(HostState.DOWN), [], now=0.0, heard=heard)
+    assert (found.state, found.words, found.next) == (
+        HostState.ISOLATED,
+        "silent for 9 s",
+        "lost in 5 s",
+    )
+    assert host_standing(view(), [], now=0.0, heard=heard).state is HostState.UP

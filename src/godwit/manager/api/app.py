@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from godwit.cluster.membership import Standing
 from godwit.manager.api import (
     actions,
     boot_files,
@@ -42,6 +43,7 @@ class Rooms:
     tokens: Tokens
     uploads: Path  # where an upload lies until a host has it
     leads: Callable[[], bool]
+    standings: Callable[[], Mapping[str, Standing]]
 
     @property
     def cache(self) -> Cache:

@@ -40,7 +40,7 @@ def add_routes(app: FastAPI, rooms: Rooms) -> None:
         responses={200: {"model": ClusterStatus}},
     )
     async def status() -> Response:
-        return one(await look(rooms.world))
+        return one(await look(rooms.world, rooms.standings()))
 
     @app.get(
         "/v1/cluster/ca",
