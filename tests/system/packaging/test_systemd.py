@@ -284,7 +284,11 @@ def test_the_tutorial_does_what_it_says(two: dict[str, Systemd], said: dict[str,
     moved = said["godwit vm migrate web --to host2"]
     assert moved.startswith("web: host1 → host2 (live), completed")
     [vm] = _rows(two["host1"], "vm")
-    assert (vm["state"], vm["host"], vm["ha"]) == ("running", "host2", True)
+    assert (vm["state"], vm["host"], vm["ha"]) == ("running", "host2", False)
+    # These hosts have neither a watchdog nor a power device.
+    with pytest.raises(ProgramFailed) as refused:
+        two["host1"].run("godwit", "vm", "set", "web", "--ha", "on")
+    assert "has no watchdog" in refused.value.stderr or "unarmed" in refused.value.stderr
     status = json.loads(two["host1"].run("godwit", "cluster", "status", "-o", "json"))
     assert [one["state"] for one in status["hosts"]] == ["up", "up"]
     # Secrets belong to whom the units run as.
