@@ -59,7 +59,7 @@ def all_up(hosts: int) -> float:
     raise RuntimeError(f"not all of {hosts} hosts came up")
 
 
-LAB_CONTEXT = f"lab-{LAB}"
+LAB_CONTEXT = LAB
 
 
 def proportional_bytes(pid: int) -> int:
