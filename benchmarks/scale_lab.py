@@ -1,6 +1,6 @@
 """Sixteen hosts in one lab: how quick status and lists are, and what all of it costs at rest.
 
-    .venv/bin/python benchmarks/scale_lab.py [--hosts 16] [--store etcd] [--managers 2]
+    .venv/bin/python benchmarks/scale_lab.py [--hosts 16] [--store etcd] [--managers 1]
 
 Raises a lab of its own (needs root), waits until every host is up, takes the time of the commands
 that people look with, and reads memory and processor time of every daemon. Memory is the
@@ -59,7 +59,7 @@ def all_up(hosts: int) -> float:
     raise RuntimeError(f"not all of {hosts} hosts came up")
 
 
-LAB_CONTEXT = f"lab-{LAB}"
+LAB_CONTEXT = LAB
 
 
 def proportional_bytes(pid: int) -> int:
@@ -90,7 +90,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--hosts", type=int, default=16)
     parser.add_argument("--store", default="etcd")
-    parser.add_argument("--managers", default="2")
+    parser.add_argument("--managers", default="1")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=ROOT / "docs/proof/bench-scale-lab.json")

@@ -24,13 +24,13 @@ from typing import Any, Final, TypeVar
 from pydantic import ValidationError
 
 from godwit.manager.keyspace import Place, place_of
-from godwit.manager.listing import PAGE, Listed, catch_up, fill_in, read_pages
+from godwit.manager.listing import PAGE, SILENCE_S, Listed, catch_up, fill_in, read_pages
 from godwit.manager.snapshot import Snapshot
 from godwit.model import keys
 from godwit.model.base import Record
 from godwit.model.errors import Unavailable
 from godwit.model.membership import Renewal
-from godwit.store.api import KeyValue, Store, Watch, WatchEvent, WatchKind
+from godwit.store.api import KeyValue, Store, Watch, WatchBatch, WatchEvent, WatchKind
 from godwit.store.errors import Compacted, StoreError
 
 _LOG = logging.getLogger("godwit.manager")
@@ -172,23 +172,52 @@ class Cache:
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     async def _follow(self, watch: Watch) -> None:
-        now = asyncio.get_running_loop().time
-        due = now() + self._resync_s
-        while True:
-            if now() >= due:
-                if await self._settle(watch, await self._read()):
-                    _LOG.info("listed again: the watch had not told everything yet")
-                due = now() + self._resync_s
-            try:
-                async with asyncio.timeout_at(due):
-                    batch = await anext(watch)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                continue
-            # A list may hold some changes beyond its revision: those are known.
-            if batch.revision > self._revision:
-                self._apply(batch.revision, batch.events)
+        """Take in what the watch tells, and list everything again beside it: a list of many pages
+        must not hold up news."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self._resync_s
+        coming: asyncio.Task[WatchBatch | None] | None = None
+        listing: asyncio.Task[Listed] | None = None
+        try:
+            while True:
+                coming = coming or asyncio.create_task(_next(watch), name="cache: watch")
+                if listing is None and loop.time() >= due:
+                    listing = asyncio.create_task(self._read(), name="cache: list again")
+                read = listing is not None and listing.done()
+                behind = listing is not None and read and self._revision < listing.result().last
+                left = None if listing else max(0.0, due - loop.time())
+                if behind or not read:
+                    some = {coming} if read or listing is None else {coming, listing}
+                    await asyncio.wait(
+                        some,
+                        timeout=SILENCE_S if behind else left,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                if coming.done():
+                    batch, coming = coming.result(), None
+                    if batch is None:
+                        return
+                    # A list may hold some changes beyond its revision: those are known.
+                    if batch.revision > self._revision:
+                        self._apply(batch.revision, batch.events)
+                elif listing is not None and read:
+                    # The watch has told what it has to tell of the time up to the last page.
+                    if await self._compare(listing.result()):
+                        _LOG.info("listed again: the watch had not told everything yet")
+                    listing, due = None, loop.time() + self._resync_s
+        finally:
+            left_over: list[asyncio.Task[Any]] = [one for one in (coming, listing) if one]
+            for task in left_over:
+                task.cancel()
+            await asyncio.gather(*left_over, return_exceptions=True)
+
+    async def _compare(self, listed: Listed) -> int:
+        """Take what differs from what we know and is not newer; how many records did."""
+        listed.revision = max(listed.first, self._revision)
+        if listed.bare:
+            known = {key: revision for key, (revision, _, _) in self._values.items()}
+            await fill_in(self._store, listed, known)
+        return await self._install(listed)
 
     async def _read(self) -> Listed:
         """Everything at first; later, when most of it is known, only what revision it has."""
@@ -220,7 +249,8 @@ class Cache:
                 await asyncio.sleep(0)
         # From here on without a pause: nobody sees half of a list.
         for key in self._values.keys() - listed.records.keys():
-            steps += _steps(listed.revision, key, None)
+            if self._values[key][0] <= listed.first:  # else it came after its page was read
+                steps += _steps(listed.revision, key, None)
         steps.sort(key=lambda step: step[:2])
         changes = [change for step in steps if (change := self._take(*step, first=first))]
         self._revision = max(self._revision, listed.revision)
@@ -302,6 +332,11 @@ class Cache:
         if room not in self._copies:
             self._copies[room] = kind(self._rooms.get(room, {}))
         return self._copies[room]
+
+
+async def _next(watch: Watch) -> WatchBatch | None:
+    """The watch's next word; None when it has ended."""
+    return await anext(watch, None)
 
 
 def _wake(event: asyncio.Event) -> None:

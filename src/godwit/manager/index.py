@@ -13,6 +13,7 @@ from typing import Final
 
 from godwit.model.host import HostInfo
 from godwit.model.ownership import Owner, OwnerState
+from godwit.model.task import Task
 from godwit.model.vm import Vm
 from godwit.model.volume import VolumeOnHost
 
@@ -26,6 +27,7 @@ RESTS_ON: Final[Mapping[str, tuple[str, ...]]] = {
     "network_hosts": ("hosts",),
     "volume_names": ("hosts", "volumes"),
     "volume_hosts": ("volume_states",),
+    "unfinished": ("tasks",),
 }
 _RUNS = (OwnerState.RUNNING, OwnerState.STARTING)
 
@@ -75,3 +77,12 @@ def volume_hosts(states: Mapping[str, VolumeOnHost]) -> dict[str, dict[str, Volu
         volume, _, host = name.partition("/")
         found.setdefault(volume, {})[host] = state
     return found
+
+
+def unfinished(tasks: Iterable[Task]) -> dict[str, tuple[Task, ...]]:
+    """What a task is about -> the unfinished tasks about it, oldest first."""
+    found: dict[str, list[Task]] = {}
+    for task in sorted(tasks, key=lambda one: one.id):
+        if not task.state.final:
+            found.setdefault(task.subject, []).append(task)
+    return {subject: tuple(here) for subject, here in found.items()}

@@ -125,6 +125,11 @@ class Snapshot:
         """Volume -> host -> what the host said of it last."""
         return index.volume_hosts(self.volume_states)
 
+    @cached_property
+    def unfinished(self) -> Mapping[str, tuple[Task, ...]]:
+        """What a task is about -> the unfinished tasks about it, oldest first."""
+        return index.unfinished(self.tasks.values())
+
     def running_on(self, host: str) -> tuple[Vm, ...]:
         """The VMs this host owns and runs (or is starting)."""
         return self.present.get(host, ())
@@ -135,5 +140,4 @@ class Snapshot:
 
     def active_tasks(self, subject: str) -> tuple[Task, ...]:
         """The unfinished tasks about one object, oldest first."""
-        found = [t for t in self.tasks.values() if t.subject == subject and not t.state.final]
-        return tuple(sorted(found, key=lambda task: task.id))
+        return self.unfinished.get(subject, ())

@@ -424,3 +424,35 @@ async def test_others_have_their_turn_while_a_list_is_read() -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await store.aclose()
+
+
+async def test_a_long_list_holds_up_no_news() -> None:
+    """Listing 20,000 VMs again takes a moment, and longer on a store that is busy."""
+
+    class Slow(MemoryStore):
+        hold = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked, self.let = asyncio.Event(), asyncio.Event()
+
+        async def range(self, prefix: str, **options: Any) -> Any:
+            found = await super().range(prefix, **options)
+            if self.hold and prefix == keys.ROOT:
+                self.asked.set()
+                await self.let.wait()
+            return found
+
+    store = Slow()
+    await store.put(keys.network("a"), network("a"))
+    async with following(store, resync_s=0.02) as cache:
+        store.hold = True
+        async with asyncio.timeout(5):
+            await store.asked.wait()
+        await store.put(keys.network("b"), network("b"))
+        await store.delete(keys.network("a"))
+        assert await cache.until(has("b"), timeout=5)  # and the list is not read yet
+        store.let.set()
+        await asyncio.sleep(0.1)
+        # What the list had read before is older: it brings nothing back and takes nothing away.
+        assert set(cache.snapshot.networks) == {"b"}

@@ -23,6 +23,7 @@ from godwit.model.errors import InvalidRequest, Unavailable
 from godwit.model.host import HostInfo
 from godwit.model.network import Network
 from godwit.model.ownership import MoveIntent, Owner, OwnerState
+from godwit.model.task import Task
 from godwit.model.vm import Backing, Disk, Nic, Pins, Vm, VmState, VmStatus, VmView
 from godwit.model.volume import Volume, VolumeOnHost, VolumeState
 
@@ -103,6 +104,12 @@ def cluster(hosts: int, vms: int, count: Counter[str]) -> Snapshot:
         networks=kept({n: Network(name=n, bridge=n) for n in ("lan", "dmz", "san")}),
         volumes=kept({name: Volume(name=name) for name in volumes}),
         volume_states=kept({f"{v}/{h}": seen for v in volumes for h in names}),
+        tasks=kept(
+            {
+                f"t{n}": Task(id=f"t{n}", request={}, subject="vm/none", created_at=1.0)
+                for n in range(vms)
+            }
+        ),
     )
 
 
@@ -135,8 +142,12 @@ async def room_of_each(snapshot: Snapshot) -> int:
     return sum(unpromised(snapshot, info) for info in snapshot.hosts.values())
 
 
+async def who_is_busy(snapshot: Snapshot) -> int:
+    return sum(not snapshot.active_tasks(f"vm/{name}") for name in snapshot.vms)
+
+
 @pytest.mark.parametrize(
-    "look", [list_vms, list_hosts, list_networks, list_volumes, scrape, room_of_each]
+    "look", [who_is_busy, list_vms, list_hosts, list_networks, list_volumes, scrape, room_of_each]
 )
 async def test_what_a_list_touches_grows_with_the_cluster_and_not_faster(look: Any) -> None:
     touched = []
