@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from godwit.cluster import Decision, Memory, Snapshot, decide, listen
+from godwit.cluster import Decision, Memory, Snapshot, decide, membership
 from godwit.cluster.coldstart import remember
 from godwit.cluster.failover import Placed
 from godwit.cluster.membership import Standing
@@ -21,7 +21,7 @@ from godwit.cluster.placing import PlannerPlace
 from godwit.cluster.steps import Alarm, Note, Resume, Step, Unplaceable
 from godwit.manager.cache import Change
 from godwit.manager.failover.acting import Actor
-from godwit.manager.failover.reading import Reader
+from godwit.manager.failover.reading import AGENTS_S, Reader
 from godwit.manager.failover.telling import Told, words
 from godwit.manager.rooms import rooms_of
 from godwit.manager.world import World
@@ -31,7 +31,9 @@ from godwit.store.errors import StoreError
 from godwit.store.records import CasFailed
 
 LISTEN_S = 0.4
-LOOK_S = 0.5
+LOOK_S, GATHER_S = 0.5, 0.2
+SETTLED_S = 60.0
+"""A host that has been lost for so long is looked at as seldom as one that is well."""
 _LOG = logging.getLogger("godwit.manager")
 
 
@@ -75,18 +77,25 @@ class Failover:
     async def _listen(self) -> None:
         while True:
             snapshot = await self._reader.listen()
-            self._memory = listen(self._memory, snapshot, self._world.clock.monotonic())
+            now = self._world.clock.monotonic()
+            self._memory = membership.listen(self._memory, snapshot, now)
+            if is_late(replace(snapshot, heard=self._memory)):
+                self._reader.restless = True
+                self._wake.set()
             await self._world.clock.sleep(LISTEN_S)
 
     async def _decide_on(self) -> None:
         while True:
-            await self._cycle()
             self._wake.clear()
+            await self._cycle()
+            pause_s = LOOK_S if self._reader.restless else AGENTS_S
             try:
-                async with asyncio.timeout(LOOK_S):
+                async with asyncio.timeout(pause_s):
                     await self._wake.wait()
             except TimeoutError:
                 continue
+            # Many things change at once when one does: look once for all of them.
+            await self._world.clock.sleep(GATHER_S)
 
     async def _cycle(self) -> None:
         snapshot = await self._reader.read()
@@ -163,7 +172,13 @@ class Failover:
 
 def restless(snapshot: Snapshot, decision: Decision) -> bool:
     """Whether the hosts are asked with the next reading: something is out of order."""
-    late = snapshot.timings.renew_s + 1.0
-    silent = any(snapshot.silence(name) > late for name in snapshot.hosts)
     acts = any(not isinstance(step, Note | Alarm) for step in decision.steps)
-    return silent or acts or not snapshot.store.leader
+    return is_late(snapshot) or acts
+
+
+def is_late(snapshot: Snapshot) -> bool:
+    """Whether a host has missed its renewal lately, or the store does not answer."""
+    late = snapshot.timings.renew_s + snapshot.timings.gap_s
+    settled = snapshot.timings.takeover_s + SETTLED_S
+    silent = any(late < snapshot.silence(name) < settled for name in snapshot.hosts)
+    return silent or not snapshot.store.leader

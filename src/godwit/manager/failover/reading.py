@@ -77,11 +77,19 @@ class Reader:
         """Something is out of order: the agents are asked with each reading."""
 
     async def listen(self) -> Snapshot:
-        """What the store has now. One that does not answer in time is one without a leader."""
+        """The hosts' renewals, as the store has them now, and nothing of VMs.
+
+        A store that does not answer in time is one without a leader.
+        """
         found = await self._records()
         if found is None:
             return self._nothing()
-        return self._assembled(*found, {}, asked=False)
+        store, records, renewals = found
+        hosts = {
+            name: _host(records, name, renewals.get(name), {}, asked=False)
+            for name in records.hosts
+        }
+        return Snapshot(store=store, hosts=hosts, timings=self._timings)
 
     async def read(self) -> Snapshot:
         """That, and what the hosts say that they run, when it is time to ask them."""
