@@ -16,6 +16,7 @@ from godwit.agent.facts import memory_free, usable_by
 from godwit.agent.files import asked, images
 from godwit.agent.firmware import powered_on
 from godwit.agent.guest_agents import set_clock_soon
+from godwit.agent.leftovers import record_gone
 from godwit.agent.power_button import press
 from godwit.agent.volumes import volumes_of
 from godwit.migration import quick
@@ -94,6 +95,8 @@ class Power:
     async def stop(self, name: str, *, force: bool, timeout_s: float) -> VmStatus:
         """Ask the guest to shut down, or cut its power."""
         async with self.desk.lock(name):
+            if name not in self.desk.slots and (status := await record_gone(self.desk, name)):
+                return status
             slot = self.desk.slot(name)
             found = await self.mine(slot)
             slot.ending = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from godwit.agent.power import Power
 from godwit.model import keys, ownership
-from godwit.model.errors import Conflict, OperationFailed
+from godwit.model.errors import Conflict, NotFound, OperationFailed
 from godwit.model.ownership import Owner, OwnerState
 from godwit.model.vm import Pins, Vm
 from godwit.store.memory import MemoryStore
@@ -138,3 +139,27 @@ async def test_locks_that_a_lost_host_may_hold_are_tried_first_and_then_done_wit
     )
     await world.power.start("web")
     assert (world.desk.unlocked, (await world.owner()).unlock) == (set(), False)
+
+
+async def test_what_its_hosts_loss_of_power_ended_is_recorded_when_somebody_stops_it(
+    world: World, tmp_path: Path
+) -> None:
+    world.desk.config = SimpleNamespace(paths=SimpleNamespace(vm_run=lambda name: tmp_path / name))
+    world.desk.clock = SimpleNamespace(realtime=lambda: 5.0)
+
+    def gone() -> NotFound:
+        return NotFound("it does not run", hint="")
+
+    def slot(_name: str) -> None:
+        raise gone()
+
+    world.desk.slot = slot
+    with pytest.raises(NotFound):  # it never ran
+        await world.power.stop("web", force=True, timeout_s=1.0)
+    runs = Owner(host="host1", epoch=3, state=OwnerState.RUNNING)
+    await world.records.update(keys.vm_owner("web"), Owner, lambda _: runs.but(host="host2"))
+    with pytest.raises(NotFound):  # another host's
+        await world.power.stop("web", force=True, timeout_s=1.0)
+    await world.records.update(keys.vm_owner("web"), Owner, lambda _: runs)
+    await world.power.stop("web", force=True, timeout_s=1.0)
+    assert await world.state() == (OwnerState.STOPPED, 3)

@@ -60,7 +60,10 @@ class Failover:
 
     def take(self, changes: tuple[Change, ...]) -> None:
         """The cache's listener: what a decision may rest on has changed."""
-        if any(change.place.room in ("leases", "agents", "owners", "marks") for change in changes):
+        rooms = {change.place.room for change in changes}
+        if rooms & {"leases", "agents"}:
+            self._reader.restless = True  # a host that comes back may run less than before
+        if rooms & {"leases", "agents", "owners", "marks"}:
             self._wake.set()
 
     async def run(self) -> None:
