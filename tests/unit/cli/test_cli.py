@@ -401,7 +401,7 @@ def test_an_interrupt_leaves_the_move_going_on(api: Any) -> None:
     while "precopy" not in line:
         line = process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (6, "")
     assert "move m-1 of web goes on" in two_lines(err)[0]
     assert "godwit migration cancel m-1" in two_lines(err)[1]

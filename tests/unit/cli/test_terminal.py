@@ -111,5 +111,5 @@ def test_events_are_printed_as_they_come(api: Any) -> None:
     assert process.stdout
     assert process.stdout.readline().rstrip().endswith("vm/web               second")
     process.send_signal(2)
-    process.communicate(timeout=10)
+    process.communicate(timeout=30)
     assert process.returncode == 130
