@@ -63,7 +63,8 @@ def test_what_needs_a_host() -> None:
 
 async def _member(cluster: Formed) -> None:
     await cluster.join("host2", await cluster.token())
-    await cluster.store.put(keys.host_info("host2"), encode(info("host2")))
+    written = await cluster.store.put(keys.host_info("host2"), encode(info("host2")))
+    await cluster.manager.world.cache.reached(written)
 
 
 async def _remove(cluster: Formed, **fields: Any) -> dict[str, Any]:

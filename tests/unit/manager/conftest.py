@@ -125,7 +125,9 @@ class Cluster:
         await server.stop(grace_s=0)
 
     async def act(self, method: str, path: str, body: Any = None, *, wait: int = 10) -> Any:
-        """An action, held until its task is final."""
+        """An action, held until its task is final; what a test wrote before is seen by it."""
+        written = await self.store.range(keys.LEADER, limit=1)
+        await self.manager.world.cache.reached(written.revision)
         answer = await self.api.request(method, path, json=body, query={"wait": wait})
         assert answer.status == 202
         assert answer.headers["location"] == f"/v1/tasks/{answer.json()['id']}"
