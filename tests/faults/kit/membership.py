@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from godwit.host.errors import ProgramFailed
+from godwit.lab import bmcs
 from godwit.lab.agentcall import call
 from godwit.lab.configs import ETC
 from godwit.lab.layout import API_PORT, CONTROL_NUMBER, MGMT, MIG
 from godwit.model import keys
 from godwit.model.errors import GodwitError
 from godwit.model.join import parse_token
+from godwit.store.records import encode
 
 from .cells import VM
 from .cluster import Cluster
@@ -42,6 +44,7 @@ def run(cluster: Cluster, *, say: Say = tell) -> Section:
         )
         removed_s = _out(cluster, section, goes=goes, stays=stays)
         joined_s = _in(cluster, section, goes=goes)
+    _tell_its_power(cluster, goes)
     longest_ms = probe.report.blackout_ms
     say(
         f"membership: out in {removed_s:.1f} s, in in {joined_s:.1f} s, silence {longest_ms:.0f} ms"
@@ -59,6 +62,12 @@ def run(cluster: Cluster, *, say: Say = tell) -> Section:
         move.reason,
     )
     return section
+
+
+def _tell_its_power(cluster: Cluster, host: str) -> None:
+    """What the cluster knew of its power device was forgotten with it: others count on it."""
+    device = bmcs.power_config(cluster.lab.layout, host, at=time.time())
+    cluster.store(lambda records: records.store.put(keys.host_power(host), encode(device)))
 
 
 def _out(cluster: Cluster, section: Section, *, goes: str, stays: str) -> float:
