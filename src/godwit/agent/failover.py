@@ -26,6 +26,7 @@ from godwit.wire.identity import MANAGER
 
 if TYPE_CHECKING:
     from godwit.agent.arrivals import Arrivals
+    from godwit.agent.desk import Slot
     from godwit.agent.power import Power
 
 _STATES: dict[VmState, ProcessState] = {
@@ -46,25 +47,32 @@ class Failover:
     async def take_over(self, name: str, *, epoch: int) -> VmStatus:
         """Boot the VM at the epoch at which the record gives it to this host; again is harmless.
 
-        Conflict when the record says otherwise. After any failure nothing of it runs here, and the
-        record is untouched.
+        Conflict when the record says otherwise. After any failure nothing of it runs here and the
+        record is untouched; but when the store did not answer the last write, it runs, and asking
+        again writes that.
         """
         desk = self._desk
         async with desk.lock(name):
             slot = desk.slots.get(name)
-            if slot is not None and slot.machine.epoch == epoch:
-                return self._power.status(name)
             spec, found = await self._power.read(name)
             owner = found.value
-            given = (owner.host, owner.epoch, owner.state)
-            if slot is not None or given != (desk.host, epoch, OwnerState.STARTING):
+            given = (owner.host, owner.epoch) == (desk.host, epoch)
+            if slot is not None and slot.machine.epoch == epoch and given:
+                if owner.state is OwnerState.STARTING:  # the answer to our last write was lost
+                    await self._power.write(name, ownership.running(owner), found.revision)
+                return self._power.status(name)
+            if slot is not None or not given or owner.state is not OwnerState.STARTING:
                 raise Conflict(
                     f"{name} is not {desk.host}'s to start at epoch {epoch}: the record says "
                     f"{owner.state.value} on {owner.host} at epoch {owner.epoch}",
                     hint="read the record again",
                 )
             await self._power.boot(spec.value, owner)
-            await self._power.write(name, ownership.running(owner), found.revision)
+            try:
+                await self._power.write(name, ownership.running(owner), found.revision)
+            except Conflict:  # it was given to somebody else meanwhile
+                await self._end(desk.slot(name))
+                raise
             message = f"started on {desk.host} at epoch {epoch} after it was lost"
             await desk.event("vm.restarted", name, message, data={"epoch": epoch})
             return self._power.status(name)
@@ -82,9 +90,7 @@ class Failover:
                 raise Conflict(f"{name} belongs to {desk.host} at epoch {epoch}", hint="look again")
             slot = desk.slots.get(name)
             if slot is not None and slot.machine.epoch == epoch:
-                slot.ending = True
-                await slot.machine.kill()
-                await desk.take(slot)
+                await self._end(slot)
             elif (runtime := load_runtime(desk.config.paths.vm_run(name))) is not None:
                 await self._end_unknown(runtime, epoch)
         message = f"a QEMU of epoch {epoch} was ended on {desk.host}: the record names another"
@@ -103,13 +109,16 @@ class Failover:
                 raise Conflict(f"the record of {name} has changed", hint="read it again")
             slot = desk.slots.get(name)
             if slot is not None:
-                slot.ending = True
-                await slot.machine.kill()
-                await desk.take(slot)
+                await self._end(slot)
             elif (runtime := load_runtime(desk.config.paths.vm_run(name))) is not None:
                 await self._end_unknown(runtime, runtime.epoch)
         message = f"ended on {desk.host}, which cannot renew its lease: it is taken over"
         await desk.event("vm.given-up", name, message, level="warning")
+
+    async def _end(self, slot: Slot) -> None:
+        slot.ending = True
+        await slot.machine.kill()
+        await self._desk.take(slot)
 
     async def _end_unknown(self, runtime: Runtime, epoch: int) -> None:
         if runtime.epoch != epoch or not runtime.pid:

@@ -140,6 +140,32 @@ async def test_a_lost_hosts_locks_are_no_obstacle(world: World) -> None:
     assert (await world.owner()).unlock
 
 
+async def test_a_record_that_moved_on_while_it_booted_ends_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.begin(GIVEN)
+    boots = world._power_on
+
+    async def power_on(vm: Vm, owner: Owner, image: Any) -> None:
+        await boots(vm, owner, image)
+        moved = ownership.fail_over(owner, host="host3")
+        await world.records.update(keys.vm_owner("web"), Owner, lambda _: moved)
+
+    monkeypatch.setattr(world.power, "_power_on", power_on)
+    with pytest.raises(Conflict):
+        await world.failover.take_over("web", epoch=5)
+    assert (world.started, world.ended, world.desk.slots) == ([5], ["epoch 5"], {})
+    assert (await world.owner()).host == "host3"
+
+
+async def test_one_whose_last_answer_was_lost_is_recorded_when_asked_again(world: World) -> None:
+    await world.begin(GIVEN)
+    world.slot(5)
+    await world.failover.take_over("web", epoch=5)
+    assert world.started == []
+    assert await world.owner() == GIVEN.but(state=OwnerState.RUNNING)
+
+
 async def test_a_start_that_fails_leaves_the_record_to_the_manager(world: World) -> None:
     await world.begin(GIVEN)
     world.refusal = OperationFailed("the image is not there", hint="")

@@ -35,7 +35,7 @@ from godwit.model.errors import GodwitError
 from godwit.model.ownership import OwnerState
 from godwit.model.processes import HostProcesses
 from godwit.model.vm import VmState
-from godwit.model.volume import SERVED, VolumeState
+from godwit.model.volume import SERVED
 from godwit.store.errors import StoreError
 
 Renewals = Mapping[str, Renewed]
@@ -234,20 +234,7 @@ def _host(
         mark=records.marks.get(name),
         confirmed_down=records.confirmed_down.get(name),
         power=name in records.powers,
-        redirected=_redirected(records, name),
     )
-
-
-def _redirected(records: Records, host: str) -> dict[str, str]:
-    """Volumes whose I/O goes through a peer: its name is the last word of what the host says."""
-    found = {}
-    for volume in records.volumes:
-        seen = records.seen_volume(volume, host)
-        if seen is not None and seen.state is VolumeState.REDIRECTED:
-            through = seen.reason.rpartition("through ")[2].strip()
-            if through in records.hosts:
-                found[volume] = through
-    return found
 
 
 def _ended(records: Records, name: str, wall: float) -> Literal["", "guest", "user", "crash"]:
