@@ -228,6 +228,7 @@ def next_step(snapshot: Snapshot, vm: VmSeen, host: str, now: float) -> Fence | 
             vm=name,
             disks=disks,
             heard=snapshot.identity(host),
+            owner_revision=vm.owner_revision if view.rung is Rung.AGENT else 0,
             why=view.why,
         )
     if passed:

@@ -27,6 +27,7 @@ class Fence:
     vm: str = ""
     disks: tuple[str, ...] = ()
     heard: tuple[str, int] = ("", 0)
+    owner_revision: int = 0  # of the record of the decision; for the agent's rung
     why: str = ""
 
     @property

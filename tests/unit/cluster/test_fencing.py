@@ -309,8 +309,14 @@ def answering(since: float, **changes: Any) -> dict[str, Any]:
 def test_an_agent_that_answers_is_asked_first_if_it_has_for_a_while() -> None:
     seen = vm(disks=LUN)
     assert step(lost(seen, **answering(6.0)), seen) == Fence(
-        host="h1", rung=Rung.AGENT, vm="web", heard=HEARD, why="h1 answers"
+        host="h1",
+        rung=Rung.AGENT,
+        vm="web",
+        heard=HEARD,
+        owner_revision=seen.owner_revision,
+        why="h1 answers",
     )
+    assert seen.owner_revision > 0
     sooner = step(lost(seen, **answering(5.9)), seen)
     assert isinstance(sooner, Fence)
     assert sooner.rung is Rung.STORAGE

@@ -281,6 +281,18 @@ async def test_a_fence_that_nothing_carries_out_has_failed(cluster: Cluster) -> 
     assert (attempt.outcome, attempt.heard) == ("failed", ("b", 1))
 
 
+async def test_an_agent_is_asked_by_the_record_of_the_decision(cluster: Cluster) -> None:
+    """Not by that of the moment, which may have moved on to where the VM is wanted."""
+    cluster.leads = False
+    await cluster.add(vm("web"), RUNS)
+    await asyncio.wait_for(cluster.cache.ready.wait(), 5)
+    step = Fence(host="host1", rung=Rung.AGENT, vm="web", owner_revision=7)
+    await cluster.actor.act(step)
+    assert [one for one in cluster.hosts.asked if "end-own" in one[1]] == [
+        ("host1", "/v1/vms/web/end-own", {"revision": 7})
+    ]
+
+
 async def test_a_confirmed_fence_is_kept_as_long_as_the_host_is_silent(cluster: Cluster) -> None:
     class Switch:
         async def off(self, host: str) -> str:

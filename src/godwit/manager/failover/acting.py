@@ -33,7 +33,7 @@ from godwit.model.ownership import Owner, Restarts
 from godwit.model.vm import VmState, VmStatus
 from godwit.store.api import Compare, Op, absent, exists, mod_is, put
 from godwit.store.errors import StoreError
-from godwit.store.records import CasFailed, encode
+from godwit.store.records import CasFailed, Versioned, encode
 
 START_S = 120.0
 KILL_S = 20.0
@@ -118,7 +118,7 @@ class Actor:
         )
         self._attempts[step.key] = attempt
         where = f"host/{step.host}"
-        await self._tell("host.fencing", where, f"{step.host} is fenced by {step.rung.value}")
+        await self.tell("host.fencing", where, f"{step.host} is fenced by {step.rung.value}")
         try:
             disks, said = await self._carry_out(step)
         except (GodwitError, StoreError, OSError) as error:
@@ -127,7 +127,7 @@ class Actor:
                 attempt, outcome="failed", ended_at=now, reason=str(error)
             )
             why = f"{step.host} could not be fenced by {step.rung.value}: {error}"
-            await self._tell("host.fence-failed", where, why, error=True)
+            await self.tell("host.fence-failed", where, why, error=True)
             return
         except BaseException:
             self._attempts.pop(step.key, None)
@@ -135,7 +135,7 @@ class Actor:
         self._attempts[step.key] = replace(
             attempt, outcome="confirmed", ended_at=self._world.clock.monotonic(), disks=disks
         )
-        await self._tell("host.fenced", where, f"{step.host} is fenced: {said}")
+        await self.tell("host.fenced", where, f"{step.host} is fenced: {said}")
 
     def _forget_cuts(self, step: Restore) -> None:
         """Nothing cuts a host off its disks yet, so nothing is to be undone but what was tried."""
@@ -145,8 +145,8 @@ class Actor:
 
     async def _carry_out(self, step: Fence) -> tuple[frozenset[str], str]:
         if step.rung is Rung.AGENT:
-            found = self._world.cache.snapshot.owner_revisions.get(step.vm, 0)
-            await self._ask(step.host, step.vm, "end-own", KILL_S, revision=found)
+            revision = step.owner_revision
+            await self._ask(step.host, step.vm, "end-own", KILL_S, revision=revision)
             return frozenset(), f"its agent ended {step.vm}"
         if step.rung is Rung.POWER and self._switch is not None:
             return frozenset(), await self._switch.off(step.host)
@@ -158,10 +158,7 @@ class Actor:
     # The record.
 
     async def _swap(self, step: Swap) -> None:
-        world = self._world
-        found = await world.records.owner(step.vm)
-        if found is None or found.revision != step.owner_revision:
-            raise CasFailed(step.vm)
+        world, found = self._world, await self._decided(step)
         owner = found.value
         if step.adopt and owner.migration is not None:
             after = ownership.swap(owner, owner.migration.id)
@@ -179,12 +176,19 @@ class Actor:
             keys.vm_owner(step.vm), after, found.revision, compare=compare, also=also
         )
         verb = "goes on" if step.adopt else "starts anew"
-        await self._tell(
+        await self.tell(
             "vm.failover",
             f"vm/{step.vm}",
             f"{step.vm} {verb} on {step.to} at epoch {after.epoch}: {step.proof}",
             data={"from": step.source, "to": step.to, "epoch": after.epoch, "proof": step.proof},
         )
+
+    async def _decided(self, step: Swap | PowerOn | Stopped) -> Versioned[Owner]:
+        """The record that the step was decided on; CasFailed when it has moved on."""
+        found = await self._world.records.owner(step.vm)
+        if found is None or found.revision != step.owner_revision:
+            raise CasFailed(step.vm)
+        return found
 
     async def _one_more(self, vm: str, compare: list[Compare]) -> Op:
         """The write that counts one more restart; ``compare`` gains what it rests on."""
@@ -202,7 +206,7 @@ class Actor:
         except GodwitError as error:
             now = self._world.clock.monotonic()
             self._refused[step.vm, step.host] = (now, error.message)
-            await self._tell(
+            await self.tell(
                 "vm.start-failed",
                 f"vm/{step.vm}",
                 f"{step.host} could not start {step.vm}: {error.message}",
@@ -211,10 +215,7 @@ class Actor:
 
     async def _power_on(self, step: PowerOn) -> None:
         """Through the record, like a failover: the agent then starts what the record gives it."""
-        world = self._world
-        found = await world.records.owner(step.vm)
-        if found is None or found.revision != step.owner_revision:
-            raise CasFailed(step.vm)
+        world, found = self._world, await self._decided(step)
         after = ownership.power_on(found.value, host=step.host)
         compare: list[Compare] = [exists(keys.host_lease(step.host)), self._proof()]
         also = [await self._one_more(step.vm, compare)]
@@ -222,13 +223,10 @@ class Actor:
             keys.vm_owner(step.vm), after, found.revision, compare=compare, also=also
         )
         message = f"{step.vm} is switched on at {step.host}: {step.why}"
-        await self._tell("vm.failover", f"vm/{step.vm}", message)
+        await self.tell("vm.failover", f"vm/{step.vm}", message)
 
     async def _stopped(self, step: Stopped) -> None:
-        world = self._world
-        found = await world.records.owner(step.vm)
-        if found is None or found.revision != step.owner_revision:
-            raise CasFailed(step.vm)
+        world, found = self._world, await self._decided(step)
         owner: Owner = found.value
         await world.records.cas(
             keys.vm_owner(step.vm),
@@ -244,7 +242,7 @@ class Actor:
             since=world.clock.realtime(),
         )
         await world.records.write_status(step.vm, status)
-        await self._tell("vm.failed", f"vm/{step.vm}", step.why, error=True)
+        await self.tell("vm.failed", f"vm/{step.vm}", step.why, error=True)
 
     async def _quarantine(self, step: Quarantine) -> None:
         world, key = self._world, keys.host_mark(step.host)
@@ -253,7 +251,7 @@ class Actor:
         )
         won = await world.records.store.txn([absent(key), self._proof()], [put(key, encode(mark))])
         if won.succeeded:
-            await self._tell("host.quarantined", f"host/{step.host}", step.why, error=True)
+            await self.tell("host.quarantined", f"host/{step.host}", step.why, error=True)
 
     # Others.
 
@@ -265,7 +263,7 @@ class Actor:
             info, "POST", f"/v1/vms/{vm}/{verb}", body, deadline_s=deadline_s
         )
 
-    async def _tell(
+    async def tell(
         self,
         kind: str,
         subject: str,

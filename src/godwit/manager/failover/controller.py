@@ -161,16 +161,7 @@ class Failover:
         )
         for step in self._told.news(told, now):
             kind, subject, message = words(step)
-            try:
-                await self._world.records.append_event(
-                    kind,
-                    subject,
-                    message,
-                    at=self._world.clock.realtime(),
-                    level="error" if isinstance(step, Alarm) else "warning",
-                )
-            except StoreError as error:
-                _LOG.info("%s (not in the event log: %s)", message, error)
+            await self._actor.tell(kind, subject, message, error=isinstance(step, Alarm))
 
 
 def restless(snapshot: Snapshot, decision: Decision) -> bool:
