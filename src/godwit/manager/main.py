@@ -25,8 +25,8 @@ from godwit.manager.cache import Cache
 from godwit.manager.config import ManagerConfig
 from godwit.manager.failover.acting import Actor
 from godwit.manager.failover.controller import Failover
+from godwit.manager.failover.members import StoreMembers
 from godwit.manager.failover.reading import Known, Reader, uncuttable
-from godwit.manager.failover.standing import StoreStanding
 from godwit.manager.failover.switch import PowerSwitch
 from godwit.manager.feed import Feed
 from godwit.manager.issuing import Issuer
@@ -71,7 +71,7 @@ class Manager:
         self.metrics = Metrics()
         self.leadership = Leadership(world, self.tasks)
         actor = Actor(world, proof=self.leadership.proof, switch=PowerSwitch(world))
-        standing = StoreStanding(
+        standing = StoreMembers(
             world.records.store, world.clock, hosts=lambda: world.cache.snapshot.hosts
         )
         known = Known(attempts=actor.attempts, refused=actor.refused, uncuttable=uncuttable)

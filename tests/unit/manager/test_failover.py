@@ -20,8 +20,8 @@ from godwit.manager.cache import Cache
 from godwit.manager.failover.acting import Actor
 from godwit.manager.failover.admission import check_ha
 from godwit.manager.failover.controller import Failover
+from godwit.manager.failover.members import StoreMembers, is_embedded, members_of
 from godwit.manager.failover.reading import Known, Reader, uncuttable
-from godwit.manager.failover.standing import StoreStanding, is_embedded, members_of
 from godwit.manager.failover.telling import Told
 from godwit.manager.world import World
 from godwit.model import keys
@@ -97,7 +97,7 @@ class Cluster:
         )
         self.actor = Actor(self.world, proof=lambda: value_is(keys.LEADER, ME.encode()))
         known = Known(self.actor.attempts, self.actor.refused, uncuttable)
-        standing = StoreStanding(
+        standing = StoreMembers(
             self.store, self.world.clock, hosts=lambda: self.cache.snapshot.hosts
         )
         self.reader = Reader(self.world, standing, known, timings=FAST)

@@ -45,8 +45,8 @@ ASK_S = 1.0
 """Seconds an agent may take to say what runs: one that is slower has not said it."""
 
 
-class Standing(Protocol):
-    """How the store stands, beside what it answered (`godwit.manager.failover.standing`)."""
+class StoreLook(Protocol):
+    """How the store stands, beside what it answered (`godwit.manager.failover.members`)."""
 
     async def look(self, *, asked_at: float, answered_at: float) -> StoreSeen:
         """Leader, term and members. StoreError when it does not answer."""
@@ -66,7 +66,7 @@ class Reader:
     """Makes `godwit.cluster` snapshots for one manager. Belongs to its event loop."""
 
     def __init__(
-        self, world: World, standing: Standing, known: Known, *, timings: Timings | None = None
+        self, world: World, standing: StoreLook, known: Known, *, timings: Timings | None = None
     ) -> None:
         self._world = world
         self._standing = standing

@@ -20,7 +20,7 @@ MEMBERS_S = 2.0
 ASK_S = 1.0
 
 
-class StoreStanding:
+class StoreMembers:
     """Knows an embedded store by its having no list of members."""
 
     def __init__(
@@ -34,7 +34,7 @@ class StoreStanding:
         self._asking: asyncio.Task[None] | None = None
 
     async def look(self, *, asked_at: float, answered_at: float) -> StoreSeen:
-        """See `godwit.manager.failover.reading.Standing`."""
+        """See `godwit.manager.failover.reading.StoreLook`."""
         status = await self._store.status(timeout=ASK_S)
         if not self._views:
             await self._ask()
