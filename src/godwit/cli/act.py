@@ -17,6 +17,7 @@ from godwit.model.words import ACTIONS, PLANNED, Action, Flag, merge, place_argu
 
 if TYPE_CHECKING:
     from godwit.client.sync import Client
+    from godwit.client.waiting import Listening
     from godwit.model.drain import DrainPlan
     from godwit.model.migration import Migration, MovePlan
     from godwit.model.requests import Request
@@ -116,14 +117,19 @@ def perform(request: Request) -> int:
     with now.client() as client:
         if now.dry_run:
             return _show_plan(client.dry_run(request), now)
-        task = _send(client, request)
         if now.no_wait:
+            task = _send(client, request)
             if now.json:
                 say_json(task.model_dump(mode="json"))
             else:
                 say(task.id)
             return 0
-        return follow(client, task, now)
+        # What takes time here comes before the request: afterwards it would be in a move's way.
+        import godwit.cli.progress
+        import godwit.model.migration  # noqa: F401
+
+        listening = client.listen(request)
+        return follow(client, _send(client, request), now, listening)
 
 
 def _send(client: Client, request: Request) -> Task:
@@ -135,13 +141,13 @@ def _send(client: Client, request: Request) -> Task:
         ) from None
 
 
-def follow(client: Client, task: Task, now: Session) -> int:
+def follow(client: Client, task: Task, now: Session, listening: Listening | None = None) -> int:
     """Wait for a task's end and show what came of it. Errors: whatever it ended in."""
     from godwit.cli.progress import teller
 
     try:
         with teller() as showing:
-            done = client.wait(task, on_progress=showing.tell)
+            done = client.wait(task, on_progress=showing.tell, listening=listening)
     except KeyboardInterrupt:
         raise _detached(client, task) from None
     except GodwitError as error:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from godwit.client.link import Link
 from godwit.client.nouns import Cluster, Hosts, Migrations, Networks, Tasks, Vms, Volumes
 from godwit.client.settings import Target, resolve
-from godwit.client.waiting import OnProgress
+from godwit.client.waiting import Listening, OnProgress
 
 if TYPE_CHECKING:
     from godwit.client.console import Console
@@ -54,6 +54,7 @@ class AsyncClient:
             ca_file=Path(ca_file) if ca_file else None,
         )
         self._link = Link(self.target, name=name)
+        self._listening: Listening | None = None
         self.vms = Vms(self)
         self.hosts = Hosts(self)
         self.networks = Networks(self)
@@ -147,16 +148,32 @@ class AsyncClient:
         method, path, body = http_call(request)
         return await self._link.call(method, path, body, query={"dry_run": True})
 
-    async def wait(self, task: Task | str, *, on_progress: OnProgress | None = None) -> Task:
+    async def listen(self, request: Request) -> Listening:
+        """Hear of what a request is about from now on; for `wait`, once it has been sent."""
+        from godwit.client.waiting import Listening
+        from godwit.model.requests import subject_of
+
+        self._listening = Listening(self._link, subject_of(request))
+        await self._listening.connected()
+        return self._listening
+
+    async def wait(
+        self,
+        task: Task | str,
+        *,
+        on_progress: OnProgress | None = None,
+        listening: Listening | None = None,
+    ) -> Task:
         """The task when it has completed; what it failed with is raised, typed as it was.
 
-        ``on_progress`` is called with each change of the task or of its move. Lost connections
-        are taken up again. Errors: OutcomeUnknown when the manager stays away.
+        ``on_progress`` is called with each change of the task or of its move, from the first one
+        on where ``listening`` began before it (`listen`). Lost connections are taken up again.
+        Errors: OutcomeUnknown when the manager stays away.
         """
         from godwit.client.waiting import failure, wait
 
         started = await self.tasks.get(task) if isinstance(task, str) else task
-        done = await wait(self._link, started, on_progress=on_progress)
+        done = await wait(self._link, started, on_progress=on_progress, listening=listening)
         error = failure(done)
         if error is not None:
             raise error
@@ -269,6 +286,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connections."""
+        if self._listening is not None:
+            await self._listening.close()
         await self._link.close()
 
     async def __aenter__(self) -> Self:

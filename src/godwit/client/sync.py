@@ -23,7 +23,7 @@ from godwit.client.sync_nouns import (
     Vms,
     Volumes,
 )
-from godwit.client.waiting import OnProgress
+from godwit.client.waiting import Listening, OnProgress
 
 if TYPE_CHECKING:
     from godwit.model.drain import DrainPlan
@@ -109,13 +109,24 @@ class Client:
         """The plan of a typed request; moves and what empties a host have one."""
         return self._loop.run(self._async.dry_run(request))
 
-    def wait(self, task: Task | str, *, on_progress: OnProgress | None = None) -> Task:
+    def listen(self, request: Request) -> Listening:
+        """Hear of what a request is about from now on; for `wait`, once it has been sent."""
+        return self._loop.run(self._async.listen(request))
+
+    def wait(
+        self,
+        task: Task | str,
+        *,
+        on_progress: OnProgress | None = None,
+        listening: Listening | None = None,
+    ) -> Task:
         """The task when it has completed; what it failed with is raised, typed as it was.
 
-        ``on_progress`` is called with each change of the task or of its move. Lost connections
-        are taken up again. Errors: OutcomeUnknown when the manager stays away.
+        ``on_progress`` is called with each change of the task or of its move, from the first one
+        on where ``listening`` began before it (`listen`). Lost connections are taken up again.
+        Errors: OutcomeUnknown when the manager stays away.
         """
-        return self._loop.run(self._async.wait(task, on_progress=on_progress))
+        return self._loop.run(self._async.wait(task, on_progress=on_progress, listening=listening))
 
     def result(self, task: Task) -> Migration | VmView | NetworkView | VolumeView | Task:
         """What a task was about, as it is now: the move, the VM, the network, the volume, else

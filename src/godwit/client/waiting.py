@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from godwit.client.link import Link
     from godwit.model.migration import Migration
     from godwit.model.task import Task
+    from godwit.wire.sse import SseEvent
 
 OnProgress = Callable[["Task | Migration"], None]
 
 HELD_S = 20.0  # how long one request may be held
 GIVE_UP_S = 60.0
+CONNECT_S = 0.5  # how long a request waits for the news to be heard first
 _BY_STATE: dict[str, type[GodwitError]] = {
     "failed": OperationFailed,
     "cancelled": Cancelled,
@@ -39,15 +41,83 @@ _BY_STATE: dict[str, type[GodwitError]] = {
 }
 
 
+class Listening:
+    """The news of a subject from now on; begun before a request, so that none of its is missed.
+
+    It costs connections, which are made while nothing is under way yet. Belongs to one event loop.
+    """
+
+    def __init__(self, link: Link, subject: str) -> None:
+        self.subject = subject
+        self._news: asyncio.Queue[SseEvent | None] = asyncio.Queue()
+        self._connected = asyncio.Event()
+        self._fresh = True  # nothing was asked for yet, so there is no state to be read
+        self._task = asyncio.create_task(self._listen(link), name=f"news of {subject}")
+
+    async def _listen(self, link: Link) -> None:
+        with contextlib.suppress(GodwitError):
+            async with contextlib.aclosing(link.news(query={"subject": self.subject})) as stream:
+                async for event in stream:
+                    if event is None and self._fresh:
+                        self._connected.set()
+                    else:
+                        self._news.put_nowait(event)
+                    self._fresh = False
+
+    async def connected(self, timeout: float = CONNECT_S) -> None:
+        """Return when it hears, or after ``timeout`` seconds: it will read the state then."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._connected.wait()
+        except TimeoutError:
+            self.late()
+
+    def late(self) -> None:
+        """What it is about is under way already: its state is read with the first connection."""
+        self._fresh = False
+
+    async def next(self) -> SseEvent | None:
+        """The next event; None when the present state has to be read."""
+        return await self._news.get()
+
+    async def close(self) -> None:
+        """Listen no more."""
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+
 async def wait(
-    link: Link, task: Task, *, on_progress: OnProgress | None, give_up_s: float = GIVE_UP_S
+    link: Link,
+    task: Task,
+    *,
+    on_progress: OnProgress | None,
+    listening: Listening | None = None,
+    give_up_s: float = GIVE_UP_S,
 ) -> Task:
-    """The task when it is final, completed or not. Errors: OutcomeUnknown, NotFound."""
+    """The task when it is final, completed or not. Errors: OutcomeUnknown, NotFound.
+
+    ``listening`` to the task's subject began before the task and ends with it.
+    """
+    try:
+        return await _wait(link, task, on_progress, listening, give_up_s)
+    finally:
+        if listening is not None:
+            await listening.close()
+
+
+async def _wait(
+    link: Link,
+    task: Task,
+    on_progress: OnProgress | None,
+    listening: Listening | None,
+    give_up_s: float,
+) -> Task:
     if task.state.final:
         return task
     if on_progress is None:
         return await _until_final(link, task.id, give_up_s)
-    teller = asyncio.create_task(_tell(link, task, on_progress), name=f"tell {task.id}")
+    telling = _tell(link, task, on_progress, listening)
+    teller = asyncio.create_task(telling, name=f"tell {task.id}")
     try:
         return await _until_final(link, task.id, give_up_s)
     finally:
@@ -91,17 +161,26 @@ def _lost(task_id: str, give_up_s: float) -> OutcomeUnknown:
     )
 
 
-async def _tell(link: Link, task: Task, on_progress: OnProgress) -> None:
+async def _tell(
+    link: Link, task: Task, on_progress: OnProgress, listening: Listening | None
+) -> None:
     """Hand every news of the task and its move to ``on_progress`` until cancelled."""
     # Only for the eye: whatever breaks here must not end the wait.
-    told = Told()
-    with contextlib.suppress(GodwitError):
-        stream = link.news(query={"subject": task.subject})
-        async with contextlib.aclosing(stream):
-            async for event in stream:
+    told, begun = Told(), listening
+    if listening is None or listening.subject != task.subject:
+        begun = Listening(link, task.subject)
+        begun.late()
+    assert begun is not None  # noqa: S101 - narrows for the type checker
+    try:
+        while True:
+            event = await begun.next()
+            with contextlib.suppress(GodwitError):
                 seen = await _present(link, task.id) if event is None else _news(event.data)
                 if seen is not None and told.is_news(seen):
                     on_progress(seen)
+    finally:
+        if begun is not listening:
+            await begun.close()
 
 
 class Told:

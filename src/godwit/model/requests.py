@@ -338,6 +338,27 @@ def parse_request(data: dict[str, Any]) -> Request:
         raise explain(error) from None
 
 
+def subject_of(request: Request) -> str:
+    """What a request, its task and their events are about: ``kind/name``."""
+    match request:
+        case CancelMigration():
+            return f"migration/{request.id}"
+        case CancelTask():
+            return f"task/{request.id}"
+        case ValidateCluster():
+            return "cluster/validation"
+        case ImportDisk():
+            return f"image/{request.volume}/{request.name}"
+        case SetCluster():
+            return "cluster/settings"
+        case UpdateCluster():
+            return "cluster/update"
+        case RemoveHost():
+            return f"host/{request.name}"
+        case _:
+            return f"{request.kind.partition('.')[0]}/{request.name}"
+
+
 def http_call(request: Request) -> tuple[str, str, dict[str, Any] | None]:
     """Method, path and JSON body (fields at their default left out) of a request."""
     method, template = ROUTES[request.kind]

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import all_volumes, view_disks
 from godwit.manager.work.actions import ACTS
-from godwit.manager.work.admit import admit, subject_of
+from godwit.manager.work.admit import admit
 from godwit.manager.work.define_acts import helpers
 from godwit.manager.work.disk_rules import define_disk, define_volume, moved_disk
 from godwit.model import keys
@@ -303,7 +303,7 @@ def test_of_a_local_volume_each_host_has_its_own() -> None:
 
 def test_a_volume_under_an_import_is_not_forgotten() -> None:
     request = ask.ImportDisk(volume="shared", name="d", source="https://example.org/d")
-    task = Task(id="t-1", request={}, subject=subject_of(request), created_at=0)
+    task = Task(id="t-1", request={}, subject=ask.subject_of(request), created_at=0)
     world = snapshot(volumes={"shared": Volume(name="shared")}, tasks={"t-1": task})
     with pytest.raises(Conflict, match="t-1 writes to it"):
         admit(world, ask.DeleteVolume(name="shared"))

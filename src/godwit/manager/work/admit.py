@@ -74,26 +74,9 @@ Action = (
 )
 
 
-def subject_of(request: ask.Request) -> str:
-    """What a request is about: ``kind/name``."""
-    if isinstance(request, ask.CancelMigration):
-        return f"migration/{request.id}"
-    if isinstance(request, ask.CancelTask):
-        return f"task/{request.id}"
-    if isinstance(request, ask.ValidateCluster):
-        return "cluster/validation"
-    if isinstance(request, ask.ImportDisk):
-        return f"image/{request.volume}/{request.name}"
-    if isinstance(request, ask.SetCluster | ask.UpdateCluster):
-        return "cluster/settings" if isinstance(request, ask.SetCluster) else "cluster/update"
-    if isinstance(request, ask.RemoveHost):
-        return f"host/{request.name}"
-    return f"{request.kind.partition('.')[0]}/{request.name}"
-
-
 def admit(snapshot: Snapshot, request: ask.Request) -> str:
     """The subject of the task to be, or the error that refuses it."""
-    subject = subject_of(request)
+    subject = ask.subject_of(request)
     if isinstance(request, Standing):
         admit_standing(snapshot, request)
     elif isinstance(request, PowerRequest):
