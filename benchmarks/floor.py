@@ -223,7 +223,7 @@ def argv(guest: Guest, place: Place, *, role: str, incoming: bool, tuning: Tunin
         "-qmp", f"unix:{place.run_dir}/{role}.qmp,server=on,wait=off",
         "-serial", f"file:{place.run_dir}/{role}.console",
         "-netdev", f"tap,id=n0,ifname=fl-{role},script=no,downscript=no",
-        "-device", f"virtio-net-pci,netdev=n0,mac={guest.mac},romfile=,addr=2",
+        "-device", f"virtio-net-pci,netdev=n0,mac={guest.mac},romfile=,addr=8",
         "-kernel", str(guest.kernel), "-initrd", str(guest.initrd),
         "-append", guest.append, *more,
     ]  # fmt: skip

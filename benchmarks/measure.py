@@ -24,6 +24,7 @@ class Machine:
     cpu: str
     accel: str
     memory_mib: int
+    devices: tuple[str, ...] = ()  # -device and what stands behind them, but for card and console
 
 
 @dataclass

@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import time
 from dataclasses import asdict, replace
+from itertools import pairwise
 from typing import Any
 
 import floor
@@ -65,6 +66,7 @@ class Godwit:
         return Machine(
             machine=first("-machine"), cpu=first("-cpu"),
             accel=str(argv[argv.index("-accel") + 1]), memory_mib=memory_mib,
+            devices=_devices(argv),
         )  # fmt: skip
 
     def where(self) -> str:
@@ -104,6 +106,19 @@ class Godwit:
         self._there = False
 
 
+def _devices(argv: list[str]) -> tuple[str, ...]:
+    """The options that make a guest's devices, its card (with its cable) and console left out."""
+    found: list[str] = []
+    for option, value in pairwise(argv):
+        words = value.split(",")
+        if option == "-object" and words[0].startswith("rng-"):
+            found += [option, value]
+        elif option == "-device" and words[0] not in ("virtio-net-pci", "isa-serial"):
+            # The floor's card is at a slot of its own, as it has none behind a port.
+            found += [option, value]
+    return tuple(found)
+
+
 class Floor:
     """(b) `floor.move` with one fixed downtime limit; the destination is spawned in its span."""
 
@@ -121,6 +136,7 @@ class Floor:
             ground.image.kernel_path, ground.image.initrd_path,
             ground.append(address, f"floor-{letter}"), machine=machine.machine, cpu=machine.cpu,
             accel=machine.accel, mac=f"52:54:00:be:{ord(letter):02x}:01",
+            extra=machine.devices,
         )  # fmt: skip
         self._places = tuple(self._place(index, tls=tls) for index in (0, 1))
 
