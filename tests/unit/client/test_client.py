@@ -28,6 +28,7 @@ from godwit.model.errors import (
     Unavailable,
 )
 from godwit.model.migration import STAGES, Migration, MoveState, Progress, Stage
+from godwit.model.requests import parse_request
 from godwit.model.task import TaskState
 from godwit.wire.ca import ClusterCa
 
@@ -63,6 +64,47 @@ async def test_a_move_is_sent_followed_and_reported(api: Any) -> None:
     stages = [STAGES.index(move.progress.stage) for move in seen if not move.state.final]
     assert stages == sorted(stages)
     assert len(set(stages)) >= 3
+
+
+async def test_who_listens_first_misses_nothing_and_reads_nothing(api: Any) -> None:
+    seen: list[Migration] = []
+    request = parse_request({"kind": "vm.migrate", "name": "web", "to": "host2"})
+    async with AsyncClient() as client:
+        listening = await client.listen(request)
+        task = await client.send(request)
+        done = await client.wait(
+            task,
+            on_progress=lambda news: seen.append(news) if isinstance(news, Migration) else None,
+            listening=listening,
+        )
+    assert done.state is TaskState.COMPLETED
+    stages = [move.progress.stage for move in seen if not move.state.final]
+    assert list(dict.fromkeys(stages)) == list(STAGES)
+    # Neither the task nor the move had to be read beside the stream.
+    read = [one.path for one in api.asked if one.method == "GET" and "wait" not in one.query]
+    assert [path for path in read if path != "/v1/events"] == []
+
+
+async def test_listening_to_something_else_is_no_use_and_no_harm(api: Any) -> None:
+    other = parse_request({"kind": "vm.migrate", "name": "db", "to": "host2"})
+    seen: list[object] = []
+    async with AsyncClient() as client:
+        listening = await client.listen(other)
+        task = await client.vms.migrate("web", to="host2")
+        await client.wait(task, on_progress=seen.append, listening=listening)
+    assert any(isinstance(news, Migration) and news.vm == "web" for news in seen)
+
+
+async def test_a_manager_that_is_away_is_listened_to_for_half_a_second(api: Any) -> None:
+    await asyncio.to_thread(api.stop)
+    request = parse_request({"kind": "vm.migrate", "name": "web", "to": "host2"})
+    async with AsyncClient() as client:
+        began = time.monotonic()
+        await client.listen(request)
+        assert time.monotonic() - began < 3
+        with pytest.raises(Unavailable):
+            await client.send(request)
+    await asyncio.to_thread(api.start)
 
 
 def test_progress_never_runs_backwards() -> None:
