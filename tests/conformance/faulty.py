@@ -162,12 +162,11 @@ class FaultyProxy:
             if self._strikes("delay"):
                 await asyncio.sleep(self.random.uniform(0, _LATE_S))
             writer.write(chunk)
-            if (
-                b'"events"' in chunk
-                and chunk.rstrip().endswith(b"}")
-                and self._strikes("duplicate")
-            ):
-                writer.write(chunk)
+            message = chunk[len(size) : -2]  # etcd sends the end of its line as a chunk of its own
+            whole = message.rstrip().startswith(b"{") and message.rstrip().endswith(b"}}")
+            if b'"events"' in message and whole and self._strikes("duplicate"):
+                line = message if message.endswith(b"\n") else b"\n" + message
+                writer.write(b"%x\r\n%b\r\n" % (len(line), line))
             await writer.drain()
 
 

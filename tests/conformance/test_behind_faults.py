@@ -115,7 +115,11 @@ async def test_nothing_acknowledged_is_lost_and_nothing_comes_twice(
         wanted = {kv.key: kv.value for kv in final.kvs}
         async with asyncio.timeout(30):  # a watch that the proxy holds up starts anew
             while mirror.keys != wanted:
-                await mirror.told.wait()  # the last events are on their way
+                news = asyncio.ensure_future(mirror.told.wait())  # the last events are on their way
+                await asyncio.wait({news, following}, return_when=asyncio.FIRST_COMPLETED)
+                news.cancel()
+                if following.done():
+                    await following  # it ends by an error alone: that is what went wrong
                 mirror.told.clear()
         assert mirror.order == sorted(set(mirror.order))
     finally:

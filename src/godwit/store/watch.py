@@ -36,6 +36,15 @@ _SILENT_S = 1.5  # after which a member is asked whether it lives
 _PROBE = codec.dump(codec.span("/", prefix=False))
 
 
+def _message(line: bytes) -> Json:
+    """One message of the stream; HttpError when it is none, so that the watch starts anew."""
+    try:
+        found: Json = json.loads(line)
+    except ValueError as error:
+        raise HttpError(f"the watch brought what is no message: {error}") from None
+    return found
+
+
 class ClientWatch:
     """Implements :class:`godwit.store.api.Watch` over the network."""
 
@@ -137,7 +146,7 @@ class ClientWatch:
         if not data or self._connection is not connection:
             raise HttpError("the watch was cut off")
         for line in self._lines.feed(data):
-            self._take(json.loads(line))
+            self._take(_message(line))
         if self._lines.ended and not self._ready:
             raise HttpError("the watch was ended")
 
