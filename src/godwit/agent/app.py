@@ -336,6 +336,10 @@ def _peer_routes(rooms: Rooms) -> list[Route]:
         body = await _body(request)
         return await moves.ping(str(body.get("migration", "")), oob=body.get("oob") is True)
 
+    async def released(request: Request) -> None:
+        peer = peer_of(request.scope)
+        await moves.released(await _id(request), by=peer.name if peer is not None else "")
+
     async def take_over(request: Request) -> Record:
         body = await _body(request)
         return await moves.take_over(str(body.get("migration", "")), str(body.get("vm", "")))
@@ -351,6 +355,7 @@ def _peer_routes(rooms: Rooms) -> list[Route]:
         ("check", check),
         ("prepare", prepare),
         ("ping", ping),
+        ("released", released),
         ("take-over", take_over),
         ("abort", abort),
         ("recover", recover),

@@ -30,7 +30,7 @@ from godwit.migration.peer import (
 from godwit.migration.stream import TLS_OBJECT
 from godwit.migration.world import DestinationWorld
 from godwit.model.disks import volume_of
-from godwit.model.errors import ChecksFailed, Conflict, GodwitError, NotFound
+from godwit.model.errors import ChecksFailed, Conflict, GodwitError, NotAllowed, NotFound
 from godwit.model.vm import Vm
 from godwit.qemu.carry import offer, withdraw
 from godwit.qemu.machine import Machine
@@ -139,6 +139,13 @@ class Arrivals:
             return PeerState(phase="gone", reason=f"{self.desk.host} knows nothing of {migration}")
         return await incoming.ping(oob=oob)
 
+    async def released(self, migration: str, *, by: str) -> None:
+        """Take the source's word that it has let go; nobody else's counts."""
+        incoming = self._incoming(migration)
+        if incoming.ask.source != by:
+            raise NotAllowed(f"{by} does not speak for {incoming.ask.source}", hint="")
+        await incoming.release()
+
     async def take_over(self, migration: str, vm: str) -> TakenOver:
         if migration not in self.incoming:
             if (epoch := self._taken_before(migration, vm)) is not None:
@@ -217,7 +224,7 @@ class Arrivals:
             return found.epoch if found else 0
 
         async def announced(machine: Machine) -> None:
-            machine.amend(role="started")
+            machine.amend(role="started", released=False)
             _ask_path(machine.runtime).unlink(missing_ok=True)
             await desk.guard.disarm(name)
             paused = False

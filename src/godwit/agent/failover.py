@@ -173,7 +173,8 @@ class Failover:
                 state="running" if arrival.phase in ("starting", "running") else "incoming",
                 migration=migration,
                 driven=arrival.phase != "gone",
-                complete=arrival.phase == "loaded",
+                complete=arrival.phase == "loaded" or runtime.released,
+                released=runtime.released,
             )
         state: ProcessState = "incoming" if runtime.role == "incoming" else "running"
         return QemuProcess(

@@ -72,6 +72,11 @@ class HttpPeer:
         body = {"migration": migration, "oob": oob}
         return await self._call("ping", body, PeerState, timeout)
 
+    async def released(self, migration: str, *, timeout: float) -> None:
+        async with _silence(timeout):
+            body = {"migration": migration}
+            await self._client.post("/v1/peer/released", body, deadline_s=timeout)
+
     async def take_over(self, migration: str, vm: str, *, timeout: float) -> TakenOver:
         body = {"migration": migration, "vm": vm}
         return await self._call("take-over", body, TakenOver, timeout)

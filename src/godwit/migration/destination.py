@@ -22,6 +22,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from godwit.migration import release
 from godwit.migration.gift import close_disks, give_back
 from godwit.migration.listen import listen
 from godwit.migration.peer import (
@@ -141,6 +142,13 @@ class Incoming:
             started=self.world.noted_epoch() > self.ask.epoch,
             reason=self.reason,
         )
+
+    async def release(self) -> None:
+        """The source has let go of the VM: keep that beside the copy. Again is harmless."""
+        if self.phase == "gone":
+            raise Refused(f"the copy of {self.ask.vm.name} was ended: {self.reason}", hint="")
+        if self.phase not in ("starting", "running"):
+            await release.keep(self._machine(), where=self.world.host)
 
     async def take_over(self) -> TakenOver:
         """Look at the record now, and answer once the VM runs here (or why it never will)."""

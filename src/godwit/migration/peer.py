@@ -6,6 +6,7 @@
     | prepare(ask) ----------------------------> |  memory held, QEMU -S -incoming, gate closed
     | <-------------------- Prepared{port, tree} |
     | ping(id) --------------------------------> |  any time: is your QEMU alive, where is it
+    | released(id) ----------------------------> |  only while the swap is slow: S has let go
     | swap -> store                              |  (D watches the record: this is what wakes it)
     | take_over(id, vm) ------------------------> |  answers once the VM runs there
     | abort(id, reason) -----------------------> |  kill the copy, forget everything
@@ -104,6 +105,14 @@ class Peer(Protocol):
     async def prepare(self, ask: PrepareAsk, *, timeout: float) -> Prepared: ...
     async def ping(self, migration: str, *, oob: bool = False, timeout: float) -> PeerState:
         """Is its agent there and its QEMU alive? ``oob`` does not wait for QEMU's main loop."""
+        ...
+
+    async def released(self, migration: str, *, timeout: float) -> None:
+        """The source's word: its QEMU said ``completed``, its gate and its disks are closed.
+
+        From then on it runs the VM again only after it has changed the owner record. Refused while
+        the copy there is not whole; again is harmless.
+        """
         ...
 
     async def take_over(self, migration: str, vm: str, *, timeout: float) -> TakenOver: ...

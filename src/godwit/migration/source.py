@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 from typing import Protocol
 
+from godwit.migration import release
 from godwit.migration.handover import OwnerLink, Verdict
 from godwit.migration.move import Move, MoveStopped, Stop, fail
 from godwit.migration.peer import PeerSilent, PrepareAsk, Prepared, TakenOver
@@ -40,15 +41,8 @@ SWAP_S = 2.0
 TAKE_OVER_S = 5.0
 OPEN_PATIENCE_S = 5.0
 _FAILURES = (
-    MonitorError,
-    PeerSilent,
-    GodwitError,
-    StoreError,
-    CasFailed,
-    TimeoutError,
-    OSError,
-    ValueError,
-)
+    MonitorError, PeerSilent, GodwitError, StoreError, CasFailed, TimeoutError, OSError, ValueError
+)  # fmt: skip
 """What a step may fail with; anything else is a fault of ours."""
 _ENDED_BY_GUEST = frozenset({"shutdown", "guest-panicked", "internal-error"})
 """Run states that no ``cont`` leaves: the VM's owner ends such a QEMU."""
@@ -185,9 +179,13 @@ class SourceMove:
         return there, here
 
     async def _handover(self) -> None:
+        self.move.world.gate.close()
+        await self.move.world.disks.close()
+        async with release.telling(self.move, whole=not self.way.postcopy):
+            await self._swap()
+
+    async def _swap(self) -> None:
         move, world = self.move, self.move.world
-        world.gate.close()
-        await world.disks.close()
         await move.hold("completed")
         move.check()
         move.enter_quietly(Stage.HANDOVER)

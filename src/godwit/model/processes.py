@@ -13,7 +13,8 @@ class QemuProcess(Record):
     """One QEMU. ``epoch``: the one of its durable note, or the one it would get (``incoming``).
 
     ``driven``: a move's engine works on it, which knows better than anybody. ``complete``: it holds
-    the whole VM. ``known``: the agent has its monitor; one that it has not is believed to run.
+    the whole VM. ``released``: and the source's agent said that it had let go of it.
+    ``known``: the agent has its monitor; one that it has not is believed to run.
     """
 
     vm: Name
@@ -22,6 +23,7 @@ class QemuProcess(Record):
     migration: str = ""
     driven: bool = False
     complete: bool = False
+    released: bool = False
     known: bool = True
 
 

@@ -32,6 +32,7 @@ class Runtime(Record):
     """A QEMU on this host. ``role`` is how it came up: cold, or waiting for a move's stream.
 
     ``unlocked``: its images are open without locks, for those of a lost host may still be there.
+    ``released``: the whole VM came in, and the source's agent said that it had let go of it.
 
     ``start_time`` (clock ticks since boot) makes the pid unmistakable; ``taps`` maps card to tap.
     """
@@ -52,6 +53,7 @@ class Runtime(Record):
     argv: tuple[str, ...] = ()
     created_at: float = 0.0
     unlocked: bool = False
+    released: bool = False
 
     @property
     def process(self) -> Process:

@@ -185,6 +185,7 @@ class LabQemu(FakeQemu):
         self.host = host
         self.witness = witness
         self.died = asyncio.Event()
+        self.released = False  # the note beside it
         self._state = ""
         super().__init__(name=host, clock=VirtualClock().realtime, sleep=self._nap, **more)
         self.migration = LabMigration(self)
@@ -238,6 +239,9 @@ class LabMachine(Machine):
         return self._epoch
 
     def amend(self, **changes: object) -> None:
+        if changes.get("released"):
+            self.qemu.released = True
+            self.qemu.witness.did(f"{self.qemu.host}: notes that it was let go")
         self._epoch = int(str(changes.get("epoch", self._epoch)))
 
     async def device_tree(self) -> DeviceTree:
@@ -544,6 +548,12 @@ class DirectPeer:
 
         found: PeerState = await self._call("ping", work, timeout)
         return found
+
+    async def released(self, migration: str, *, timeout: float) -> None:
+        async def work() -> None:
+            await self._incoming(migration).release()
+
+        await self._call("released", work, timeout)
 
     async def take_over(self, migration: str, vm: str, *, timeout: float) -> TakenOver:
         async def work() -> TakenOver:

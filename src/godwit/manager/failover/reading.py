@@ -184,6 +184,7 @@ def assemble(
                     migration=one.migration,
                     driven=one.driven,
                     complete=one.complete,
+                    released=one.released,
                 )
             )
     return Snapshot(
