@@ -72,3 +72,16 @@ def _members(members: tuple[Member, ...], *, hosts: int) -> Quorum:
         spare=spare,
         sentence=f"{count}: {spare} more may be lost{even}",
     )
+
+
+def without(members: tuple[Member, ...], host: str) -> str:
+    """Why the store could not be written any more without this host; empty when it could."""
+    if not any(member.host == host for member in members):
+        return ""
+    if len(members) == 1:
+        return f"the store runs on {host} alone"
+    left = sum(member.healthy for member in members if member.host != host)
+    majority = len(members) // 2 + 1
+    if left >= majority:
+        return ""
+    return f"without {host} {left} of {len(members)} members of the store are left, not {majority}"

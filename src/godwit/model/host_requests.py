@@ -146,7 +146,8 @@ class SwitchHostOn(Value):
 class SwitchHostOff(Value):
     """Cut a host's power; done when its power device says that it is off.
 
-    Refused while VMs run there, unless ``force``.
+    Refused while VMs run there, or when the store's majority or the only manager would go with it,
+    unless ``force``.
     """
 
     kind: Literal["host.power.off"] = "host.power.off"
@@ -158,7 +159,8 @@ class SwitchHostOff(Value):
 class ResetHost(Value):
     """Cut a host's power, see that it is off, and switch it on again.
 
-    Refused while VMs run there, unless ``force``.
+    Refused while VMs run there, or when the store's majority or the only manager would go with it,
+    unless ``force``.
     """
 
     kind: Literal["host.power.reset"] = "host.power.reset"

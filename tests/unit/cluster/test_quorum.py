@@ -6,7 +6,7 @@ import pytest
 from cluster_builders import THREE, cluster, host
 
 from godwit.cluster.facts import Member, Snapshot, StoreSeen
-from godwit.cluster.quorum import explain
+from godwit.cluster.quorum import explain, without
 
 
 def store(*healthy: bool, hosts: int = 3, **changes: object) -> Snapshot:
@@ -93,3 +93,16 @@ def test_no_leader() -> None:
         "it elects one by itself as soon as a majority of its members see each other"
     )
     assert THREE[0].host == host("h1").name
+
+
+def test_what_a_host_takes_along() -> None:
+    assert without(THREE, "h1") == ""
+    assert without(THREE, "h9") == ""
+    away = (THREE[0], THREE[1], Member(name="m3", host="h3", healthy=False))
+    assert without(away, "h1") == "without h1 1 of 3 members of the store are left, not 2"
+    assert without(away, "h3") == ""  # it is away already
+    assert without(THREE[:1], "h1") == "the store runs on h1 alone"
+    assert without(THREE[:2], "h2") == "without h2 1 of 2 members of the store are left, not 2"
+    assert without((), "h1") == ""
+    both = (*THREE[:1], Member(name="m2", host="h1"), THREE[2])
+    assert without(both, "h1") == "without h1 1 of 3 members of the store are left, not 2"

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from godwit.client.api import AsyncClient
+from godwit.cluster.facts import Member
 from godwit.manager.snapshot import Snapshot
+from godwit.manager.work import power_acts
 from godwit.manager.work.admit import admit
-from godwit.manager.work.power_rules import check_keys
+from godwit.manager.work.power_rules import check_keys, refuse_the_last
 from godwit.model import keys
 from godwit.model import requests as ask
 from godwit.model.errors import InvalidRequest, NotFound, Refused
@@ -85,6 +87,30 @@ async def test_set_test_off_with_proof_and_on(api: Any, bmc: Any) -> None:
     assert bmc.machine.seen == ["ForceOff", "On", "ForceOff", "On"]
     kinds = [found.value.kind for found in (await api.records.list(keys.EVENTS, Event)).values()]
     assert kinds.count("host.power-off") == 2
+
+
+@pytest.mark.parametrize("verb", ["off", "reset"])
+async def test_what_keeps_the_store_is_not_switched_off(
+    api: Any, bmc: Any, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await set_device(api, bmc)
+    here = Member(name="host1", host="host1")
+    away = Member(name="witness", healthy=False)
+    monkeypatch.setattr(power_acts, "members_of", lambda *_: (here, away))
+    refused = await told(api, verb)
+    assert refused["error"]["code"] == "refused"
+    assert "without host1 0 of 2 members of the store are left, not 2" in refused["reason"]
+    assert "--force" in refused["error"]["hint"]
+    assert bmc.machine.seen == []
+    assert (await told(api, verb, force=True))["state"] == "completed"
+
+
+def test_the_only_manager_is_not_switched_off() -> None:
+    with pytest.raises(Refused, match="the only manager runs on host1"):
+        refuse_the_last("host1", (), ["host1"])
+    refuse_the_last("host1", (), ["host1", "host2"])
+    refuse_the_last("host1", (), ["control"])
+    refuse_the_last("host1", (), [])
 
 
 async def test_off_is_the_end_of_that_boot(api: Any, bmc: Any) -> None:

@@ -10,7 +10,14 @@ from __future__ import annotations
 import time
 from typing import Literal
 
-from godwit.manager.work.power_rules import check_keys, device_of, refuse_with_vms, vms_at
+from godwit.manager.failover.members import members_of
+from godwit.manager.work.power_rules import (
+    check_keys,
+    device_of,
+    refuse_the_last,
+    refuse_with_vms,
+    vms_at,
+)
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.world import World
 from godwit.model import keys
@@ -26,6 +33,7 @@ from godwit.store.api import absent, delete, mod_is, put
 from godwit.store.records import encode
 
 TEST_S = 15.0
+MEMBERS_S = 1.0
 
 
 async def set_device(world: World, run: TaskRun, request: ask.SetHostPower) -> Done:
@@ -116,7 +124,11 @@ async def switch_off(
     name = request.name
     config = await _config(world, name)
     if not request.force:
-        refuse_with_vms(name, vms_at(world.cache.snapshot, name))
+        snapshot = world.cache.snapshot
+        refuse_with_vms(name, vms_at(snapshot, name))
+        views = await world.records.store.members(timeout=MEMBERS_S)
+        alive = {member.partition(".")[0] for member in snapshot.members}
+        refuse_the_last(name, members_of(views, snapshot.hosts), alive)
     # Of this boot the reading will speak. Read before: a later boot is not what was ended.
     info = await world.records.get(keys.host_info(name), HostInfo)
     await run.say(f"cutting the power of {name}")

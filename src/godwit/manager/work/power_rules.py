@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
+from godwit.cluster.facts import Member
+from godwit.cluster.quorum import without
 from godwit.manager.snapshot import Snapshot
 from godwit.model import requests as ask
 from godwit.model.errors import InvalidRequest, NotFound, Refused
@@ -58,6 +61,24 @@ def refuse_with_vms(host: str, names: list[str]) -> None:
         raise Refused(
             f"{host} runs {', '.join(names)}",
             hint="move or stop them first; --force cuts the power all the same",
+        )
+
+
+def refuse_the_last(host: str, members: tuple[Member, ...], managers: Iterable[str]) -> None:
+    """Refused where the store's majority, or the only manager, would go with the host.
+
+    ``managers``: names of those alive. One that has its host's name runs there.
+    """
+    alive = set(managers)
+    if why := without(members, host):
+        raise Refused(
+            f"{why}: nothing could be changed any more, and no VM would start elsewhere",
+            hint="bring the others back first; --force cuts the power all the same",
+        )
+    if alive == {host}:
+        raise Refused(
+            f"the only manager runs on {host}: nobody could switch it on again, or start its VMs",
+            hint="start another manager first; --force cuts the power all the same",
         )
 
 
