@@ -52,6 +52,7 @@ class Manager:
         self.memory = Memory()
         self.attempts: dict[str, Attempt] = {}
         self.busy: set[str] = set()
+        self.answered: dict[str, bool] = {}  # a host that is fenced, when that was decided
         self.told: set[str] = set()
         self.states: dict[str, str] = {}
         self.life = self._life()
@@ -243,6 +244,9 @@ class Manager:
         delay = CALL_S
         if isinstance(step, Fence):
             delay = self._fence_time(step)
+            self.answered[step.host] = self.agents.answers(
+                self.world.hosts[step.host], self.host.name
+            )
             self._attempt(step, "running")
             self.world.say(f"manager: fences {step.host} by {step.rung.value}{_of(step.vm)}")
         self.world.at(delay, lambda: self._arrives(step, life))
@@ -347,7 +351,7 @@ class Manager:
             why = "" if done else "its power device does not answer"
             if done and host.powered:
                 spared = [q for q in world.on(host) if not world.vms[q.vm].ha]
-                fault = not (spared and self.agents.answers(host, self.host.name))
+                fault = not (spared and self.answered[step.host])
                 power_off(world, host, "its power device was told", fault=fault)
         self._attempt(step, "confirmed" if done else "failed", why)
         result = "confirmed" if done else f"failed: {why}"
