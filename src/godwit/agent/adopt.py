@@ -130,19 +130,9 @@ async def _act(
             await desk.publish(slot)
         await growth.settle_running(desk, slot)
         return
-    order = await _order(desk, owner)
-    hosts = await desk.records.hosts()
-    peer = hosts.get(order.destination) if order else None
-    if order is None or peer is None:
-        raise OperationFailed(f"the move of {machine.vm} left no record", hint="")
-    await departures.resume(slot, order, peer.agent_url)
-
-
-async def _order(desk: Desk, owner: Owner) -> Migration | None:
     if owner.migration is None:
-        return None
-    found = await desk.records.migration(owner.migration.id)
-    return found.value if found else None
+        raise OperationFailed(f"no move of {machine.vm} is in the record", hint="")
+    await departures.take_up(slot, owner.migration)
 
 
 async def _silent(desk: Desk, runtime: Runtime, owner: Owner | None, why: str) -> None:
@@ -201,8 +191,10 @@ async def _stale_records(desk: Desk, *, noted: set[str]) -> None:
             )
             continue
         reason = "its QEMU was gone when the agent came back"
+        move = owner.migration
         undecided = name not in noted or (spec is not None and spec.value.ha)
-        if undecided and owner.migration is None:
+        if (undecided and move is None) or (move is not None and move.source == desk.host):
+            # Of a move that had let go of it here, the destination may hold the whole VM.
             # Whoever leads the cluster reads that nothing of it runs, and goes on from there.
             await desk.event("vm.failed", name, reason, level="error")
             continue

@@ -23,9 +23,19 @@ from godwit.migration.source import SourceMove
 from godwit.migration.stream import TLS_OBJECT, open_stream
 from godwit.migration.world import CarriedDisks, NothingCarried, SourceWorld
 from godwit.model import keys
-from godwit.model.errors import ChecksFailed, Conflict, NotFound, Unavailable
-from godwit.model.migration import Check, Forecast, Migration, MoveLimits, MovePlan, Outcome
+from godwit.model.errors import ChecksFailed, Conflict, NotFound, OperationFailed, Unavailable
+from godwit.model.migration import (
+    Check,
+    Forecast,
+    Migration,
+    MoveLimits,
+    MovePlan,
+    MoveState,
+    Outcome,
+)
+from godwit.model.ownership import MoveIntent
 from godwit.model.requests import MigrateVm
+from godwit.model.vm import VmState
 from godwit.qemu.carry import Sender
 from godwit.qemu.machine import Machine, MemoryInfo
 from godwit.qmp import MonitorError
@@ -108,11 +118,24 @@ class Departures:
         self.outgoing[order.id] = move
         self.desk.background(self._run(slot, move, adopted=False), f"move {order.id}")
 
-    async def resume(self, slot: Slot, order: Migration, peer_url: str) -> None:
-        """After a restart: a move of ours whose driver died."""
-        self.desk.moving.add(order.vm)
-        peer = self.peers.to(order.destination, peer_url)
-        move = SourceMove(order, slot.vm, self._source_world(slot, peer))
+    async def take_up(self, slot: Slot, bound: MoveIntent) -> None:
+        """Go on by the record with a move of ours whose driver died; nothing while one works.
+
+        OperationFailed when its destination is no host any more.
+        """
+        name, records = slot.vm.name, self.desk.records
+        found, hosts = await asyncio.gather(records.migration(bound.id), records.hosts())
+        peer = hosts.get(bound.destination)
+        if peer is None:
+            why = f"{bound.destination}, where {bound.id} leads, is no host any more"
+            raise OperationFailed(why, hint="")
+        order = found.value if found is not None else _order(name, bound)
+        if name in self.desk.moving:
+            return
+        self.desk.moving.add(name)
+        slot.state = VmState.PAUSED if slot.paused else VmState.RUNNING
+        there = self.peers.to(order.destination, peer.agent_url)
+        move = SourceMove(order, slot.vm, self._source_world(slot, there))
         self.outgoing[order.id] = move
         self.desk.background(self._run(slot, move, adopted=True), f"move {order.id}")
 
@@ -134,6 +157,7 @@ class Departures:
             await self._publish(
                 move.move.report(Outcome.UNKNOWN, f"internal fault of the agent: {error!r}")
             )
+            await self._see(slot)
             raise
         finally:
             self.desk.moving.discard(order.vm)
@@ -141,6 +165,13 @@ class Departures:
             settle_soon(self.desk, order.vm)
         if slot.machine.exited.is_set() and order.vm in self.desk.slots and self.ended:
             await self.ended(slot)
+
+    async def _see(self, slot: Slot) -> None:
+        """A move ended without its end: what its QEMU does now is all that is known."""
+        with contextlib.suppress(MonitorError):
+            if not (await slot.machine.status()).running:
+                slot.state = VmState.PAUSED
+        await self.desk.publish(slot)
 
     async def _after(self, slot: Slot, report: Migration) -> None:
         self.desk.moving.discard(report.vm)
@@ -317,6 +348,18 @@ class Departures:
             if last.get("status") == "measured":
                 return float(last["dirty-rate"]) * (1 << 20)
         return None
+
+
+def _order(vm: str, bound: MoveIntent) -> Migration:
+    """A move whose own record is gone, as far as the owner record knows it."""
+    return Migration(
+        id=bound.id,
+        vm=vm,
+        source=bound.source,
+        destination=bound.destination,
+        method=bound.method,
+        state=MoveState.RUNNING,
+    )
 
 
 def _carried(slot: Slot, *, tls: bool) -> CarriedDisks:

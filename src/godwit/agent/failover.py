@@ -26,6 +26,7 @@ from godwit.wire.identity import MANAGER
 
 if TYPE_CHECKING:
     from godwit.agent.arrivals import Arrivals
+    from godwit.agent.departures import Departures
     from godwit.agent.desk import Slot
     from godwit.agent.power import Power
 
@@ -39,8 +40,9 @@ _STATES: dict[VmState, ProcessState] = {
 class Failover:
     """The verbs that only a manager with a proof asks for."""
 
-    def __init__(self, power: Power, arrivals: Arrivals) -> None:
+    def __init__(self, power: Power, arrivals: Arrivals, departures: Departures) -> None:
         self._power = power
+        self._departures = departures
         self._desk = power.desk
         self._arrivals = arrivals
 
@@ -114,6 +116,28 @@ class Failover:
                 await self._end_unknown(runtime, runtime.epoch)
         message = f"ended on {desk.host}, which cannot renew its lease: it is taken over"
         await desk.event("vm.given-up", name, message, level="warning")
+
+    async def take_up_move(self, name: str, *, migration: str) -> None:
+        """Go on with a move that began here and whose engine broke, as the record says.
+
+        Before the swap it is called off, record first, and the VM runs on; after it the destination
+        is waited for. Again is harmless: nothing is done while an engine works on it, or when the
+        record names that move no more. Conflict when nothing here could be taken up.
+        """
+        desk = self._desk
+        if name in desk.moving:
+            return
+        async with desk.lock(name):
+            found = await desk.records.owner(name)
+            bound = found.value.migration if found is not None else None
+            if bound is None or bound.id != migration:
+                return
+            slot = desk.slots.get(name)
+            if slot is None or bound.source != desk.host or slot.machine.exited.is_set():
+                raise Conflict(f"{desk.host} has nothing of {migration} to take up", hint="look")
+            await self._departures.take_up(slot, bound)
+        message = f"{migration} is taken up again on {desk.host}: nobody worked on it any more"
+        await desk.event("migration.taken-up", name, message, level="warning")
 
     async def _end(self, slot: Slot) -> None:
         slot.ending = True
@@ -197,6 +221,12 @@ def failover_routes(failover: Failover) -> list[Route]:
             raise InvalidRequest("no revision is given", hint="send that of the owner record")
         await failover.end_own(name_of(request), revision=revision)
 
+    async def take_up_move(request: Request) -> None:
+        migration = (await body_of(request)).get("migration")
+        if not isinstance(migration, str) or not migration:
+            raise InvalidRequest("no move is given", hint="send the id that the record names")
+        await failover.take_up_move(name_of(request), migration=migration)
+
     async def processes(_request: Request) -> Record:
         return failover.processes()
 
@@ -204,6 +234,7 @@ def failover_routes(failover: Failover) -> list[Route]:
         route("/v1/vms/{vm}/take-over", "POST", take_over, roles=(MANAGER,)),
         route("/v1/vms/{vm}/end-stray", "POST", end_stray, roles=(MANAGER,)),
         route("/v1/vms/{vm}/end-own", "POST", end_own, roles=(MANAGER,)),
+        route("/v1/vms/{vm}/take-up-move", "POST", take_up_move, roles=(MANAGER,)),
         route("/v1/processes", "GET", processes, roles=(MANAGER,)),
     ]
 

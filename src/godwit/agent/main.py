@@ -106,7 +106,7 @@ async def run(config: AgentConfig) -> None:
         checkpoints=Checkpoints(desk, power, files),
         seeds=Seeds(desk),
         upkeep=Upkeep(config),
-        failover=Failover(power, arrivals),
+        failover=Failover(power, arrivals, departures),
     )
     app = build(rooms)
     tls = ServerTls(identity, roles={HOST, MANAGER})

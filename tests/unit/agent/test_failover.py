@@ -15,7 +15,7 @@ from godwit.agent.power import Power
 from godwit.host.process import Process, identify
 from godwit.model import keys, ownership
 from godwit.model.errors import Conflict, OperationFailed
-from godwit.model.ownership import Owner, OwnerState
+from godwit.model.ownership import MoveIntent, Owner, OwnerState
 from godwit.model.vm import Pins, Vm, VmState
 from godwit.qemu.runtime import Runtime
 from godwit.store.memory import MemoryStore
@@ -61,7 +61,9 @@ class World:
         monkeypatch.setattr(self.power, "_power_on", self._power_on)
         monkeypatch.setattr(self.power, "status", lambda name: name)
         self.arrivals = SimpleNamespace(incoming={})
-        self.failover = Failover(self.power, self.arrivals)  # type: ignore[arg-type]
+        self.taken_up: list[str] = []
+        departures = SimpleNamespace(take_up=self._take_up)
+        self.failover = Failover(self.power, self.arrivals, departures)  # type: ignore[arg-type]
 
     async def begin(self, owner: Owner) -> None:
         await self.records.cas(keys.vm_spec("web"), VM, 0)
@@ -72,6 +74,10 @@ class World:
 
     async def _event(self, kind: str, *_: Any, **__: Any) -> None:
         self.events.append(kind)
+
+    async def _take_up(self, slot: Any, bound: MoveIntent) -> None:
+        self.taken_up.append(bound.id)
+        self.desk.moving.add(slot.vm.name)
 
     async def _take(self, slot: Any) -> None:
         self.desk.slots.pop(slot.vm.name)
@@ -86,7 +92,9 @@ class World:
         async def kill() -> None:
             self.ended.append(f"epoch {epoch}")
 
-        machine = SimpleNamespace(epoch=epoch, pid=os.getpid(), kill=kill, amend=self._amend)
+        machine = SimpleNamespace(
+            epoch=epoch, pid=os.getpid(), kill=kill, amend=self._amend, exited=asyncio.Event()
+        )
         self.desk.slots["web"] = SimpleNamespace(
             vm=VM, machine=machine, state=state, ending=False, reason=""
         )
@@ -200,6 +208,53 @@ async def test_a_vm_is_given_up_only_by_the_very_record(world: World) -> None:
     assert await world.owner() == LOST.but(host="host1")
 
 
+MOVE = MoveIntent(id="m-1", method="live", source="host1", destination="host2")
+BOUND = ownership.begin_move(LOST.but(host="host1"), MOVE)
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [BOUND, ownership.committing(BOUND, "m-1"), ownership.swap(BOUND, "m-1")],
+    ids=["intent", "committing", "swapped"],
+)
+async def test_a_move_that_nobody_drives_is_taken_up_once(world: World, owner: Owner) -> None:
+    await world.begin(owner)
+    world.slot(4, VmState.PAUSED)
+    await world.failover.take_up_move("web", migration="m-1")
+    await world.failover.take_up_move("web", migration="m-1")  # the answer was lost
+    assert world.taken_up == ["m-1"]
+    assert await world.owner() == owner  # what becomes of it is the engine's to write
+    assert world.events == ["migration.taken-up"]
+
+
+@pytest.mark.parametrize("owner", [LOST.but(host="host1"), BOUND.but(migration=None)])
+async def test_a_move_that_the_record_names_no_more_is_nobodys(world: World, owner: Owner) -> None:
+    await world.begin(owner)
+    world.slot(4, VmState.PAUSED)
+    await world.failover.take_up_move("web", migration="m-1")
+    assert (world.taken_up, world.events) == ([], [])
+
+
+async def test_another_move_is_left_alone(world: World) -> None:
+    await world.begin(BOUND.but(migration=MOVE.but(id="m-2")))
+    world.slot(4, VmState.PAUSED)
+    await world.failover.take_up_move("web", migration="m-1")
+    assert world.taken_up == []
+
+
+@pytest.mark.parametrize("what", ["nothing here", "its QEMU has ended", "another began it"])
+async def test_what_is_not_here_cannot_be_taken_up(world: World, what: str) -> None:
+    other = MOVE.but(source="host3") if what == "another began it" else MOVE
+    await world.begin(BOUND.but(migration=other))
+    if what != "nothing here":
+        slot = world.slot(4, VmState.PAUSED)
+        if what == "its QEMU has ended":
+            slot.machine.exited.set()
+    with pytest.raises(Conflict, match="nothing of m-1"):
+        await world.failover.take_up_move("web", migration="m-1")
+    assert world.taken_up == []
+
+
 def me() -> Process:
     found = identify(os.getpid())
     assert found is not None
@@ -243,6 +298,13 @@ async def test_a_copy_on_its_way_in_tells_how_far_it_is(
     (one,) = world.failover.processes().processes
     assert (one.state, one.complete, one.driven) == (state, complete, driven)
     assert one.migration == "m-1"
+
+
+async def test_a_copy_that_was_let_go_of_is_told_as_whole(world: World, tmp_path: Path) -> None:
+    note(world, tmp_path, role="incoming", migration="m-1", released=True)
+    world.arrivals.incoming["m-1"] = SimpleNamespace(phase="ready")
+    (one,) = world.failover.processes().processes
+    assert (one.complete, one.released, one.driven) == (True, True, True)
 
 
 async def test_a_process_that_is_gone_is_not_told(world: World, tmp_path: Path) -> None:
