@@ -169,6 +169,7 @@ class Process:
     ``epoch``: the one of its durable note, or the one it would get (``incoming``). ``driven``: a
     move's engine works on it. ``complete``: it holds the whole VM. ``released``: the source's agent
     said that its QEMU had ``completed`` and its gate is closed: it will not run there by itself.
+    ``known``: its agent has its monitor; one that it has not is believed to run.
     """
 
     host: str
@@ -178,6 +179,7 @@ class Process:
     driven: bool = False
     complete: bool = False
     released: bool = False
+    known: bool = True
 
     @property
     def live(self) -> bool:

@@ -102,6 +102,8 @@ def _one(
         return [_without_proof(fencing.next_step(snapshot, vm, source, now), vm)]
     if copy is not None:
         return [_swap(snapshot, vm, copy.host, found, adopt=True)]
+    if waits := moves.unheard(snapshot, vm, hosts):
+        return [Note(subject=vm.name, why=waits)]
     where = choose(snapshot, hosts, vm, place=place, taken=taken)
     if isinstance(where, Unplaceable):
         return [where]

@@ -5,7 +5,7 @@
 | one QEMU, on the owner at its epoch | it is the VM |
 | one runs elsewhere | ended; unless its note matches the record and the owner's QEMU is gone |
 | two run | the one that is not the owner's is ended at once, with an alarm |
-| two are paused, no engine works on the move | the record decides: the owner's copy runs on |
+| two, no engine works on the move | the record decides: the owner's copy runs on |
 | none | started by its owner (a new epoch), or elsewhere when it refuses |
 | the record says stopped, and one is left | ended |
 
@@ -28,7 +28,6 @@ from godwit.cluster.steps import (
     Kill,
     Note,
     PowerOn,
-    Resume,
     Start,
     Step,
     Stopped,
@@ -76,8 +75,10 @@ def resolve(
             continue
         if owner.lost:
             continue
-        steps += moves.peer_lost(snapshot, vm, hosts) or _wanted(
-            snapshot, hosts, vm, cold=cold, place=place, taken=taken, now=now
+        steps += (
+            moves.over(snapshot, vm, hosts)
+            or moves.peer_lost(snapshot, vm, hosts)
+            or _wanted(snapshot, hosts, vm, cold=cold, place=place, taken=taken, now=now)
         )
     return steps
 
@@ -128,7 +129,8 @@ def _wanted(
     strangers = [p for p in others if p.live]
     if strangers and any(p.live for p in mine):
         return _two_run(vm, strangers)
-    if any(process.driven for process in vm.processes):
+    undriven = moves.undriven(snapshot, vm)
+    if any(process.driven for process in vm.processes) and not undriven:
         return []
     if strangers:
         steps = _elsewhere(snapshot, vm, strangers, host_listed=host.listed, mine=mine)
@@ -140,7 +142,7 @@ def _wanted(
     if not host.listed:
         return _unheard(vm)
     if mine:
-        return _leftovers(vm, mine, others)
+        return _leftovers(vm, mine, others, undriven=undriven)
     copy = moves.adoptable(vm, hosts)
     if copy is not None:
         why = f"{owner} had let go of it and its QEMU is gone; {copy.host} holds the whole VM"
@@ -235,16 +237,20 @@ def _unheard(vm: VmSeen) -> list[Step]:
     return [Note(subject=vm.name, why=why)]
 
 
-def _leftovers(vm: VmSeen, mine: list[Process], others: list[Process]) -> list[Step]:
+def _leftovers(
+    vm: VmSeen, mine: list[Process], others: list[Process], *, undriven: bool
+) -> list[Step]:
     """The owner has the VM. A copy of a move that nobody drives is judged by the record."""
     move = vm.owner.migration
     if move is None:
         return [_kill(vm, process) for process in others]
-    stands = [p for p in mine if p.state in ("paused", "postmigrate")]
-    if not stands or vm.owner.host != move.source or vm.owner.paused:
+    if not undriven:
         return []
+    if not all(process.known for process in mine):
+        why = f"its QEMU on {vm.owner.host} does not answer, and {move.id} binds it"
+        return [Note(subject=vm.name, why=why)]
     why = f"nobody works on {move.id} any more, and {move.destination} never started it"
-    return [Resume(vm=vm.name, host=move.source, migration=move.id, why=why)]
+    return [moves.resume(vm, move, why)]
 
 
 def _none(

@@ -19,6 +19,7 @@ from typing import Protocol
 from godwit.cluster.facts import Attempt, Snapshot
 from godwit.cluster.steps import (
     Alarm,
+    Conclude,
     Fence,
     Kill,
     Note,
@@ -71,7 +72,8 @@ class Actor(Protocol):
     async def swap(self, step: Swap) -> bool:
         """One transaction with the comparisons that `Swap` names; False when one did not hold.
 
-        The write is of ``ownership.fail_over`` or, to adopt, of ``ownership.swap``.
+        The write is of ``ownership.fail_over`` or, to adopt, of ``ownership.swap``; with it goes
+        what the move held: its reservation, and when the VM starts anew its record is closed.
         """
         ...
 
@@ -80,7 +82,11 @@ class Actor(Protocol):
         ...
 
     async def resume(self, step: Resume) -> None:
-        """The agent changes the record first (``ownership.rolled_back``), then lets it run."""
+        """The agent does by the record what a new life of it would; nothing while it moves it."""
+        ...
+
+    async def conclude(self, step: Conclude) -> None:
+        """``ownership.finished`` against ``step.owner_revision``, with the move's own record."""
         ...
 
     async def power_on(self, step: PowerOn) -> None:

@@ -99,7 +99,11 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """Ask the owner's agent to call a move off by the record and let its own copy run on."""
+    """Ask the source's agent to take up a move that no engine of its drives any more.
+
+    It reads the record itself: before the swap the move is called off and its copy runs on, after
+    it the destination is waited for and its own copy ended.
+    """
 
     vm: str
     host: str
@@ -110,6 +114,24 @@ class Resume:
     def key(self) -> str:
         """What is under way at most once."""
         return f"resume {self.vm}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conclude:
+    """Free the record of a move whose destination has the VM, in place of a source that is gone.
+
+    Only while the owner's record still has ``owner_revision``.
+    """
+
+    vm: str
+    migration: str
+    owner_revision: int
+    why: str
+
+    @property
+    def key(self) -> str:
+        """What is under way at most once."""
+        return f"conclude {self.vm}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,8 +237,8 @@ class Note:
 
 
 Step = (
-    Fence | Restore | Swap | Start | Resume | PowerOn | Kill | Stopped | Quarantine | Unplaceable
-    | Alarm | Note
+    Fence | Restore | Swap | Start | Resume | Conclude | PowerOn | Kill | Stopped | Quarantine
+    | Unplaceable | Alarm | Note
 )  # fmt: skip
 
 

@@ -9,6 +9,8 @@ majority of the store's members, counts as a renewal. The agent freezes when the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sim_world import BOOT_S, LEASE_S, STARTS_S, Daemon, Host, Qemu, World
 
 from godwit.model import ownership
@@ -166,6 +168,7 @@ class Agents:
     def __init__(self, world: World) -> None:
         self.world = world
         self.local: dict[str, int] = {}  # restarts of a dead QEMU by its own host
+        self.take_up: Callable[[str], None] = lambda _vm: None  # a move whose engine broke
 
     def answers(self, host: Host, asker: str) -> bool:
         """A node gets an answer from a host's agent."""
@@ -228,6 +231,7 @@ class Agents:
         if mine and owner.state in (OwnerState.RUNNING, OwnerState.STARTING):
             takes = qemu.state == "incoming" and qemu.complete
             if takes and self._may_run(host, qemu.vm, qemu.epoch):
+                qemu.driven, qemu.migration = False, ""  # it is the agent's own from here
                 world.runs(qemu)
             return
         bound = (move.source, move.destination) if move is not None else ()

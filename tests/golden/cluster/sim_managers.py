@@ -16,6 +16,7 @@ from godwit.cluster import Decision, Memory, Placed, Snapshot, decide, listen
 from godwit.cluster.facts import Attempt, HostSeen, Process, Rung, StoreSeen, VmSeen
 from godwit.cluster.steps import (
     Alarm,
+    Conclude,
     Fence,
     Kill,
     Note,
@@ -281,6 +282,8 @@ class Manager:
             if world.usable(self.host.name) and revision == step.owner_revision:
                 store.put_owner(step.vm, ownership.stopped(owner))
                 world.say(f"manager: {step.vm} is recorded as stopped: {step.why}")
+        elif isinstance(step, Conclude):
+            self._conclude(step)
         elif isinstance(step, Start | Kill | Resume):
             self._call(step)
 
@@ -292,20 +295,26 @@ class Manager:
         if isinstance(step, Start):
             self.agents.start(host, step.vm, step.epoch)
         elif isinstance(step, Kill):
-            own = isinstance(step, Kill) and step.own == world.store.owners[step.vm][1]
+            owner, revision = world.store.owners[step.vm]
+            named = (owner.host, owner.epoch) == (step.host, step.epoch)
+            due = step.own == revision if step.own else not named
             for qemu in world.on(host, step.vm):
-                if own and qemu.epoch == step.epoch:
+                if due and qemu.epoch == step.epoch:
                     world.end(qemu, step.why)
-                self.agents.judge(qemu)
         else:
             owner = world.owner(step.vm)
             if owner.migration is None or owner.migration.id != step.migration:
                 return
-            world.say(f"manager: {step.vm} goes on at {step.host}: {step.why}")
-            store = world.store
-            store.put_owner(step.vm, ownership.rolled_back(owner, step.migration))
-            for qemu in world.on(host, step.vm):
-                world.runs(qemu)
+            world.say(f"manager: {step.host} takes {step.migration} of {step.vm} up: {step.why}")
+            self.agents.take_up(step.vm)
+
+    def _conclude(self, step: Conclude) -> None:
+        world, store = self.world, self.world.store
+        owner, revision = store.owners[step.vm]
+        if not world.usable(self.host.name) or revision != step.owner_revision:
+            return
+        store.put_owner(step.vm, ownership.finished(owner, step.migration))
+        world.say(f"manager: {step.vm} is free again: {step.why}")
 
     # --- fencing
 

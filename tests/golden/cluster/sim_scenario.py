@@ -437,6 +437,10 @@ class Script:
         """A held move goes on."""
         self.cluster.transfers.release(vm)
 
+    def do_abandon(self, vm: str) -> None:
+        """The engine of a move breaks, by a fault of its agent: nobody drives it any more."""
+        self.cluster.transfers.abandon(vm)
+
     def do_cancel(self, vm: str) -> None:
         """A move is called off."""
         self.cluster.transfers.cancel(vm)

@@ -44,6 +44,7 @@ class Transfers:
     def __init__(self, world: World, agents: Agents) -> None:
         self.world, self.agents = world, agents
         self.moves: dict[str, Move] = {}
+        agents.take_up = self.take_up
 
     def begin(
         self, vm: str, to: str, *, precopy: float, hold: str = "", postcopy: bool = False
@@ -99,6 +100,21 @@ class Transfers:
         move = self.moves.get(vm)
         if move is not None and not move.over and self._unswapped(move):
             self._off(move, "cancelled")
+
+    def abandon(self, vm: str) -> None:
+        """Nobody works on it at the source any more; what is at the destination waits on."""
+        move = self.moves.get(vm)
+        if move is not None:
+            move.over, move.here.driven = True, False
+
+    def take_up(self, vm: str) -> None:
+        """The source's agent goes on by the record: back before the swap, forward after it."""
+        move = self.moves[vm]
+        move.over, move.here.driven = False, True
+        if self._unswapped(move) and not move.postcopy:
+            self._off(move, "nobody drove it")
+        else:
+            self._next(move, STEP_S, "swapped", self._run)
 
     # --- what each step needs
 

@@ -59,7 +59,7 @@ FAULT = st.one_of(
         st.sampled_from(["", "precopy=1", "hold=committing", "hold=completed", "hold=swapped"]),
     ),
     _line("move", vm, host, "postcopy precopy=1"),
-    _line("go-on", vm),
+    _line(st.sampled_from(["go-on", "abandon"]), vm),
     _line(st.sampled_from(["shutdown", "stop"]), vm),
     _line(st.sampled_from(["mark"]), host, st.sampled_from(["draining", "maintenance"])),
     _line("unmark", host),

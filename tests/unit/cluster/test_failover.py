@@ -355,9 +355,27 @@ def test_the_destination_is_lost_before_the_swap() -> None:
 
 def test_the_source_is_lost_after_the_swap() -> None:
     seen = vm(record=owner("h2", migration=intent("h1", "h2", MovePhase.COMMITTING)))
-    assert peer(lost(seen), seen) == (
-        Note(subject="web", why="h1 is lost: h2 has it and ends the move"),
-    )
+    assert peer(lost(seen), seen) == (Note(subject="web", why="h1 is lost: h2 has it and goes on"),)
+
+
+def test_a_destination_that_does_not_say_what_it_holds_is_waited_for() -> None:
+    away = (host("h2", answers=False, listed=False),)
+    bound = gone(record=owner(migration=intent(phase=MovePhase.COMMITTING)))
+    why = "h2 may hold all of it and does not say so: 2 s are its"
+    early = cluster(bound, hosts=away, silent={"h1": 16.3})
+    assert plan(early) == [Note(subject="web", why=why)]
+    late = cluster(bound, hosts=away, silent={"h1": 16.5})
+    assert isinstance(plan(late)[0], Swap)
+    for other in (
+        gone(record=owner(migration=intent(phase=MovePhase.INTENT))),
+        gone(record=owner("h1", migration=intent("h2", "h1", MovePhase.COMMITTING))),
+        gone(),
+    ):
+        assert isinstance(plan(cluster(other, hosts=away, silent={"h1": 14.5}))[0], Swap)
+    lost_too = cluster(bound, silent={"h1": 14.5, "h2": 14.5})
+    assert isinstance(plan(lost_too)[0], Swap)
+    listed = cluster(bound, silent={"h1": 14.5})
+    assert isinstance(plan(listed)[0], Swap)
 
 
 def test_a_page_source_is_waited_for_until_it_is_off() -> None:

@@ -13,6 +13,7 @@ from godwit.cluster.coldstart import Cold
 from godwit.cluster.facts import ColdStart, HostSeen, Snapshot, StoreSeen, VmSeen
 from godwit.cluster.steps import (
     Alarm,
+    Conclude,
     Kill,
     Note,
     PowerOn,
@@ -172,8 +173,13 @@ def test_what_does_not_match_the_move_is_an_alarm(stray: Any) -> None:
 def test_an_engine_is_left_alone() -> None:
     both = (process(driven=True), process("h2", 6, "incoming", migration="m1", driven=True))
     assert resolve(cluster(vm(record=owner(migration=intent()), processes=both))) == []
-    only = (process("h2", 6, "incoming", migration="m1", driven=True),)
-    assert resolve(cluster(vm(record=owner(migration=intent()), processes=only))) == []
+    only = vm(record=owner(migration=intent()), processes=both[1:])
+    assert resolve(cluster(only, hosts=(host("h1", listed=False),))) == []
+    assert resolve(cluster(only)) == [kill("h2", 6)]  # nobody is left who would fill it
+    begun = (replace(both[1], state="running"), process())
+    assert resolve(cluster(replace(only, processes=begun))) == [
+        kill("h2", 6)
+    ]  # the record does not say that it may run
 
 
 def test_copies_beside_the_owner_are_ended() -> None:
@@ -181,26 +187,99 @@ def test_copies_beside_the_owner_are_ended() -> None:
     assert resolve(cluster(seen)) == [kill("h2", 6), kill("h3", 2)]
 
 
-def test_two_paused_go_on_at_the_owner() -> None:
+@pytest.mark.parametrize("state", ["postmigrate", "paused", "running", "frozen"])
+@pytest.mark.parametrize("phase", [MovePhase.INTENT, PHASE])
+@pytest.mark.parametrize("driven", [False, True])
+def test_what_nobody_drives_any_more_is_called_off_at_the_owner(
+    state: Any, phase: MovePhase, driven: bool
+) -> None:
+    record = owner(migration=intent(phase=phase))
+    copy = process("h2", 6, "incoming", migration="m1", driven=driven)
+    resumed = Resume(
+        vm="web",
+        host="h1",
+        migration="m1",
+        why="nobody works on m1 any more, and h2 never started it",
+    )
+    for wanted in (record, record.but(paused=True)):
+        for there in ((copy,), ()):
+            seen = vm(record=wanted, processes=(process(state=state), *there))
+            assert resolve(cluster(seen)) == [resumed]
+
+
+def test_who_is_not_asked_to_go_on() -> None:
     record = owner(migration=intent(phase=PHASE))
-    for state in ("postmigrate", "paused"):
-        both = (process(state=state), process("h2", 6, "incoming", migration="m1"))
-        why = "nobody works on m1 any more, and h2 never started it"
-        assert resolve(cluster(vm(record=record, processes=both))) == [
-            Resume(vm="web", host="h1", migration="m1", why=why)
-        ]
-
-
-def test_who_does_not_go_on() -> None:
     copy = process("h2", 6, "incoming", migration="m1")
-    record = owner(migration=intent(phase=PHASE))
-    assert resolve(cluster(vm(record=record, processes=(process(), copy)))) == []
-    wished = record.but(paused=True)
-    both = (process(state="paused"), copy)
-    assert resolve(cluster(vm(record=wished, processes=both))) == []
-    swapped = owner("h2", 6, migration=intent(phase=PHASE))
-    after = (process(state="postmigrate"), process("h2", 6, "paused"))
-    assert resolve(cluster(vm(record=swapped, processes=after))) == []
+    seen = vm(record=record, processes=(process(driven=True), copy))
+    assert resolve(cluster(seen)) == []
+    mute = replace(seen, processes=(copy,))
+    assert resolve(cluster(mute, hosts=(host("h1", listed=False),))) == []
+    silent = replace(seen, processes=(process(known=False), copy))
+    why = "its QEMU on h1 does not answer, and m1 binds it"
+    assert resolve(cluster(silent)) == [Note(subject="web", why=why)]
+
+
+SWAPPED = owner("h2", 6, migration=intent(phase=PHASE))
+
+
+def conclude(why: str) -> Conclude:
+    return Conclude(vm="web", migration="m1", owner_revision=70, why=why)
+
+
+def test_a_move_that_the_destination_has_is_concluded_in_the_sources_place() -> None:
+    seen = vm(record=SWAPPED, processes=(process("h2", 6),))
+    gone = conclude("h1 has nothing of it left, h2 has it: the move is over")
+    lost = conclude("h1 is lost, h2 has it: the move is over")
+    assert resolve(cluster(seen)) == [gone]
+    assert resolve(cluster(seen, silent={"h1": 20.0})) == [lost]
+    removed = replace(seen, owner=SWAPPED.but(migration=intent(source="h9", phase=PHASE)))
+    why = "h9 is lost, h2 has it: the move is over"
+    assert resolve(cluster(removed)) == [conclude(why)]
+    for state in ("paused", "frozen"):
+        stands = replace(seen, processes=(process("h2", 6, state),))
+        assert resolve(cluster(stands)) == [gone]
+
+
+def test_a_move_is_not_over_before_the_destination_has_it() -> None:
+    for copy in (
+        process("h2", 6, "incoming", migration="m1"),
+        process("h2", 6, "starting"),
+        process("h2", 6, driven=True),
+        process("h2", 5),
+    ):
+        seen = vm(record=SWAPPED, processes=(copy,))
+        for silent in ({}, {"h1": 20.0}):
+            steps = resolve(cluster(seen, silent=silent))
+            assert not any(isinstance(step, Conclude) for step in steps)
+
+
+def test_a_source_that_may_still_say_so_frees_the_record_itself() -> None:
+    there = process("h2", 6)
+    seen = vm(record=SWAPPED, processes=(process(state="postmigrate", driven=True), there))
+    assert resolve(cluster(seen)) == []
+    mute = vm(record=SWAPPED, processes=(there,))
+    assert resolve(cluster(mute, hosts=(host("h1", listed=False),))) == []
+    paged = SWAPPED.but(migration=intent(phase=MovePhase.PAGE_SOURCE))
+    assert resolve(cluster(vm(record=paged, processes=(there,)))) == []
+
+
+@pytest.mark.parametrize("phase", [PHASE, MovePhase.PAGE_SOURCE])
+@pytest.mark.parametrize("state", ["postmigrate", "paused"])
+def test_the_end_of_a_move_that_nobody_works_on_is_taken_up(phase: MovePhase, state: Any) -> None:
+    record = SWAPPED.but(migration=intent(phase=phase))
+    resumed = Resume(vm="web", host="h1", migration="m1", why="nobody works on m1 any more")
+    for there in (process("h2", 6), process("h2", 6, "incoming", driven=True)):
+        seen = vm(record=record, processes=(process(state=state), there))
+        assert resolve(cluster(seen)) == [resumed]
+        assert resumed not in resolve(cluster(seen, silent={"h1": 20.0}))
+
+
+def test_a_source_that_runs_beside_its_destination_is_ended() -> None:
+    both = vm(record=SWAPPED, processes=(process(), process("h2", 6)))
+    first, second = resolve(cluster(both))
+    assert isinstance(first, Kill)
+    assert isinstance(second, Alarm)
+    assert (first.host, second.why.partition(":")[0]) == ("h1", "it also ran on h1 at epoch 5")
 
 
 # --- elsewhere
@@ -325,6 +404,8 @@ def test_a_copy_without_its_source() -> None:
     seen = vm(record=record, processes=(copy,))
     why = "h1 had let go of it and its QEMU is gone; h2 holds the whole VM"
     assert resolve(cluster(seen)) == [handed("h2", why)]
+    waits = vm(record=record, processes=(replace(copy, driven=True),))
+    assert resolve(cluster(waits)) == [handed("h2", why)]
     half = vm(record=record, processes=(replace(copy, complete=False),))
     assert resolve(cluster(half)) == [kill("h2", 6)]
     assert resolve(cluster(half, memory=SETTLED)) == [kill("h2", 6), disk_start()]
