@@ -76,6 +76,9 @@ class Hosts:
         if verb == "take-over":
             found = QemuProcess(vm=path.split("/")[3], epoch=body["epoch"], state="running")
             self.processes.setdefault(name, []).append(found)
+        if verb == "end-stray":
+            left = [one for one in self.processes[name] if one.epoch != body["epoch"]]
+            self.processes[name] = left
         return {}
 
 

@@ -14,16 +14,19 @@ from typing import Protocol
 
 from godwit.cluster.facts import Attempt, Rung, Snapshot
 from godwit.cluster.steps import (
+    Conclude,
     Fence,
     Kill,
     PowerOn,
     Quarantine,
     Restore,
+    Resume,
     Start,
     Step,
     Stopped,
     Swap,
 )
+from godwit.manager.failover.binding import closing, concluding
 from godwit.manager.world import World
 from godwit.model import keys, ownership
 from godwit.model.errors import Conflict, GodwitError, OutcomeUnknown, Refused, Unavailable
@@ -97,6 +100,12 @@ class Actor:
                 await self._swap(step)
             case Start():
                 await self._start(step)
+            case Resume():
+                await self._ask(
+                    step.host, step.vm, "take-up-move", KILL_S, migration=step.migration
+                )
+            case Conclude():
+                await self._conclude(step)
             case PowerOn():
                 await self._power_on(step)
             case Kill() if step.own:
@@ -169,13 +178,16 @@ class Actor:
             key = keys.host_renewal(step.source)
             revision = step.renewal_revision
             compare.append(mod_is(key, revision) if revision else absent(key))
-        also = []
+        also: list[Op] = []
         if step.counts:
             also = [await self._one_more(step.vm, compare)]
+        if owner.migration is not None:
+            over = "" if step.adopt else f"{step.source} was lost: {step.vm} starts on {step.to}"
+            also += await closing(world, step.vm, owner.migration, compare, over=over)
         await world.records.cas(
             keys.vm_owner(step.vm), after, found.revision, compare=compare, also=also
         )
-        verb = "goes on" if step.adopt else "starts anew"
+        verb = "goes on with its memory" if step.adopt else "starts anew"
         await self.tell(
             "vm.failover",
             f"vm/{step.vm}",
@@ -183,7 +195,20 @@ class Actor:
             data={"from": step.source, "to": step.to, "epoch": after.epoch, "proof": step.proof},
         )
 
-    async def _decided(self, step: Swap | PowerOn | Stopped) -> Versioned[Owner]:
+    async def _conclude(self, step: Conclude) -> None:
+        world, found = self._world, await self._decided(step)
+        owner = found.value
+        if owner.migration is None:
+            return
+        compare: list[Compare] = [self._proof()]
+        also = await concluding(world, step.vm, owner.migration, compare, why=step.why)
+        after = ownership.finished(owner, step.migration)
+        await world.records.cas(
+            keys.vm_owner(step.vm), after, found.revision, compare=compare, also=also
+        )
+        await self.tell("migration.completed", f"vm/{step.vm}", f"{step.migration}: {step.why}")
+
+    async def _decided(self, step: Swap | Conclude | PowerOn | Stopped) -> Versioned[Owner]:
         """The record that the step was decided on; CasFailed when it has moved on."""
         found = await self._world.records.owner(step.vm)
         if found is None or found.revision != step.owner_revision:
@@ -228,11 +253,15 @@ class Actor:
     async def _stopped(self, step: Stopped) -> None:
         world, found = self._world, await self._decided(step)
         owner: Owner = found.value
+        compare, also = [self._proof()], list[Op]()
+        if owner.migration is not None:
+            also = await closing(world, step.vm, owner.migration, compare, over=step.why)
         await world.records.cas(
             keys.vm_owner(step.vm),
             ownership.stopped(owner),
             found.revision,
-            compare=[self._proof()],
+            compare=compare,
+            also=also,
         )
         status = VmStatus(
             state=VmState.FAILED,
@@ -255,7 +284,9 @@ class Actor:
 
     # Others.
 
-    async def _ask(self, host: str, vm: str, verb: str, deadline_s: float, **body: int) -> None:
+    async def _ask(
+        self, host: str, vm: str, verb: str, deadline_s: float, **body: int | str
+    ) -> None:
         info: HostInfo | None = self._world.cache.snapshot.hosts.get(host)
         if info is None:
             raise Refused(f"{host} is no host any more", hint="look: godwit host list")

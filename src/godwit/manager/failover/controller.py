@@ -18,7 +18,7 @@ from godwit.cluster.coldstart import remember
 from godwit.cluster.failover import Placed
 from godwit.cluster.membership import Standing
 from godwit.cluster.placing import PlannerPlace
-from godwit.cluster.steps import Alarm, Note, Resume, Step, Unplaceable
+from godwit.cluster.steps import Alarm, Note, Step, Unplaceable
 from godwit.manager.cache import Change
 from godwit.manager.failover.acting import Actor
 from godwit.manager.failover.reading import AGENTS_S, Reader
@@ -139,7 +139,7 @@ class Failover:
             return decide(snapshot, now, place=place)
 
     def _begin(self, step: Step) -> None:
-        if isinstance(step, Alarm | Note | Unplaceable | Resume) or step.key in self._under_way:
+        if isinstance(step, Alarm | Note | Unplaceable) or step.key in self._under_way:
             return
         task = asyncio.create_task(self._carry_out(step), name=step.key)
         self._under_way[step.key] = task

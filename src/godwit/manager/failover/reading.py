@@ -185,6 +185,7 @@ def assemble(
                     driven=one.driven,
                     complete=one.complete,
                     released=one.released,
+                    known=one.known,
                 )
             )
     return Snapshot(
