@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.kit import (
+    adoption,
     along,
     brokers,
     cancels,
@@ -80,6 +81,7 @@ CUTS, HANGS = 12, 5
 ROUNDS = 5
 POWER_LOSSES = 7
 FAILOVER_HOSTS, LOSSES = 4, 20
+ADOPTIONS, STARTS_ANEW = 5, 2
 DRAIN_HOSTS, DRAIN_VMS = 4, 12
 FEW_CELLS = (*handover.sample(1), *handover.sample(2))
 DIRECT_CELLS = tuple(c for n in (1, 2, 3) for c in handover.sample(n, brokers=False))
@@ -259,6 +261,15 @@ def _failover(
     return section
 
 
+def _adoption() -> Section:
+    """Sources of moves lose their power in the middle of the hand-over."""
+    outer = Section("lab")
+    with _lab(outer, hosts=3, store="etcd", managers=3) as cluster:
+        section = adoption.run(cluster, rounds=ADOPTIONS, anew=STARTS_ANEW)
+    section.criteria += outer.criteria
+    return section
+
+
 def _many() -> Section:
     """Sixteen hosts on etcd."""
     outer = Section("lab")
@@ -377,6 +388,7 @@ _C: dict[str, Work] = {
     "deadline": lambda: _on_lab(lambda c: deadline.run(c, cuts=CUTS, hangs=HANGS)),
     "failover-power": lambda: _failover("power", LOSSES, store_leader=7, manager_leader=5),
     "failover-management": lambda: _failover("management", LOSSES),
+    "adoption": _adoption,
     "cold-start": _cold,
     "many-hosts": _many,
     "etcd": _etcd,
