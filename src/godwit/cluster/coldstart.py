@@ -53,7 +53,7 @@ def _all_new(memory: Memory, snapshot: Snapshot, running: list[VmSeen]) -> bool:
             continue
         if memory.boots.get(name) == host.boot_id:
             return False
-        back = back or host.renewal is not None
+        back = back or host.guarded
     return back
 
 
@@ -86,7 +86,7 @@ def _turn(vm: VmSeen) -> tuple[int, int]:
 
 def _is_back(snapshot: Snapshot, vm: VmSeen) -> bool:
     host = snapshot.hosts.get(vm.owner.host or "")
-    return host is not None and host.renewal is not None and host.listed
+    return host is not None and host.guarded and host.listed
 
 
 def _waiting(away: list[str], left: float) -> str:

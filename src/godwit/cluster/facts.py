@@ -92,12 +92,15 @@ class Heard:
 
     ``revision``: its mod revision. It tells two renewals apart whose text is the same, as those of
     a guard that began to count anew are. ``since`` moves on when time did not count, ``at`` never.
+    ``witnessed``: this manager saw it come; else it was there when it began to listen, however old,
+    and counts from there.
     """
 
     renewal: Renewal | None
     revision: int
     since: float
     at: float
+    witnessed: bool = True
 
     def identity(self) -> tuple[str, int]:
         """Boot and revision of the renewal: a proof counts for one silence only."""
@@ -207,6 +210,11 @@ class HostSeen:
     confirmed_down: ConfirmedDown | None = None
     power: bool = False
     redirected: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def guarded(self) -> bool:
+        """Its last renewal is of the boot that its agent told of: no guard of before speaks."""
+        return self.renewal is not None and self.renewal.boot_id == self.boot_id
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,6 +118,8 @@ def _deadline(snapshot: Snapshot, vm: VmSeen, host: str) -> RungView:
         why = f"the guard of {host} keeps no deadline for it"
     elif renewal is None:
         why = f"{host} has not renewed its lease since this manager listens"
+    elif renewal.boot_id != snapshot.hosts[host].boot_id:
+        why = f"{host} was booted since its guard said so, and has not renewed since"
     elif renewal.guard != "armed":
         why = f"the guard of {host} did not keep the deadline (unarmed)"
     elif not renewal.watchdog:

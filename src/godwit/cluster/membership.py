@@ -10,7 +10,9 @@ long the record stays the same. Three things make that count a proof:
   a majority of the store's members, for a renewal;
 - whoever acts on it compares in the same transaction that the record did not change.
 
-A lease that has run out says nothing here: the store's leases are a hint.
+A lease that has run out says nothing here: the store's leases are a hint. The renewal itself hangs
+on none. Nobody trusts its age: a manager that has just begun to listen counts from its own first
+reading. But what it says holds, however old, for nothing came after it (``docs/design/0021``).
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ def listen(memory: Memory, snapshot: Snapshot, now: float) -> Memory:
     for name, host in snapshot.hosts.items():
         heard = memory.hosts.get(name)
         if heard is None:
-            hosts[name] = _heard(host, store.answered_at)
+            hosts[name] = replace(_heard(host, store.answered_at), witnessed=False)
         elif _changed(heard, host):
             if _isolated(memory, snapshot, host, heard):
                 kept = (at for at in isolations.get(name, ()) if now - at < HOUR_S)
@@ -117,8 +119,11 @@ def is_off(snapshot: Snapshot, name: str) -> str:
         mine = attempt.host == name and attempt.rung is Rung.POWER and attempt.heard == heard
         if mine and attempt.outcome == "confirmed":
             return "its power device says off"
-    word = host.confirmed_down
-    if word is not None and word.boot_id == (heard[0] or host.boot_id):
+    word, boots = host.confirmed_down, {heard[0] or host.boot_id}
+    if not _witnessed(snapshot, name):
+        # What the guard of a boot before left; its agent told of a later one, which is meant.
+        boots.add(host.boot_id)
+    if word is not None and word.boot_id in boots:
         return f"{word.by or 'a person'} confirmed that it is down"
     return ""
 
@@ -130,19 +135,35 @@ def standing(snapshot: Snapshot, name: str) -> Standing:
         return replace(_renewing(host), sentence=_NO_LEADER, fresh=False, takes=False)
     off = is_off(snapshot, name) if silent >= timings.late_s else ""
     if off or silent >= timings.takeover_s:
-        return _lost(host, silent, off)
+        return _lost(host, _silence(snapshot, name, silent), off)
     unheard = snapshot.unheard(name)
     if unheard >= timings.freeze_s and silent >= timings.late_s:
         rest = timings.takeover_s - silent
         return Standing(
             state=HostState.ISOLATED,
-            sentence=f"no renewal for {unheard:.0f} s; {_guard(snapshot, name)}",
+            sentence=f"{_silence(snapshot, name, unheard)}; {_guard(snapshot, name)}",
             next=f"in {rest:.0f} s it counts as lost",
         )
+    if not _witnessed(snapshot, name):
+        then = f"in {timings.takeover_s - silent:.0f} s it counts as lost, if it does not renew"
+        words = f"this manager listens for {unheard:.0f} s only and has not heard it yet"
+        return replace(_renewing(host), sentence=words, next=then, fresh=False, takes=False)
     if unheard >= timings.late_s:
         late = f"its last renewal is {unheard:.0f} s old"
         return replace(_renewing(host), sentence=late, next="", fresh=False, takes=False)
     return _renewing(host)
+
+
+def _witnessed(snapshot: Snapshot, name: str) -> bool:
+    heard = snapshot.heard.hosts.get(name)
+    return heard is None or heard.witnessed
+
+
+def _silence(snapshot: Snapshot, name: str, seconds: float) -> str:
+    """How long nothing was heard; what was before this manager listened, it cannot know."""
+    if _witnessed(snapshot, name):
+        return f"no renewal for {seconds:.0f} s"
+    return f"no renewal in the {seconds:.0f} s since this manager listens"
 
 
 def _guard(snapshot: Snapshot, name: str) -> str:
@@ -155,20 +176,20 @@ def _guard(snapshot: Snapshot, name: str) -> str:
 _NO_LEADER = "the store has no leader: nobody is declared lost, VMs run on"
 
 
-def _lost(host: HostSeen, silent: float, off: str) -> Standing:
+def _lost(host: HostSeen, silence: str, off: str) -> Standing:
     then = "its highly available VMs start elsewhere once there is proof that they stand still here"
     if off:
         return Standing(state=HostState.DOWN, sentence=off, next=then, lost=True)
     if host.answers:
         return Standing(
             state=HostState.ISOLATED,
-            sentence=f"no renewal for {silent:.0f} s, but its agent answers",
+            sentence=f"{silence}, but its agent answers",
             next=then,
             lost=True,
         )
     return Standing(
         state=HostState.DOWN,
-        sentence=f"no renewal for {silent:.0f} s and no answer",
+        sentence=f"{silence} and no answer",
         next=then,
         lost=True,
     )

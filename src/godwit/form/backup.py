@@ -2,7 +2,8 @@
 
 JSON lines: a head, one line for each key, a tail with the count and the SHA-256 of all lines
 before. One list is one revision, so the copy is consistent. What hangs on a lease (who is alive,
-who leads) says nothing about later and stays out. The file holds user data and hashes: 0600.
+who leads) says nothing about later and stays out, and so do the hosts' renewals: a guard's word in
+a copy is not its last. The file holds user data and hashes: 0600.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ async def export(store: Store, path: Path) -> Backup:
     if path.exists():
         raise Refused(f"{path} exists", hint="name a new file")
     found = await store.range(keys.ROOT)
-    records = {kv.key: kv.value for kv in found.kvs if not kv.lease}
+    records = {kv.key: kv.value for kv in found.kvs if not (kv.lease or keys.is_renewal(kv.key))}
     about = records.get(keys.TRUST_CLUSTER)
     cluster = ClusterIdentity.model_validate_json(about) if about else None
     head = {
@@ -136,7 +137,8 @@ def plan(
             f"hosts do not say which epochs they have seen: {', '.join(silent)}",
             hint="start their agents; or, for one that is off for good, say: --gone HOST",
         )
-    records, sentences, forbidden = dict(backup.records), {}, []
+    records = {key: value for key, value in backup.records.items() if not keys.is_renewal(key)}
+    sentences, forbidden = {}, []
     for vm, owner in backup.owners().items():
         verdict = restored(vm, owner, said, absent=bool(gone), keep_running=keep_running)
         if verdict.owner is None:

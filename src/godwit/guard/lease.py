@@ -1,7 +1,9 @@
 """The host's lease: granted once, renewed every few seconds, its last answered renewal known.
 
 A renewal is two requests sent side by side: the lease is kept alive, and ``hosts/<host>/renewal``
-is written under it. It counts when both were answered. Two times come of it, CLOCK_BOOTTIME both:
+is written. It counts when both were answered. What is written hangs on no lease: whoever comes to
+count after it ran out still reads the last word (docs/design/0021). Two times come of it,
+CLOCK_BOOTTIME both:
 
 ``renewed_at``  when the last answered renewal was *sent*: from then the store promises at least
                 ``TTL_S`` seconds, whatever the answer's way took, and no taker began to count later
@@ -133,7 +135,7 @@ class HostLease:
         renewal = self._record(promise)
         steps = [
             put(keys.host_lease(self._host), value, lease=lease.id),
-            put(keys.host_renewal(self._host), renewal, lease=lease.id),
+            put(keys.host_renewal(self._host), renewal),
         ]
         await self._store.txn([], steps, timeout=ATTEMPT_S)
         self._answered(sent)
@@ -147,7 +149,7 @@ class HostLease:
             sent = self._clock.monotonic()
             answers = await asyncio.gather(
                 self._store.lease_keepalive(lease, timeout=ATTEMPT_S),
-                self._store.put(key, value, lease=lease, timeout=ATTEMPT_S),
+                self._store.put(key, value, timeout=ATTEMPT_S),
                 return_exceptions=True,
             )
             failed = [answer for answer in answers if isinstance(answer, BaseException)]

@@ -102,11 +102,13 @@ def host_standing(
 ) -> HostStanding:
     """One host: its state, the reason where one is known, and what comes next.
 
-    ``heard``: of one without a lease those who decide about its VMs know better what it is.
+    ``heard``: of one without a lease those who decide about its VMs know better what it is, but for
+    a manager that has just begun to listen: it cannot know yet, and says that.
     """
     words, after = WORDS[view.state]
     if view.state is HostState.DOWN and heard is not None:
-        view = view.but(state=heard.state, reason=heard.sentence)
+        away = heard.state in (HostState.ISOLATED, HostState.DOWN)
+        view = view.but(state=heard.state if away else view.state, reason=heard.sentence)
         after = heard.next or after
     until = max((one.not_after for one in certificates if one.revoked_at is None), default=None)
     next_ = after.format(name=view.name)

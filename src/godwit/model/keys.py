@@ -59,8 +59,13 @@ def host_lease(name: str) -> str:
 
 
 def host_renewal(name: str) -> str:
-    """What the host's guard wrote with its last renewal (``Renewal``), under the same lease."""
+    """What the host's guard wrote with its last renewal (``Renewal``); it outlives the lease."""
     return f"{HOSTS}{name}/renewal"
+
+
+def is_renewal(key: str) -> bool:
+    """Whether this is some host's renewal: true of the store it was written to, and of no copy."""
+    return key.startswith(HOSTS) and key.endswith("/renewal")
 
 
 def host_agent(name: str) -> str:

@@ -8,10 +8,11 @@ from godwit.model.base import Record
 
 
 class Renewal(Record):
-    """The last renewal of a host's lease, written every 3 s by its guard, under that lease.
+    """The last renewal of a host's lease, written every 3 s by its guard.
 
-    A taker sees it change and counts on its own monotonic clock from the last change that it read;
-    what it writes compares that this record did not change since.
+    It outlives that lease, with the last words that came of the host. A taker sees it change and
+    counts on its own monotonic clock from the last change that it read; what it writes compares
+    that this record did not change since.
 
     ``number`` rises with each renewal of one boot. ``armed``: the deadline is really being kept for
     the highly available VMs of this host, their freezer was tried. ``watchdog``: something resets

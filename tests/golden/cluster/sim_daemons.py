@@ -149,6 +149,7 @@ def power_on(world: World, host: Host, guards: Guards) -> None:
         if host.boots != boot or not host.powered:
             return
         host.booting = False
+        host.told_boot = host.boot_id
         host.renewed = world.now
         host.numbers = 0
         host.guard, host.agent = Daemon(), Daemon()

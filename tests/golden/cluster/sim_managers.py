@@ -158,7 +158,7 @@ class Manager:
         renewal, revision = store.renewals.get(host.name, (None, 0))
         return HostSeen(
             name=host.name,
-            boot_id=host.boot_id,
+            boot_id=host.told_boot or f"{host.name}-boot1",
             renewal=renewal,
             renewal_revision=revision,
             agent=host.name in store.agents,

@@ -88,6 +88,7 @@ class Host:
     manager: Daemon | None = None
     renewed: float = 0.0  # true time at which the last answered renewal was sent
     numbers: int = 0
+    told_boot: str = ""  # by its agent, in the store; empty: the first
     cannot_start: set[str] = field(default_factory=set)
     cannot_end: bool = False
 
@@ -274,8 +275,7 @@ class World:
             return
         for host, end in list(store.leases.items()):
             if end <= self.now:
-                del store.leases[host]
-                store.renewals.pop(host, None)
+                del store.leases[host]  # the renewal stays: the last word that came of it
                 store.touch()
         for host, end in list(store.agents.items()):
             if end <= self.now:

@@ -47,6 +47,32 @@ def _unarmed_counts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fencing, "_deadline", wrong)
 
 
+def _any_boot(patch: pytest.MonkeyPatch) -> None:
+    """What a guard said in an earlier boot of its host counts for the next one."""
+    true = fencing._deadline
+
+    def wrong(snapshot: Snapshot, vm: VmSeen, host: str) -> fencing.RungView:
+        view = true(snapshot, vm, host)
+        return dataclasses.replace(view, there=view.there or "was booted since" in view.why)
+
+    patch.setattr(fencing, "_deadline", wrong)
+
+
+def _fresh_at_once(patch: pytest.MonkeyPatch) -> None:
+    """A manager that has just begun takes an old renewal for a new one."""
+    patch.setattr(membership, "_witnessed", lambda *_: True)
+
+
+def _never_waits(patch: pytest.MonkeyPatch) -> None:
+    """A destination that does not say what it holds is not waited for."""
+    patch.setattr(moves, "unheard", lambda *_: "")
+
+
+def _nobody_concludes(patch: pytest.MonkeyPatch) -> None:
+    """A move whose source is gone binds the VM for ever."""
+    patch.setattr(moves, "over", lambda *_: ())
+
+
 def _early(patch: pytest.MonkeyPatch) -> None:
     """Six seconds of silence are enough."""
     patch.setattr(Timings, "takeover_s", property(lambda self: self.late_s))
@@ -203,6 +229,10 @@ WRONG: dict[str, tuple[Plant, list[str]]] = {
     "no limit": (_no_limit, ["restart-limit"]),
     "together": (_together, ["apart"]),
     "anywhere": (_anywhere, ["maintenance-takes-nothing"]),
+    "any boot": (_any_boot, ["all-managers-restart-another-boot"]),
+    "fresh at once": (_fresh_at_once, ["all-managers-restart"]),
+    "never waits": (_never_waits, ["move-source-dies-completed-agent-back"]),
+    "nobody concludes": (_nobody_concludes, ["move-source-dies-completed"]),
     "no kill": (_no_kill, ["stray-copy-while-the-agent-is-away"]),
 }
 

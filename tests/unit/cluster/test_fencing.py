@@ -109,6 +109,9 @@ def deadline(here: HostSeen) -> tuple[bool, str]:
 def test_the_deadline() -> None:
     never = host("h1", renewal=None, renewal_revision=0)
     assert deadline(never) == (False, "h1 has not renewed its lease since this manager listens")
+    other = host("h1", boot_id="h1-b")
+    why = "h1 was booted since its guard said so, and has not renewed since"
+    assert deadline(other) == (False, why)
     unarmed = host("h1", renewal=renewal("h1", guard="unarmed"))
     assert deadline(unarmed) == (False, "the guard of h1 did not keep the deadline (unarmed)")
     bare = host("h1", renewal=renewal("h1", watchdog=False))

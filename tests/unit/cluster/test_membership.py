@@ -70,10 +70,39 @@ def test_a_key_that_is_gone_is_no_renewal() -> None:
 
 def test_a_host_first_seen_without_a_renewal_is_counted_too() -> None:
     gone = replace(H, renewal=None, renewal_revision=0)
-    assert hear(*steady(10, 20, gone)).hosts["h1"] == Heard(None, 0, 10, 10)
+    assert hear(*steady(10, 20, gone)).hosts["h1"] == Heard(None, 0, 10, 10, witnessed=False)
     back = hear(*steady(10, 20, gone), reading(20.5, H))
     assert back.hosts["h1"] == Heard(H.renewal, 50, 20.5, 20.5)
     assert back.isolations == {}
+
+
+def test_what_was_there_before_is_counted_from_the_first_reading_and_not_believed_fresh() -> None:
+    """However old: a manager that has just begun knows what it says, and not since when."""
+    memory = hear(*steady(10, 13, H))
+    assert memory.hosts["h1"] == Heard(H.renewal, 50, 10, 10, witnessed=False)
+    seen = replace(reading(13, H), heard=memory)
+    early = standing(seen, "h1")
+    assert early.state is HostState.UP
+    assert (early.fresh, early.takes, early.lost) == (False, False, False)
+    assert early.sentence == "this manager listens for 3 s only and has not heard it yet"
+    assert early.next == "in 11 s it counts as lost, if it does not renew"
+    later = replace(reading(19, H), heard=hear(*steady(10, 19, H)))
+    assert standing(later, "h1").sentence.startswith(
+        "no renewal in the 9 s since this manager listens; its guard, if it lives"
+    )
+    last = replace(reading(25, H), heard=hear(*steady(10, 25, H)))
+    assert standing(last, "h1").lost
+    assert standing(last, "h1").sentence.startswith("no renewal in the 15 s since this manager")
+    renewed = replace(H, renewal_revision=51)
+    after = hear(*steady(10, 12, H), *steady(12.5, 13, renewed))
+    assert after.hosts["h1"] == Heard(H.renewal, 51, 12.5, 12.5)
+    assert standing(replace(reading(13, renewed), heard=after), "h1").fresh
+
+
+@pytest.mark.parametrize("boot", ["h1-a", "h1-b"])
+def test_a_guard_of_before_does_not_speak_for_a_boot(boot: str) -> None:
+    assert host("h1", boot_id=boot).guarded == (boot == "h1-a")
+    assert not host("h1", renewal=None).guarded
 
 
 def test_a_host_that_is_gone_is_forgotten() -> None:
@@ -307,6 +336,16 @@ def test_a_word_is_about_one_boot() -> None:
 def off(**changes: object) -> Attempt:
     given = {"host": "h1", "rung": Rung.POWER, "heard": ("h1-a", 50), "outcome": "confirmed"}
     return Attempt(**{**given, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("witnessed", [True, False])
+def test_a_word_about_the_boot_that_no_guard_spoke_for(witnessed: bool) -> None:
+    """What an earlier boot's guard left does not stand in the way of a person's word."""
+    word = ConfirmedDown(boot_id="h1-b", time=0.0, by="ann")
+    seen = cluster(hosts=(host("h1", boot_id="h1-b", confirmed_down=word),), silent={"h1": 7.0})
+    heard = {"h1": replace(seen.heard.hosts["h1"], witnessed=witnessed)}
+    seen = replace(seen, heard=replace(seen.heard, hosts=heard))
+    assert bool(is_off(seen, "h1")) is not witnessed
 
 
 def test_power_is_off_for_this_silence_only() -> None:

@@ -431,9 +431,10 @@ class FakeAgent:
     async def join(self, url: str) -> None:
         """Publish the host as an agent and a guard do."""
         store = self.records.store
-        await store.put(keys.host_info(self.name), encode(host_info(self.name, url)))
+        info = host_info(self.name, url)
+        await store.put(keys.host_info(self.name), encode(info))
         await store.put(keys.host_lease(self.name), b"{}")
-        renewal = Renewal(boot_id="b-1", number=1, guard="armed", watchdog=True)
+        renewal = Renewal(boot_id=info.boot_id, number=1, guard="armed", watchdog=True)
         await store.put(keys.host_renewal(self.name), encode(renewal))
         await store.put(keys.host_agent(self.name), b"{}")
 

@@ -204,6 +204,17 @@ async def test_the_vms_of_a_silent_host_start_elsewhere_and_only_those_with_ha(
     assert "vm.failover" in await cluster.kinds()
 
 
+async def test_nothing_new_rests_on_the_word_of_a_host_that_is_silent(cluster: Cluster) -> None:
+    cluster.renewing.clear()
+    await cluster.dies("host1")  # its renewal stays; its lease does not
+    await asyncio.wait_for(cluster.cache.ready.wait(), 5)
+    async with asyncio.timeout(5):
+        await cluster.cache.until(lambda snapshot: "host1" not in snapshot.leases or None)
+    assert "host1" in cluster.cache.renewals
+    with pytest.raises(Refused, match="has not renewed"):
+        check_ha(cluster.cache.snapshot, cluster.cache.renewals, vm("web"))
+
+
 async def test_who_does_not_lead_only_listens(cluster: Cluster) -> None:
     cluster.leads = False
     await cluster.add(vm("web"), RUNS)
@@ -357,7 +368,7 @@ async def test_high_availability_needs_something_that_proves(
 ) -> None:
     cluster.renewing.clear()
     for name in ("host1", "host2", "host3"):
-        renewal = Renewal(boot_id="b", number=1, guard=guard, watchdog=watchdog)
+        renewal = Renewal(boot_id=f"b-{name}", number=1, guard=guard, watchdog=watchdog)
         revision = await cluster.store.put(keys.host_renewal(name), encode(renewal))
     await asyncio.wait_for(cluster.cache.ready.wait(), 5)
     await cluster.cache.reached(revision)

@@ -149,3 +149,10 @@ def test_a_silent_host_is_what_those_who_decide_think_of_it() -> None:
         "lost in 5 s",
     )
     assert host_standing(view(), [], now=0.0, heard=heard).state is HostState.UP
+    new = Standing(state=HostState.UP, sentence="this manager listens for 3 s", next="in 11 s")
+    early = host_standing(view(HostState.DOWN), [], now=0.0, heard=new)
+    assert (early.state, early.words, early.next) == (
+        HostState.DOWN,
+        "this manager listens for 3 s",
+        "in 11 s",
+    )

@@ -15,7 +15,11 @@ def check_ha(records: Snapshot, renewals: Renewals, vm: Vm) -> None:
     """Refused, with the reason of the first host on which no rung of the ladder exists."""
     if not vm.ha:
         return
-    heard = {name: Heard(one.renewal, one.revision, 0.0, 0.0) for name, one in renewals.items()}
+    heard = {
+        name: Heard(one.renewal, one.revision, 0.0, 0.0)
+        for name, one in renewals.items()
+        if name in records.leases  # a host that is silent now promises nothing for what is new
+    }
     seen = assemble(
         records,
         renewals,
