@@ -10,12 +10,18 @@ only while the leader's key hangs on our lease.
 A leader that was killed is replaced when its lease is over: 3.5 to 5 s after, for it renews every
 1.5 s, and up to half a second more until etcd looks. When the store's own leader went with it, the
 new one first gives every lease its whole time again.
+
+Every replica listens to the hosts' renewals, leading or not, so the next leader has counted as long
+as the one before. One that has just begun has not: while others live it leaves them the lead for
+`YIELD_S`, and gives up at once what an earlier life of its own still holds. Alone, or if nobody
+takes the lead, it leads and counts from there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from godwit.manager.cache import Cache, Change
 from godwit.manager.keyspace import MEMBERS
@@ -33,17 +39,26 @@ from godwit.store.records import CasFailed
 _LOG = logging.getLogger("godwit.manager")
 LEASE_S = 5
 BEAT_S = 1.5
+YIELD_S = 2.0
+"""Longer than a beat: whoever listened longer has tried to take the lead meanwhile."""
 PRUNE_S = 600.0
 KEPT_EVENTS, KEPT_TASKS, KEPT_MIGRATIONS = 10_000, 1_000, 1_000
 _DELETES_AT_ONCE = 100
 
 
 class Leadership:
-    """Run :meth:`run` in the background; :attr:`leads` says whether the duties are ours."""
+    """Run :meth:`run` in the background; :attr:`leads` says whether the duties are ours.
 
-    def __init__(self, world: World, tasks: Tasks) -> None:
+    ``young``: whether this replica has listened for a shorter time than a host may be silent.
+    """
+
+    def __init__(
+        self, world: World, tasks: Tasks, *, young: Callable[[], bool] = lambda: False
+    ) -> None:
         self._world = world
         self._tasks = tasks
+        self._young = young
+        self._open_since: float | None = None  # nobody has led since then, as far as we saw
         self._lease = 0
         self._until = 0.0  # from then on our lease may be over, whatever we believe
         self._won = False
@@ -110,7 +125,7 @@ class Leadership:
             self._won = await self._stand()
 
     async def _stand(self) -> bool:
-        """Take the lead if nobody holds it, or if an earlier life of ours does."""
+        """Take the lead if nobody holds it, or if an earlier life of ours does; see the module."""
         store, me = self._world.records.store, self._world.worker
         held = await store.get(keys.LEADER)
         if held is None:
@@ -118,11 +133,24 @@ class Leadership:
         elif held.value.decode().partition("/")[0] == me.partition("/")[0]:
             guard = value_is(keys.LEADER, held.value)
         else:
+            self._open_since = None
             return False
+        if self._young() and self._others():
+            now = self._world.clock.monotonic()
+            self._open_since = now if self._open_since is None else self._open_since
+            if held is not None:
+                await store.txn([guard], [delete(keys.LEADER)])
+            if held is not None or now - self._open_since < YIELD_S:
+                return False
         won = await store.txn([guard], [put(keys.LEADER, me.encode(), lease=self._lease)])
         if won.succeeded:
             _LOG.info("%s leads", me)
         return won.succeeded
+
+    def _others(self) -> bool:
+        """Whether another replica lives; a member's key is NAME.LIFE."""
+        mine = self._world.worker.partition("/")[0]
+        return any(one.partition(".")[0] != mine for one in self._world.cache.snapshot.members)
 
     async def _duties(self) -> None:
         world, snapshot = self._world, self._world.cache.snapshot

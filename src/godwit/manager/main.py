@@ -69,7 +69,7 @@ class Manager:
         self.tasks = Tasks(world, act)
         self.feed = Feed(now=world.clock.realtime)
         self.metrics = Metrics()
-        self.leadership = Leadership(world, self.tasks)
+        self.leadership = Leadership(world, self.tasks, young=lambda: self.failover.young)
         actor = Actor(world, proof=self.leadership.proof, switch=PowerSwitch(world))
         standing = StoreMembers(
             world.records.store, world.clock, hosts=lambda: world.cache.snapshot.hosts

@@ -86,6 +86,7 @@ class Manager:
         if self._life() != self.life:  # a new process knows nothing
             self.memory, self.attempts, self.busy = Memory(), {}, set()
             self.told, self.states, self.life = set(), {}, self._life()
+            self._give_up()
         self.world.expire()
         if not self.world.usable(self.host.name):
             self._listen(Snapshot(store=StoreSeen(leader=False)))
@@ -122,6 +123,17 @@ class Manager:
             world.say(f"the manager on {self.host.name} leads")
         store.chief = (self.session, world.now + CHIEF_S)
         return True
+
+    def _give_up(self) -> None:
+        """What an earlier life still holds, where others live who have listened for longer."""
+        store, world = self.world.store, self.world
+        holder, end = store.chief
+        others = any(
+            host.works and host.manager is not None and host.manager.alive and host is not self.host
+            for host in world.hosts.values()
+        )
+        if others and world.usable(self.host.name) and holder.startswith(f"{self.host.name} "):
+            store.chief = (holder, min(end, world.now))
 
     @property
     def session(self) -> str:

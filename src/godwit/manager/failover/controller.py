@@ -56,6 +56,7 @@ class Failover:
         self._under_way: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._said = ""
+        self._since: float | None = None  # of the first reading that was answered
         self.standings: Mapping[str, Standing] = {}
 
     def take(self, changes: tuple[Change, ...]) -> None:
@@ -65,6 +66,12 @@ class Failover:
             self._reader.restless = True  # a host that comes back may run less than before
         if rooms & {"leases", "agents", "owners", "marks"}:
             self._wake.set()
+
+    @property
+    def young(self) -> bool:
+        """It has not listened for as long as a host may be silent: others may know more."""
+        since, now = self._since, self._world.clock.monotonic()
+        return since is None or now - since < self._reader.timings.takeover_s
 
     async def run(self) -> None:
         """Until cancelled; the steps that are under way are let go of."""
@@ -82,6 +89,8 @@ class Failover:
             snapshot = await self._reader.listen()
             now = self._world.clock.monotonic()
             self._memory = membership.listen(self._memory, snapshot, now)
+            if self._since is None and snapshot.store.leader:
+                self._since = now
             if is_late(replace(snapshot, heard=self._memory)):
                 self._reader.restless = True
                 self._wake.set()

@@ -71,7 +71,7 @@ class Reader:
         self._world = world
         self._standing = standing
         self._known = known
-        self._timings = timings or Timings()
+        self.timings = timings or Timings()
         self._asked_agents = float("-inf")
         self.restless = True
         """Something is out of order: the agents are asked with each reading."""
@@ -89,7 +89,7 @@ class Reader:
             name: _host(records, name, renewals.get(name), {}, asked=False)
             for name in records.hosts
         }
-        return Snapshot(store=store, hosts=hosts, timings=self._timings)
+        return Snapshot(store=store, hosts=hosts, timings=self.timings)
 
     async def read(self) -> Snapshot:
         """That, and what the hosts say that they run, when it is time to ask them."""
@@ -119,7 +119,7 @@ class Reader:
             store,
             said,
             known=self._known,
-            timings=self._timings,
+            timings=self.timings,
             wall=self._world.clock.realtime(),
             asked=asked,
         )
@@ -127,16 +127,16 @@ class Reader:
     def _nothing(self) -> Snapshot:
         now = self._world.clock.monotonic()
         missing = StoreSeen(leader=False, asked_at=now, answered_at=now)
-        return Snapshot(store=missing, timings=self._timings)
+        return Snapshot(store=missing, timings=self.timings)
 
     async def _records(self) -> tuple[StoreSeen, Records, Renewals] | None:
         world = self._world
         asked_at = world.clock.monotonic()
         try:
-            async with asyncio.timeout(self._timings.gap_s):
+            async with asyncio.timeout(self.timings.gap_s):
                 answer = await world.records.store.range(keys.LEADER, limit=1)
                 answered_at = world.clock.monotonic()
-                await world.cache.reached(answer.revision, timeout=self._timings.gap_s)
+                await world.cache.reached(answer.revision, timeout=self.timings.gap_s)
                 store = await self._standing.look(asked_at=asked_at, answered_at=answered_at)
         except (TimeoutError, StoreError, GodwitError):
             return None
