@@ -42,7 +42,7 @@ class Device:
 def try_host(monkeypatch: pytest.MonkeyPatch, make_host: Any) -> Any:
     """What is found of one host whose device says this."""
 
-    async def tried(says: Any, *, answers: bool = True, **renewal: Any) -> Any:
+    async def tried(says: Any, *, answers: bool = True, leased: bool = True, **renewal: Any) -> Any:
         device = Device(says)
 
         @contextlib.asynccontextmanager
@@ -58,7 +58,9 @@ def try_host(monkeypatch: pytest.MonkeyPatch, make_host: Any) -> Any:
         powers = {} if says is None else {"host1": REDFISH}
         world: Any = SimpleNamespace(
             records=records,
-            cache=SimpleNamespace(snapshot=SimpleNamespace(powers=powers)),
+            cache=SimpleNamespace(
+                snapshot=SimpleNamespace(powers=powers, leases={"host1"} if leased else set())
+            ),
             vault=None,
             clock=RealClock(),
         )
@@ -69,6 +71,13 @@ def try_host(monkeypatch: pytest.MonkeyPatch, make_host: Any) -> Any:
         return found
 
     return tried
+
+
+async def test_the_last_word_of_a_silent_host_is_no_rung(try_host: Any) -> None:
+    word = {"guard": "armed", "watchdog": True}
+    [rung] = await try_host(None, **word)
+    assert (rung.rung, rung.answers) == ("deadline", True)
+    assert await try_host(None, leased=False, **word) == ()
 
 
 async def test_a_device_that_says_on_is_a_rung(try_host: Any) -> None:

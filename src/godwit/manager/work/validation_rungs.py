@@ -34,13 +34,15 @@ async def rungs_seen(world: World, hosts: tuple[HostSeen, ...]) -> tuple[RungSee
 async def deadline_rungs(world: World, hosts: tuple[HostSeen, ...]) -> list[RungSeen]:
     """Hosts whose own deadline is proof: a watchdog stands behind it, and the guard keeps it.
 
-    As their guards said with the last renewal that is in the store.
+    As their guards said with the last renewal that is in the store; of a host that is silent now it
+    says nothing of later.
     """
+    leases = world.cache.snapshot.leases
     found = await world.records.list(keys.HOSTS, Renewal, suffix="/renewal")
     rungs = []
     for host in hosts:
         record = found.get(keys.host_renewal(host.name))
-        if record is None or not record.value.watchdog:
+        if record is None or not record.value.watchdog or host.name not in leases:
             continue
         armed = record.value.guard == "armed"
         reason = "" if armed else "the guard cannot freeze a highly available VM there"
