@@ -215,6 +215,18 @@ async def test_nothing_new_rests_on_the_word_of_a_host_that_is_silent(cluster: C
         check_ha(cluster.cache.snapshot, cluster.cache.renewals, vm("web"))
 
 
+async def test_a_replica_is_young_until_it_has_listened_as_long_as_a_host_may_be_silent(
+    cluster: Cluster,
+) -> None:
+    assert cluster.failover.young
+    async with asyncio.timeout(10):
+        while cluster.failover.young:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.05)
+    since = cluster.failover._since
+    assert since is not None
+    assert cluster.world.clock.monotonic() - since >= FAST.takeover_s
+
+
 async def test_who_does_not_lead_only_listens(cluster: Cluster) -> None:
     cluster.leads = False
     await cluster.add(vm("web"), RUNS)
