@@ -35,6 +35,7 @@ from tests.faults.kit import (
     drains,
     etcd_members,
     everyday,
+    eviction,
     failover,
     formats,
     full,
@@ -79,6 +80,7 @@ REDIRECTS = 3
 CUTS, HANGS = 12, 5
 ROUNDS = 5
 POWER_LOSSES = 7
+EVICTIONS: tuple[eviction.Loss, ...] = ("isolated", "power", "isolated", "power")
 FAILOVER_HOSTS, LOSSES = 4, 20
 DRAIN_HOSTS, DRAIN_VMS = 4, 12
 FEW_CELLS = (*handover.sample(1), *handover.sample(2))
@@ -95,6 +97,7 @@ def _lab(
     hosts: int = 2,
     store: StoreKind = "sqlite",
     managers: int = 0,
+    watchdog: bool = True,
 ) -> Iterator[Cluster]:
     cluster = Cluster.up(
         "prove",
@@ -103,6 +106,7 @@ def _lab(
         image_locks=image_locks,
         store=store,
         managers=managers,
+        watchdog=watchdog,
     )
     try:
         yield cluster
@@ -259,6 +263,15 @@ def _failover(
     return section
 
 
+def _evicted(storage: StorageKind) -> Section:
+    """Hosts are lost for which nothing but their storage server can answer."""
+    outer = Section("lab")
+    with _lab(outer, hosts=3, storage=storage, watchdog=False) as cluster:
+        section = eviction.run(cluster, losses=EVICTIONS)
+    section.criteria += outer.criteria
+    return section
+
+
 def _many() -> Section:
     """Sixteen hosts on etcd."""
     outer = Section("lab")
@@ -377,6 +390,8 @@ _C: dict[str, Work] = {
     "deadline": lambda: _on_lab(lambda c: deadline.run(c, cuts=CUTS, hangs=HANGS)),
     "failover-power": lambda: _failover("power", LOSSES, store_leader=7, manager_leader=5),
     "failover-management": lambda: _failover("management", LOSSES),
+    "failover-iscsi": lambda: _evicted("iscsi"),
+    "failover-nfs": lambda: _evicted("nfs"),
     "cold-start": _cold,
     "many-hosts": _many,
     "etcd": _etcd,
