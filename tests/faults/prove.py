@@ -36,6 +36,7 @@ from tests.faults.kit import (
     drains,
     etcd_members,
     everyday,
+    eviction,
     failover,
     formats,
     full,
@@ -80,6 +81,7 @@ REDIRECTS = 3
 CUTS, HANGS = 12, 5
 ROUNDS = 5
 POWER_LOSSES = 7
+EVICTIONS: tuple[eviction.Loss, ...] = ("isolated", "power", "isolated", "power")
 FAILOVER_HOSTS, LOSSES = 4, 20
 ADOPTIONS, STARTS_ANEW = 5, 2
 DRAIN_HOSTS, DRAIN_VMS = 4, 12
@@ -97,6 +99,7 @@ def _lab(
     hosts: int = 2,
     store: StoreKind = "sqlite",
     managers: int = 0,
+    watchdog: bool = True,
 ) -> Iterator[Cluster]:
     cluster = Cluster.up(
         "prove",
@@ -105,6 +108,7 @@ def _lab(
         image_locks=image_locks,
         store=store,
         managers=managers,
+        watchdog=watchdog,
     )
     try:
         yield cluster
@@ -270,6 +274,15 @@ def _adoption() -> Section:
     return section
 
 
+def _evicted(storage: StorageKind) -> Section:
+    """Hosts are lost for which nothing but their storage server can answer."""
+    outer = Section("lab")
+    with _lab(outer, hosts=3, storage=storage, watchdog=False) as cluster:
+        section = eviction.run(cluster, losses=EVICTIONS)
+    section.criteria += outer.criteria
+    return section
+
+
 def _many() -> Section:
     """Sixteen hosts on etcd."""
     outer = Section("lab")
@@ -389,6 +402,8 @@ _C: dict[str, Work] = {
     "failover-power": lambda: _failover("power", LOSSES, store_leader=7, manager_leader=5),
     "failover-management": lambda: _failover("management", LOSSES),
     "adoption": _adoption,
+    "failover-iscsi": lambda: _evicted("iscsi"),
+    "failover-nfs": lambda: _evicted("nfs"),
     "cold-start": _cold,
     "many-hosts": _many,
     "etcd": _etcd,

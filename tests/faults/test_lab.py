@@ -21,6 +21,7 @@ from .kit import (
     drains,
     etcd_members,
     everyday,
+    eviction,
     failover,
     formats,
     full,
@@ -114,10 +115,13 @@ def test_a_host_leaves_and_joins_again_by_token(cluster: Cluster) -> None:
 
 
 @pytest.mark.skipif(shutil.which("tgtd", path=SBIN) is None, reason="tgt is not installed")
-def test_a_lun_moves_under_a_writer() -> None:
-    with own_lab("iscsi", storage="iscsi") as lab:
+def test_a_lun_moves_under_a_writer_and_its_server_cuts_a_lost_host_off() -> None:
+    """Nothing else can: there is no watchdog, the lost host's BMC is dead, its guard hangs."""
+    with own_lab("iscsi", storage="iscsi", watchdog=False) as lab:
         section = served.luns(lab, moves=2)
+        cut = eviction.run(lab, losses=("isolated",), plain=False)
     passed(section)
+    passed(cut)
 
 
 @contextmanager
@@ -129,6 +133,7 @@ def own_lab(
     hosts: int = 2,
     store: StoreKind = "sqlite",
     managers: int = 0,
+    watchdog: bool = True,
 ) -> Iterator[Cluster]:
     """A lab of one's own; it must leave nothing behind."""
     lab = Cluster.up(
@@ -138,6 +143,7 @@ def own_lab(
         image_locks=image_locks,
         store=store,
         managers=managers,
+        watchdog=watchdog,
     )
     try:
         yield lab

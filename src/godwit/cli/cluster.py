@@ -287,9 +287,10 @@ cluster.add_command(
             click.Argument(["name"], metavar="NAME"),
             click.Option(
                 ["--role"],
-                type=click.Choice(["store", "manager"]),
+                type=click.Choice(["store", "manager", "storage"]),
                 required=True,
-                help="store: for an etcd member; manager: for a second manager.",
+                help="store: for an etcd member; manager: for a second manager; "
+                "storage: for the fencing daemon of a storage server.",
             ),
             click.Option(
                 ["--address"], metavar="IP", multiple=True, help="Its address. May be repeated."

@@ -672,6 +672,7 @@ class Volumes:
         target: str = "",
         pool: str = "",
         client: str = "",
+        fence_url: str = "",
     ) -> Task:
         """Define a volume: a directory (``dir`` of many hosts, ``local`` of one), or served."""
         return self._loop.run(
@@ -685,8 +686,13 @@ class Volumes:
                 target=target,
                 pool=pool,
                 client=client,
+                fence_url=fence_url,
             )
         )
+
+    def set(self, name: str, *, fence_url: str | None = None) -> Task:
+        """Say where the fencing daemon of the volume's server answers; empty: nowhere."""
+        return self._loop.run(self._async.set(name, fence_url=fence_url))
 
     def delete(self, name: str) -> Task:
         """Forget a volume that no VM uses; its files stay."""

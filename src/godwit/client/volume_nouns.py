@@ -45,12 +45,24 @@ class Volumes:
         target: str = "",
         pool: str = "",
         client: str = "",
+        fence_url: str = "",
     ) -> Task:
         """Define a volume: a directory (``dir`` of many hosts, ``local`` of one), or served."""
         at = {"server": server, "export": export, "portal": portal, "target": target}
         return await self._client.act(
-            "volume.create", name=name, type=type, path=path, pool=pool, client=client, **at
+            "volume.create",
+            name=name,
+            type=type,
+            path=path,
+            pool=pool,
+            client=client,
+            fence_url=fence_url,
+            **at,
         )
+
+    async def set(self, name: str, *, fence_url: str | None = None) -> Task:
+        """Say where the fencing daemon of the volume's server answers; empty: nowhere."""
+        return await self._client.act("volume.set", name=name, fence_url=fence_url)
 
     async def delete(self, name: str) -> Task:
         """Forget a volume that no VM uses; its files stay."""

@@ -149,7 +149,8 @@ class Attempt:
     """A fencing step that was carried out, or still is. ``heard``: `Heard.identity` at that time.
 
     ``disks``: ids of the disks that confirmed (storage). ``vm`` is empty for power, which is a
-    host's. An outcome that is not known is ``failed``.
+    host's. An outcome that is not known is ``failed``. ``cut``: what the storage server calls it,
+    for whoever takes it back; a cut that a server tells of has confirmed no disk by that.
     """
 
     host: str
@@ -160,6 +161,7 @@ class Attempt:
     ended_at: float = 0.0
     disks: frozenset[str] = frozenset()
     reason: str = ""
+    cut: str = ""
 
 
 ProcessState = Literal["starting", "running", "frozen", "paused", "incoming", "postmigrate"]
@@ -196,7 +198,8 @@ class HostSeen:
 
     ``answers``: its agent answered this manager just now, whatever the store says. ``listed``: and
     it said which QEMUs there are (`VmSeen.processes`). ``power``: a power device is configured.
-    ``redirected``: volume -> the peer through which all its I/O goes.
+    ``redirected``: volume -> the peer through which all its I/O goes. ``runs``: every VM of which
+    it said that there is a QEMU, known here or not.
     """
 
     name: str
@@ -210,6 +213,7 @@ class HostSeen:
     confirmed_down: ConfirmedDown | None = None
     power: bool = False
     redirected: Mapping[str, str] = field(default_factory=dict)
+    runs: frozenset[str] = frozenset()
 
     @property
     def guarded(self) -> bool:
@@ -254,13 +258,15 @@ class VmSeen:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Everything at once. ``uncuttable``: volume -> why no client of it can be cut off."""
+    """Everything at once. ``uncuttable``: volume -> why no client of it can be cut off;
+    ``unbound``: (volume, host) -> why this one cannot."""
 
     store: StoreSeen
     hosts: Mapping[str, HostSeen] = field(default_factory=dict)
     vms: Mapping[str, VmSeen] = field(default_factory=dict)
     volumes: Mapping[str, Volume] = field(default_factory=dict)
     uncuttable: Mapping[str, str] = field(default_factory=dict)
+    unbound: Mapping[tuple[str, str], str] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()
     heard: Memory = field(default_factory=Memory)
     wall: float = 0.0  # the wall clock: for counts an hour long, never for proof

@@ -14,18 +14,23 @@ has answered for a while, it is asked to end the VM before any other rung is tri
 just come back renews in a moment.
 
 After rung 1 the old QEMU may still compute, but nothing it does reaches a disk. A VM without a disk
-has no such rung: there would be nothing that confirms. Power stops every VM of its host. It is
-therefore not used while the host answers and runs VMs that are not highly available.
+has no such rung: there would be nothing that confirms. Nor has one whose disks a storage broker
+opens: cut off, it would look for a peer that lends it its own way to them.
+
+Power stops every VM of its host, and a storage cut takes the disks on the same volumes from all of
+them. Neither is therefore used while the host answers and runs VMs that are not highly available.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from godwit.cluster.facts import Attempt, Rung, Snapshot, VmSeen
 from godwit.cluster.membership import Standing, is_off
 from godwit.cluster.steps import Fence, Restore
+from godwit.model.disks import tier_of
+from godwit.model.vm import Disk
 from godwit.model.volume import SERVED
 
 
@@ -85,7 +90,7 @@ def admission(snapshot: Snapshot, vm: VmSeen) -> str:
 def _storage(snapshot: Snapshot, vm: VmSeen, host: str) -> RungView:
     """Each of the VM's disks needs something that cuts this one host off from it."""
     disks = vm.vm.written
-    reasons = [why for disk in disks if (why := _uncut(snapshot, disk.volume, host))]
+    reasons = [why for disk in disks if (why := _uncut(snapshot, disk, host))]
     if not disks:
         reasons = ["it has no disk whose loss would be proof"]
     if reasons:
@@ -94,10 +99,13 @@ def _storage(snapshot: Snapshot, vm: VmSeen, host: str) -> RungView:
     return RungView(rung=Rung.STORAGE, there=True, why=f"{volumes} can cut {host} off")
 
 
-def _uncut(snapshot: Snapshot, volume: str, host: str) -> str:
-    """Why ``host`` cannot be cut off from a volume; empty when it can."""
+def _uncut(snapshot: Snapshot, disk: Disk, host: str) -> str:
+    """Why ``host`` cannot be cut off from a disk; empty when it can."""
+    volume = disk.volume
     if not volume:
         return "a block device of a host has nothing that cuts it off"
+    if tier_of(disk) == "brokered":
+        return f"the storage broker of {disk.id} could reach {volume} through another host"
     peer = snapshot.hosts[host].redirected.get(volume)
     if peer is not None:
         seen = snapshot.hosts.get(peer)
@@ -108,7 +116,7 @@ def _uncut(snapshot: Snapshot, volume: str, host: str) -> str:
     kind = "dir" if known is None else known.kind
     if kind not in SERVED:
         return f"{volume} is a plain directory on each host, nothing cuts one off"
-    return snapshot.uncuttable.get(volume, "")
+    return snapshot.uncuttable.get(volume) or snapshot.unbound.get((volume, host), "")
 
 
 def _deadline(snapshot: Snapshot, vm: VmSeen, host: str) -> RungView:
@@ -138,11 +146,18 @@ def _power(snapshot: Snapshot, host: str) -> RungView:
     return RungView(rung=Rung.POWER, there=True, why=f"{host} has a power device")
 
 
-def spared(snapshot: Snapshot, host: str) -> tuple[str, ...]:
-    """VMs because of which a host is not switched off: it answers, and they are not ``ha``."""
+def spared(snapshot: Snapshot, host: str, *, cut: VmSeen | None = None) -> tuple[str, ...]:
+    """VMs because of which a host is not switched off: it answers, and they are not ``ha``.
+
+    ``cut``: because of which it is not cut off from the disks of this VM: they have disks there.
+    """
     if not snapshot.hosts[host].answers:
         return ()
-    return tuple(vm.name for vm in snapshot.owned_by(host) if not vm.vm.ha)
+    plain = [vm for vm in snapshot.owned_by(host) if not vm.vm.ha]
+    if cut is not None:
+        volumes = {disk.volume for disk in cut.vm.written}
+        plain = [vm for vm in plain if volumes & {disk.volume for disk in vm.vm.written}]
+    return tuple(vm.name for vm in plain)
 
 
 def proof(snapshot: Snapshot, vm: VmSeen, host: str) -> Proof | None:
@@ -187,18 +202,28 @@ def _tries(snapshot: Snapshot, host: str, vm: str, rung: Rung) -> tuple[Attempt,
 
 def restores(snapshot: Snapshot, hosts: Mapping[str, Standing]) -> list[Restore]:
     """Cuts to take back: the host has renewed since, and nothing there can run beside the owner."""
-    found = {}
+    found: dict[str, Restore] = {}
     for attempt in snapshot.attempts:
-        here, vm = hosts.get(attempt.host), snapshot.vms.get(attempt.vm)
+        here = hosts.get(attempt.host)
         if attempt.rung is not Rung.STORAGE or attempt.outcome == "running":
             continue
-        if here is None or here.lost or vm is None or not snapshot.hosts[attempt.host].listed:
+        if here is None or here.lost or not snapshot.hosts[attempt.host].listed:
             continue
-        mine = vm.owner.host == attempt.host or not vm.on(attempt.host)
-        if mine and attempt.heard != snapshot.identity(attempt.host):
-            step = Restore(host=attempt.host, vm=vm.name, owner_revision=vm.owner_revision)
-            found[step.key] = step
+        if _harmless(snapshot, attempt) and attempt.heard != snapshot.identity(attempt.host):
+            vm = snapshot.vms.get(attempt.vm)
+            revision = 0 if vm is None else vm.owner_revision
+            step = Restore(host=attempt.host, vm=attempt.vm, owner_revision=revision)
+            cuts = {*found.get(step.key, step).cuts, *filter(None, [attempt.cut])}
+            found[step.key] = replace(step, cuts=tuple(sorted(cuts)))
     return list(found.values())
+
+
+def _harmless(snapshot: Snapshot, attempt: Attempt) -> bool:
+    """The VM belongs there, or there is no QEMU of it there; also of one that is forgotten."""
+    vm = snapshot.vms.get(attempt.vm)
+    if vm is None:
+        return attempt.vm not in snapshot.hosts[attempt.host].runs
+    return vm.owner.host == attempt.host or not vm.on(attempt.host)
 
 
 def next_step(snapshot: Snapshot, vm: VmSeen, host: str, now: float) -> Fence | Wait:
@@ -211,9 +236,12 @@ def next_step(snapshot: Snapshot, vm: VmSeen, host: str, now: float) -> Fence | 
     for view, name in ((asked, vm.name), (storage, vm.name), (power, "")):
         if not view.there:
             continue
-        held = spared(snapshot, host) if view.rung is Rung.POWER else ()
+        held: tuple[str, ...] = ()
+        if view.rung is not Rung.AGENT:
+            held = spared(snapshot, host, cut=vm if view.rung is Rung.STORAGE else None)
         if held:
-            passed.append(f"power would also stop {', '.join(held)}, and {host} answers")
+            also = f"{view.rung.value} would also stop {', '.join(held)}"
+            passed.append(f"{also}, and {host} answers")
             continue
         tries = _tries(snapshot, host, name, view.rung)
         if any(attempt.outcome == "running" for attempt in tries):

@@ -40,12 +40,14 @@ class Fence:
 class Restore:
     """Let a host that is back reach a VM's disks again, and forget the `Attempt`.
 
-    Only while the owner's record still has ``owner_revision``.
+    Only while the owner's record still has ``owner_revision`` (0: there is none), and only the
+    ``cuts`` that the decision saw (`Attempt.cut`): one that was asked for since is another one.
     """
 
     host: str
     vm: str
     owner_revision: int
+    cuts: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:

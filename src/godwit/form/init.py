@@ -32,7 +32,7 @@ from godwit.model.base import check_name
 from godwit.model.errors import InvalidRequest, Refused
 from godwit.qemu.tls import ensure_dh_params
 from godwit.wire.ca import Issued, issue, write_identity, write_qemu_files, write_whole
-from godwit.wire.identity import HOST, MANAGER, MIGRATION, STORE, migration_dns
+from godwit.wire.identity import HOST, MANAGER, MIGRATION, STORAGE, STORE, migration_dns
 from godwit.wire.keeper import Place
 
 
@@ -96,12 +96,12 @@ def init(
 def issue_identity(
     places: Places, *, role: str, name: str, addresses: tuple[str, ...], into: Path
 ) -> None:
-    """``godwit cluster issue``: an identity for an etcd member or a second manager.
+    """``godwit cluster issue``: for an etcd member, a second manager, or a storage server.
 
     Only where the CA's key is. Errors: IdentityUnusable, InvalidRequest, Refused.
     """
     check_name(name)
-    if role not in (STORE, MANAGER):
+    if role not in (STORE, MANAGER, STORAGE):
         raise InvalidRequest(
             f"{role} is not issued like this", hint="a host joins: godwit cluster token create"
         )

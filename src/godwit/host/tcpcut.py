@@ -14,21 +14,19 @@ wait: on a link that stays down the kernel gives up after two minutes at most.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import socket
 import struct
 from collections.abc import Collection
-from pathlib import Path
 from typing import Final
 
 from godwit.host import _libc
 from godwit.host.errors import ProcessGone
 from godwit.host.process import Process, open_pidfd
+from godwit.host.tcptable import LISTENING, TABLES, plain, rows
 
 _AT_ONCE: Final = struct.pack("ii", 1, 0)
-_LISTENING: Final = 10  # TCP_LISTEN, the first byte of TCP_INFO
-_TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+_TABLES = TABLES
 
 
 class TcpCopies:
@@ -62,7 +60,7 @@ class TcpCopies:
             return
         try:
             try:
-                seen = _sockets(process.pid)
+                seen = sockets(process.pid)
             except OSError:  # it is ending: what is held is what there was
                 return
             for inode, descriptor in seen.items():
@@ -98,7 +96,7 @@ class TcpCopies:
             self._held.popitem()[1].close()
 
 
-def _sockets(pid: int) -> dict[str, int]:
+def sockets(pid: int) -> dict[str, int]:
     """All sockets of a process, by inode. OSError rather than some of them."""
     found: dict[str, int] = {}
     for entry in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - thousands of times
@@ -114,7 +112,7 @@ def _sockets(pid: int) -> dict[str, int]:
 def _is_connection(one: socket.socket) -> bool:
     if one.family not in (socket.AF_INET, socket.AF_INET6) or one.type != socket.SOCK_STREAM:
         return False
-    return one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[0] != _LISTENING
+    return one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[0] != LISTENING
 
 
 def _reset(one: socket.socket) -> None:
@@ -126,30 +124,12 @@ def _reset(one: socket.socket) -> None:
 def unsent(names: Collection[str]) -> tuple[str, ...]:
     """Those of the connections, ended ones too, for which the kernel still has data to deliver."""
     found = set()
-    for table in _TABLES:
-        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
-            for line in table.read_text().splitlines()[1:]:
-                words = line.split()
-                name = _name(_end(words[1]), _end(words[2]))
-                if name in names and int(words[4].partition(":")[0], 16):
-                    found.add(name)
+    for row in rows(_TABLES):
+        name = _name(row.here, row.there)
+        if name in names and row.unsent:
+            found.add(name)
     return tuple(sorted(found))
 
 
 def _name(here: tuple[str, int], there: tuple[str, int]) -> str:
-    return "-".join(f"[{_plain(address)}]:{port}" for address, port in (here, there))
-
-
-def _plain(address: str) -> str:
-    """An IPv4 address that lives in an IPv6 socket is an IPv4 address."""
-    found = ipaddress.ip_address(address.partition("%")[0])
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return str(mapped or found)
-
-
-def _end(text: str) -> tuple[str, int]:
-    """Address and port as the kernel's table has them: words of the machine's own byte order."""
-    address, _, port = text.partition(":")
-    words = [int(address[at : at + 8], 16) for at in range(0, len(address), 8)]
-    packed = struct.pack(f"={len(words)}I", *words)
-    return str(ipaddress.ip_address(packed)), int(port, 16)
+    return "-".join(f"[{plain(address)}]:{port}" for address, port in (here, there))

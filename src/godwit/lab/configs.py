@@ -16,6 +16,7 @@ TLS: Final = ETC / "tls"
 STORE_TLS: Final = ETC / "store-tls"
 MANAGER_TLS: Final = ETC / "manager-tls"
 CA: Final = ETC / "ca"  # where a manager is: it signs for hosts that join
+IOFENCE_TLS: Final = ETC / "iofence-tls"
 MIGRATION_TLS: Final = ETC / "migration-tls"  # QEMU's user must reach it; `tls` is root's alone
 STATE: Final = Path("/var/lib/godwit")
 LOGS: Final = Path("/var/log/godwit")

@@ -40,6 +40,7 @@ STORE_PORT: Final = 7379
 STORE_PEER_PORT: Final = 7380
 STORE_HOSTS: Final = 3  # so many hosts have a member of etcd; more would only write more
 AGENT_PORT: Final = 7101
+FENCE_PORT: Final = 7102
 API_PORT: Final = 7100  # of the manager on the management network
 OPERATOR: Final = "operator"  # the identity below pki/ that the lab itself uses
 QEMU_USER: Final = "godwit-qemu"
@@ -84,6 +85,7 @@ NETS: Final = (LAN, MGMT, MIG, STOR)
 CLIENT_NUMBER: Final = 1
 CONTROL_NUMBER: Final = 1
 STORAGE_NUMBER: Final = 1
+STORAGE_MGMT_NUMBER: Final = 2
 FIRST_HOST_NUMBER: Final = 11
 FIRST_BMC_NUMBER: Final = 111
 
@@ -268,8 +270,9 @@ class Layout:
             return (Cable(node, LAN, LAN.cidr(CLIENT_NUMBER)),)
         if node == CONTROL:
             return (Cable(node, MGMT, MGMT.cidr(CONTROL_NUMBER)),)
-        if node == STORAGE:
-            return (Cable(node, STOR, STOR.cidr(STORAGE_NUMBER)),)
+        if node == STORAGE:  # managers reach its fencing daemon, and hosts its servers
+            mgmt = Cable(node, MGMT, MGMT.cidr(STORAGE_MGMT_NUMBER))
+            return (mgmt, Cable(node, STOR, STOR.cidr(STORAGE_NUMBER)))
         if node in self.bmcs:
             number = FIRST_BMC_NUMBER - 1 + int(node.removeprefix("bmc"))
             return (Cable(node, MGMT, MGMT.cidr(number)),)
@@ -294,8 +297,15 @@ class Layout:
         """What serves the storage, as hosts reach it."""
         return STOR.address(STORAGE_NUMBER)
 
+    @property
+    def fence_url(self) -> str:
+        """The fencing daemon of what serves the storage, as managers reach it."""
+        return f"https://{self.mgmt_address(STORAGE)}:{FENCE_PORT}"
+
     def mgmt_address(self, node: str) -> str:
-        """The address of a host, or of the control node, on the management network."""
+        """The address of a node on the management network."""
+        if node == STORAGE:
+            return MGMT.address(STORAGE_MGMT_NUMBER)
         return MGMT.address(CONTROL_NUMBER) if node == CONTROL else self.address(node, MGMT)
 
     def store_urls(self, node: str) -> tuple[str, ...]:

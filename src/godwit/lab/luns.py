@@ -54,8 +54,8 @@ async def _configure() -> None:
     for lun in range(1, LUN_COUNT + 1):
         words = ("--lun", str(lun), "--backing-store", str(lun_file(lun)))
         await _adm("--op", "new", "--mode", "logicalunit", *one, *words)
-    # Last: before it nobody may log in and find too little.
-    await _adm("--op", "bind", "--mode", "target", *one, "--initiator-address", "ALL")
+    # Hosts are let in by the fencing daemon. It finds the target as soon as that has this entry.
+    await _adm("--op", "bind", "--mode", "target", *one, "--initiator-address", "127.0.0.1")
 
 
 async def _adm(*words: str) -> bytes:

@@ -9,12 +9,13 @@ import shutil
 import time
 from pathlib import Path
 
-from godwit.lab.configs import CA, ETC, MANAGER_TLS, MIGRATION_TLS, STORE_TLS, TLS
-from godwit.lab.layout import CONTROL, MGMT, MIG, OPERATOR, QEMU_USER, Layout
+from godwit.lab.configs import CA, ETC, IOFENCE_TLS, MANAGER_TLS, MIGRATION_TLS, STORE_TLS, TLS
+from godwit.lab.layout import CONTROL, MGMT, MIG, OPERATOR, QEMU_USER, STORAGE, Layout
 from godwit.manager.issuing import Issuer, describe
 from godwit.qemu.tls import ensure_dh_params
 from godwit.wire.ca import Issued, issue, write_identity, write_qemu_credentials
 from godwit.wire.identity import HOST, MANAGER, MIGRATION, STORE
+from godwit.wire.identity import STORAGE as STORAGE_ROLE
 from godwit.wire.keeper import Place
 
 
@@ -32,6 +33,10 @@ def make(layout: Layout) -> None:
     write_identity(layout.pki / OPERATOR, operator)
     for node in (CONTROL, *layout.host_names):
         _daemons(layout, node, issuer)
+    if STORAGE in layout.nodes:
+        address = layout.mgmt_address(STORAGE)
+        fences = _issued(issuer, STORAGE_ROLE, STORAGE, ips=[address, "127.0.0.1"])
+        write_identity(inside(layout.node_dir(STORAGE) / "etc", IOFENCE_TLS), fences)
     gid = grp.getgrnam(QEMU_USER).gr_gid
     for host in layout.host_names:
         etc = layout.node_dir(host) / "etc"

@@ -1,23 +1,28 @@
-"""What serves a lab's volumes over its storage network: a node of its own, with a cable there only.
+"""What serves a lab's volumes over its storage network: a node of its own.
 
     nfs    rpcbind, nfs-ganesha: the directory of ``shared``, which no host has otherwise
     iscsi  tgtd, and who tells it of its LUNs: a volume ``luns``, beside ``shared`` as a directory
 
 They are the distribution's servers, started again by the node's supervisor when they end; their
 state and sockets lie in the node's own root, so that labs do not meet each other or a real server.
+Beside them runs our fencing daemon (`godwit.iofence`), reached over the management network: it lets
+the hosts in one by one, and shuts a lost one out.
 """
 
 from __future__ import annotations
 
 import socket
 import time
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from godwit.host.netns import opened_netns, socket_in_netns
-from godwit.lab.configs import ETC, LOGS, RUN, STATE, Unit
-from godwit.lab.layout import STOR, STORAGE, Layout, StorageKind
+from godwit.iofence.ganesha import export_block
+from godwit.iofence.settings import read
+from godwit.lab.configs import ETC, IOFENCE_TLS, LOGS, RUN, STATE, Unit, daemon, toml
+from godwit.lab.layout import FENCE_PORT, STOR, STORAGE, Layout, StorageKind
 from godwit.model.errors import OperationFailed
 from godwit.model.volume import Volume
 
@@ -29,8 +34,8 @@ LUN_BYTES: Final = 256 << 20
 
 NAMES: Final[Mapping[StorageKind, tuple[str, ...]]] = {
     "dir": (),
-    "nfs": ("rpcbind", "nfs"),
-    "iscsi": ("tgtd", "luns"),
+    "nfs": ("rpcbind", "nfs", "iofence"),
+    "iscsi": ("tgtd", "luns", "iofence"),
 }
 PROGRAMS: Final[Mapping[StorageKind, tuple[tuple[str, str], ...]]] = {
     "dir": (),
@@ -57,6 +62,7 @@ _PORTS: Final[Mapping[StorageKind, tuple[int, ...]]] = {
     "iscsi": (3260,),
 }
 _SHARED: Final = "/srv/shared"
+_EXPORT_FILE: Final = STATE / "iofence" / "export.conf"
 _CONFIG: Final = "ganesha.conf"
 _NAMES: Final = "hosts"
 _HOSTS: Final = Path("/etc/hosts")
@@ -74,22 +80,23 @@ NFS_CORE_PARAM {{
     Protocols = 3, 4;
     mount_path_pseudo = true;
     allow_set_io_flusher_fail = true;
+    Enable_UDP = false;
 }}
 NFSV4 {{
     Graceless = true;
     RecoveryBackend = fs;
 }}
-EXPORT {{
-    Export_Id = 1;
-    Path = {_SHARED};
-    Pseudo = {EXPORT};
-    Access_Type = RW;
-    Squash = Root_Squash;
-    Protocols = 3, 4;
-    SecType = sys;
-    Disable_ACL = true;
-    FSAL {{ Name = VFS; }}
-}}
+%include "{_EXPORT_FILE}"
+"""
+BLOCK: Final = f"""\
+Export_Id = 1;
+Path = {_SHARED};
+Pseudo = {EXPORT};
+Squash = Root_Squash;
+Protocols = 3, 4;
+SecType = sys;
+Disable_ACL = true;
+FSAL {{ Name = VFS; }}
 """
 
 
@@ -99,14 +106,19 @@ def units(storage: StorageKind, python: str) -> tuple[Unit, ...]:
         log = f"{LOGS}/ganesha.log"
         # The server ends at once while no rpcbind answers, and is started again.
         words = ("-F", "-f", f"{ETC}/{_CONFIG}", "-L", log, "-p", f"{RUN}/nfs.pid", "-N", "EVENT")
-        return (_plain("rpcbind", "rpcbind", "-w", "-f"), _plain("nfs", "ganesha.nfsd", *words))
+        servers = (_plain("rpcbind", "rpcbind", "-w", "-f"), _plain("nfs", "ganesha.nfsd", *words))
+        return (*servers, _fencing(python))
     luns = Unit(
         name="luns",
         argv=(python, "-I", "-m", "godwit.lab.luns"),
         log=f"{LOGS}/luns.log",
         watchdog_s=None,
     )
-    return (_plain("tgtd", "tgtd", "-f"), luns)
+    return (_plain("tgtd", "tgtd", "-f"), luns, _fencing(python))
+
+
+def _fencing(python: str) -> Unit:
+    return daemon("iofence", "godwit.iofence.main", python=python, config="iofence.toml")
 
 
 def _plain(name: str, *argv: str) -> Unit:
@@ -121,9 +133,34 @@ def write_files(layout: Layout) -> None:
     """
     etc = layout.node_dir(STORAGE) / "etc"
     (etc / _CONFIG).write_text(GANESHA)
+    text = toml(fence_config(layout))
+    (etc / "iofence.toml").write_text(text)
+    # The server does not start without it, and starts closed.
+    for place in (one for one in read(tomllib.loads(text)).places if one.kind == "nfs"):
+        path = layout.node_dir(STORAGE) / "state" / _EXPORT_FILE.relative_to(STATE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(export_block(place, ()))
     names = {"127.0.0.1": "localhost", layout.storage_address: STORAGE}
     names |= {layout.address(host, STOR): host for host in layout.host_names}
     (etc / _NAMES).write_text("".join(f"{at} {name}\n" for at, name in names.items()))
+
+
+def fence_config(layout: Layout) -> dict[str, Any]:
+    """The settings of the node's fencing daemon: each host comes from one address."""
+    places: dict[str, Any] = {"iscsi": {f'"{TARGET}"': {}}}
+    if layout.storage == "nfs":
+        places = {"nfs": {f'"{EXPORT}"': {"file": str(_EXPORT_FILE), "block": BLOCK}}}
+    return {
+        "fence": {
+            "name": STORAGE,
+            "address": layout.mgmt_address(STORAGE),
+            "port": FENCE_PORT,
+            "state": str(STATE / "iofence"),
+        },
+        "tls": {"dir": str(IOFENCE_TLS)},
+        "hosts": {host: [layout.address(host, STOR)] for host in layout.host_names},
+        **places,
+    }
 
 
 def hosts_file(layout: Layout) -> Path | None:
@@ -143,12 +180,13 @@ def lun_file(lun: int) -> Path:
 
 def volumes(layout: Layout) -> tuple[Volume, ...]:
     """The volumes of the lab."""
-    address = layout.storage_address
+    address, fence = layout.storage_address, layout.fence_url
     if layout.storage == "nfs":
-        return (Volume(name="shared", kind="nfs", server=address, export=EXPORT),)
+        return (Volume(name="shared", kind="nfs", server=address, export=EXPORT, fence_url=fence),)
     shared = Volume(name="shared")
     if layout.storage == "iscsi":
-        return (shared, Volume(name=LUNS, kind="iscsi", portal=address, target=TARGET))
+        luns = Volume(name=LUNS, kind="iscsi", portal=address, target=TARGET, fence_url=fence)
+        return (shared, luns)
     return (shared,)
 
 

@@ -132,31 +132,35 @@ class HttpAgents:
 
 
 @contextlib.contextmanager
-def translated(host: str) -> Iterator[None]:
-    """Name the host in what went wrong, and let an agent's own refusal through as it was meant."""
+def translated(host: str, *, who: str = "") -> Iterator[None]:
+    """Name the host in what went wrong, and let an agent's own refusal through as it was meant.
+
+    ``who``: what answers there, when it is no agent.
+    """
+    peer = who or f"the agent of {host}"
     try:
         yield
     except PeerRefused as error:
-        raise _refusal(host, error) from error
+        raise _refusal(host, peer, error) from error
     except PeerOutcomeUnknown as error:
         raise OutcomeUnknown(
-            f"the agent of {host} was asked and did not answer: {error.message}",
+            f"{peer} was asked and did not answer: {error.message}",
             hint="look at the object's state before trying again",
             host=host,
         ) from error
     except PeerUnreachable as error:
         raise Unavailable(
-            f"the agent of {host} cannot be reached: {error.message}",
-            hint=f"look with: godwit host show {host}; nothing was changed",
+            f"{peer} cannot be reached: {error.message}",
+            hint=f"{'' if who else f'look with: godwit host show {host}; '}nothing was changed",
             host=host,
         ) from error
 
 
-def _refusal(host: str, error: PeerRefused) -> GodwitError:
+def _refusal(host: str, peer: str, error: PeerRefused) -> GodwitError:
     if error.problem.code.startswith("http-"):
         # Not one of our problems: something else answers there, or an agent of another version.
         return Unavailable(
-            f"the agent of {host} does not understand the request: {error.problem.detail}",
+            f"{peer} does not understand the request: {error.problem.detail}",
             hint="check which version runs there",
             host=host,
         )

@@ -23,10 +23,11 @@ from godwit.manager.api.app import Rooms, make_app
 from godwit.manager.authority import Authority
 from godwit.manager.cache import Cache
 from godwit.manager.config import ManagerConfig
+from godwit.manager.cutting import HttpDaemons
 from godwit.manager.failover.acting import Actor
 from godwit.manager.failover.controller import Failover
 from godwit.manager.failover.members import StoreMembers
-from godwit.manager.failover.reading import Known, Reader, uncuttable
+from godwit.manager.failover.reading import Known, Reader
 from godwit.manager.failover.switch import PowerSwitch
 from godwit.manager.feed import Feed
 from godwit.manager.issuing import Issuer
@@ -70,11 +71,18 @@ class Manager:
         self.feed = Feed(now=world.clock.realtime)
         self.metrics = Metrics()
         self.leadership = Leadership(world, self.tasks, young=lambda: self.failover.young)
-        actor = Actor(world, proof=self.leadership.proof, switch=PowerSwitch(world))
+        actor = Actor(
+            world, proof=self.leadership.proof, switch=PowerSwitch(world), cut=world.cutter
+        )
         standing = StoreMembers(
             world.records.store, world.clock, hosts=lambda: world.cache.snapshot.hosts
         )
-        known = Known(attempts=actor.attempts, refused=actor.refused, uncuttable=uncuttable)
+        known = Known(
+            attempts=actor.attempts,
+            refused=actor.refused,
+            uncuttable=world.cutter.uncuttable,
+            unbound=world.cutter.unbound,
+        )
         self.failover = Failover(
             world,
             Reader(world, standing, known),
@@ -110,6 +118,7 @@ class Manager:
         self._spawn("cache", self._once_whole(self.world.cache.run))
         self._spawn("leadership", self.leadership.run())
         self._spawn("failover", self._once_whole(self.failover.run))
+        self._spawn("fencing daemons", self.world.cutter.run())
         self._settling = asyncio.create_task(self._settle(), name="settle")
         if self.world.authority is not None:
             self._spawn("authority", self._once_whole(self.world.authority.run))
@@ -134,6 +143,7 @@ class Manager:
         await self.leadership.resign()
         await self.world.free.stop()
         await self.world.agents.aclose()
+        await self.world.cutter.aclose()
 
     async def _settle(self) -> None:
         """Leave the records out of garbage collections: they are most of our memory and have no
@@ -177,6 +187,7 @@ async def serve(config: ManagerConfig) -> int:
         records=records,
         cache=Cache(store),
         agents=HttpAgents(identity),
+        daemons=HttpDaemons(identity),
         clock=clock,
         pin=pin,
         vault=Vault(config.state / SECRETS_FILE),

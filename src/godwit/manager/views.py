@@ -240,6 +240,7 @@ def view_volume(snapshot: Snapshot, volume: Volume) -> VolumeView:
         health=_health(hosts),
         hosts=hosts,
         created_at=volume.created_at,
+        fence_url=volume.fence_url,
     )
 
 

@@ -12,6 +12,7 @@ from godwit.manager.agents import Agents
 from godwit.manager.authority import Authority
 from godwit.manager.cache import Cache
 from godwit.manager.capacity import FreeMemory
+from godwit.manager.cutting import Cutter, Daemons
 from godwit.model.errors import Conflict, GodwitError, OutcomeUnknown, Unavailable
 from godwit.model.host import HostInfo
 from godwit.model.vm import Pins
@@ -42,10 +43,13 @@ class World:
     authority: Authority | None = None  # where the CA's key is
     ca: bytes = b""  # the CA's certificate, PEM: for hosts that join
     locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+    daemons: Daemons | None = None  # the fencing daemons of storage servers
     free: FreeMemory = field(init=False)
+    cutter: Cutter = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "free", FreeMemory(self.agents, now=self.clock.monotonic))
+        object.__setattr__(self, "cutter", Cutter(self.cache, self.daemons, self.clock))
 
     def lock(self, name: str) -> asyncio.Lock:
         """One lock per name, as long as somebody holds on to it."""

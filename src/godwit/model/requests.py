@@ -53,6 +53,9 @@ from godwit.model.volume_requests import (
 from godwit.model.volume_requests import (
     RestoreVolume as RestoreVolume,
 )
+from godwit.model.volume_requests import (
+    SetVolume as SetVolume,
+)
 
 
 class CreateVm(WithRules):
@@ -244,6 +247,7 @@ Request = Annotated[
     | CreateNetwork
     | DeleteNetwork
     | CreateVolume
+    | SetVolume
     | DeleteVolume
     | RedirectVolume
     | RestoreVolume
@@ -299,6 +303,7 @@ ROUTES: dict[str, tuple[str, str]] = {
     "network.create": ("POST", "/v1/networks"),
     "network.delete": ("DELETE", "/v1/networks/{name}"),
     "volume.create": ("POST", "/v1/volumes"),
+    "volume.set": ("POST", "/v1/volumes/{name}/actions/set"),
     "volume.delete": ("DELETE", "/v1/volumes/{name}"),
     "volume.redirect": ("POST", "/v1/volumes/{name}/actions/redirect"),
     "volume.restore": ("POST", "/v1/volumes/{name}/actions/restore"),

@@ -49,13 +49,15 @@ class Volume(Beneath):
 
     A directory of theirs for ``dir`` and ``local``, only a name for what is served over the
     network. ``coordinator`` is the host that does the metadata work (create, grow, delete); it
-    changes by compare-and-swap.
+    changes by compare-and-swap. ``fence_url``: where the daemon answers that shuts a lost host out
+    of it (`godwit.iofence`), empty when there is none.
     """
 
     name: Name
     description: str = ""
     created_at: float = 0.0
     coordinator: Name | None = None
+    fence_url: str = ""
 
     @property
     def beneath(self) -> Beneath:
@@ -97,3 +99,4 @@ class VolumeView(Beneath):
     health: VolumeHealth = "ok"
     hosts: dict[str, VolumeHostView] = Field(default_factory=dict)
     created_at: float = 0.0
+    fence_url: str = ""

@@ -14,6 +14,9 @@ SERVER_PATTERN = r"^([A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:]{
 PORTAL_PATTERN = r"^([A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:]{2,39}\])?(:[0-9]{1,5})?$"
 
 
+FENCE_PATTERN = (
+    r"^(https://([A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:]{2,39}\])(:[0-9]{1,5})?)?$"
+)
 CEPH_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
 
 
@@ -22,7 +25,8 @@ class CreateVolume(Value):
 
     ``path`` is what lies beneath a directory, for people to see. ``nfs`` needs ``server`` and the
     ``export`` there, ``iscsi`` the ``portal`` (HOST[:PORT]) and the ``target`` (its IQN), ``rbd``
-    the Ceph ``pool`` (POOL or POOL/NAMESPACE) and ``client`` (NAME of client.NAME).
+    the Ceph ``pool`` (POOL or POOL/NAMESPACE) and ``client`` (NAME of client.NAME). ``fence_url``
+    (nfs, iscsi) is where the server's fencing daemon answers.
     """
 
     kind: Literal["volume.create"] = "volume.create"
@@ -35,6 +39,7 @@ class CreateVolume(Value):
     target: str = Field(default="", pattern=r"^([a-z]{3}\.[A-Za-z0-9.:_-]{1,219})?$")
     pool: str = Field(default="", pattern=rf"^({CEPH_NAME}(/{CEPH_NAME})?)?$")
     client: str = Field(default="", pattern=rf"^({CEPH_NAME})?$")
+    fence_url: str = Field(default="", pattern=FENCE_PATTERN)
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -52,8 +57,25 @@ class CreateVolume(Value):
                     raise ValueError(f"a volume of kind {kind} needs --{field}")
         if self.type in served and self.path:
             raise ValueError("what lies beneath is the server's: leave --path out")
+        if self.fence_url and self.type not in ("nfs", "iscsi"):
+            raise ValueError("only a volume of kind nfs or iscsi has a fencing daemon")
         if ".." in self.export.split("/"):
             raise ValueError("the export is a plain path of the server")
+        return self
+
+
+class SetVolume(Value):
+    """Change what is known of a volume. ``fence_url``: where the fencing daemon of its server
+    answers, empty: nowhere."""
+
+    kind: Literal["volume.set"] = "volume.set"
+    name: Name
+    fence_url: str | None = Field(default=None, pattern=FENCE_PATTERN)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.fence_url is None:
+            raise ValueError("nothing is to be changed: say --fence-url")
         return self
 
 

@@ -27,6 +27,9 @@ def _format(field: str, option: str, help_: str, *, more: tuple[str, ...] = ()) 
     return Flag(field, option, "choice", help_, choices=(*FORMATS, *more))
 
 
+FENCE_URL = Flag(
+    "fence_url", "--fence-url", "text", "Of nfs, iscsi: its server's fencing daemon.", "URL"
+)
 _AT = (Flag("host", "--host", "name", "Which host.", "HOST", required=True, completes="host"),)
 
 
@@ -269,8 +272,10 @@ _LIST: tuple[Action, ...] = (
             Flag("target", "--target", "text", "Of iscsi: the target's name.", "IQN"),
             Flag("pool", "--pool", "text", "Of rbd: the Ceph pool.", "POOL[/NAMESPACE]"),
             Flag("client", "--client", "text", "Of rbd: who hosts are to Ceph.", "NAME"),
+            FENCE_URL,
         ),
     ),
+    Action("volume.set", "Change volume {}", "Change what is known of a volume.", (FENCE_URL,)),
     Action("volume.delete", "Delete volume {}", "Forget a volume that no VM uses; its files stay."),
     Action("volume.redirect", "Redirect volume {}", "Let a host's I/O go through another.", _AT),
     Action("volume.restore", "Restore volume {}", "Let a host use its own path again.", _AT),

@@ -19,6 +19,7 @@ from godwit.wire.errors import IdentityUnusable
 
 CERT_FILE, KEY_FILE, CA_FILE = "cert.pem", "key.pem", "ca.pem"
 HOST, MANAGER, STORE, MIGRATION = "host", "manager", "store", "migration"
+STORAGE = "storage"  # the fencing daemon of a storage server
 
 # What etcd asks of a certificate before its holder may speak as a member: it knows DNS names alone.
 STORE_MEMBER_DNS = "member.store.godwit"

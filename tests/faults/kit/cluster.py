@@ -81,6 +81,7 @@ class Cluster:
         image_locks: bool = True,
         store: StoreKind = "sqlite",
         managers: int = 0,
+        watchdog: bool = True,
     ) -> Cluster:
         """Raise it. Its name gets this process's number, so that two runs do not meet; what a
         run that is dead left under such a name is taken away first."""
@@ -102,6 +103,7 @@ class Cluster:
             volumes=volumes,
             volume_bytes=volume_bytes,
             own_volumes=own_volumes,
+            watchdog=watchdog,
         )
         up(options)
         return cls(name, lab=Lab.load(name), home=home, before=before)

@@ -144,7 +144,7 @@ def _diskless(patch: pytest.MonkeyPatch) -> None:
 
 def _power_at_once(patch: pytest.MonkeyPatch) -> None:
     """The host is switched off whoever else runs there."""
-    patch.setattr(fencing, "spared", lambda *_: ())
+    patch.setattr(fencing, "spared", lambda *_, **__: ())
 
 
 def _any_copy(patch: pytest.MonkeyPatch) -> None:

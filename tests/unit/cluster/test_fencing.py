@@ -83,6 +83,19 @@ def test_a_server_that_cannot() -> None:
     assert storage(vm(disks=LUN), uncuttable={"other": "too old"})[0]
 
 
+def test_a_host_that_the_server_does_not_know() -> None:
+    seen = vm(disks=LUN)
+    assert storage(seen, unbound={("lun", "h1"): "who is h1?"}) == (False, "who is h1?")
+    assert storage(seen, unbound={("lun", "h2"): "who is h2?"})[0]
+
+
+def test_a_broker_would_look_for_another_way() -> None:
+    no = "the storage broker of root could reach lun through another host"
+    for changes in ({"format": "vhdx"}, {"tier": "brokered"}):
+        seen = vm(disks=(disk("a", "lun"), disk("root", "lun", **changes)))
+        assert storage(seen) == (False, no)
+
+
 def test_no_disk_and_a_block_device() -> None:
     seen = vm()
     bare = replace(seen, vm=seen.vm.but(disks=()))
@@ -357,6 +370,21 @@ def test_whom_power_spares() -> None:
     assert fencing.spared(lost(*vms), "h1") == ()
 
 
+def test_a_storage_cut_spares_vms_without_ha_on_the_same_volumes() -> None:
+    """Only while the host answers: one that answers nobody is cut off with all its VMs."""
+    seen, failed = vm(disks=LUN), (tried(Rung.AGENT, "failed"),)
+    there, elsewhere = vm("b", ha=False, disks=LUN), vm("a", ha=False)
+    both = lost(seen, there, elsewhere, attempts=failed, **answering(60.0))
+    assert step(both, seen) == Wait(
+        "agent failed: no answer; storage would also stop b, and h1 answers; "
+        "if h1 is down: godwit host confirm-down h1",
+        person=True,
+    )
+    one = lost(seen, elsewhere, attempts=failed, **answering(60.0))
+    assert step(one, seen).rung is Rung.STORAGE  # type: ignore[union-attr]
+    assert step(lost(seen, there), seen).rung is Rung.STORAGE  # type: ignore[union-attr]
+
+
 # --- cuts that are taken back
 
 
@@ -380,7 +408,6 @@ def test_when_a_cut_stays() -> None:
     assert restores(cluster(vm(), attempts=(replace(OLD, heard=HEARD),))) == []
     assert restores(cluster(vm(), attempts=(replace(OLD, rung=Rung.AGENT),))) == []
     assert restores(cluster(vm(), attempts=(replace(OLD, host="h9"),))) == []
-    assert restores(cluster(vm("db"), attempts=(OLD,))) == []
     assert restores(lost(vm(), attempts=(OLD,))) == []
     mute = host("h1", listed=False)
     assert restores(cluster(vm(), hosts=(mute,), attempts=(OLD,))) == []
@@ -390,6 +417,27 @@ def test_when_a_cut_stays() -> None:
     both = (replace(OLD, host="h9"), replace(OLD, outcome="running"), OLD)
     assert restores(cluster(vm(), attempts=both)) == [BACK]
     assert restores(cluster(vm(), attempts=(replace(OLD, heard=HEARD), OLD))) == [BACK]
+
+
+def test_a_cut_for_a_vm_that_is_forgotten() -> None:
+    gone = Restore(host="h1", vm="web", owner_revision=0)
+    assert restores(cluster(vm("db"), attempts=(OLD,))) == [gone]
+    left = host("h1", runs=frozenset({"web"}))
+    assert restores(cluster(vm("db"), hosts=(left,), attempts=(OLD,))) == []
+
+
+def test_the_cuts_that_were_seen_are_lifted_and_no_others() -> None:
+    told = (replace(OLD, cut="https://san:7102 4"), OLD, replace(OLD, cut="https://nas:7102 9"))
+    again = replace(OLD, heard=HEARD, cut="https://san:7102 5")
+    cuts = ("https://nas:7102 9", "https://san:7102 4")
+    assert restores(cluster(vm(), attempts=(*told, again))) == [replace(BACK, cuts=cuts)]
+
+
+def test_what_a_server_tells_of_is_no_proof_by_itself() -> None:
+    seen = vm(disks=LUN)
+    told = (tried(Rung.STORAGE, cut="https://san:7102 4"),)
+    assert proof(lost(seen, attempts=told), seen) is None
+    assert step(lost(seen, attempts=told), seen).rung is Rung.STORAGE  # type: ignore[union-attr]
 
 
 def test_keys_are_one_for_each_thing_under_way() -> None:

@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from godwit.iofence.settings import Settings
 from godwit.lab import fault, network, nodes, preflight, serving
 from godwit.lab.layout import STORAGE, Layout, StorageKind
 from godwit.lab.options import with_defaults
 from godwit.model.errors import InvalidRequest, Refused
+from godwit.model.fencing import place_of
 
 KINDS: tuple[StorageKind, ...] = ("dir", "nfs", "iscsi")
 
 
-def test_what_serves_has_a_cable_to_the_storage_network_alone() -> None:
+def test_what_serves_has_cables_to_the_storage_network_and_to_managers() -> None:
     assert STORAGE not in Layout("x", 2).nodes
     layout = Layout("x", 2, storage="nfs")
     assert layout.nodes == ("control", STORAGE, "host1", "host2")
-    assert network.node_lines(layout, STORAGE)[1:] == [
+    lines = network.node_lines(layout, STORAGE)
+    assert [line for line in lines if "set dev" not in line or "up" in line] == [
+        "address add 10.92.0.2/24 dev mgmt0",
+        "link set dev mgmt0 up",
         "address add 10.94.0.1/24 dev stor0",
         "link set dev stor0 up",
     ]
+
+
+@pytest.mark.parametrize("kind", ["nfs", "iscsi"])
+def test_hosts_are_let_in_by_a_fencing_daemon_alone(kind: StorageKind, tmp_path: Path) -> None:
+    layout = Layout("x", 2, storage=kind, state_root=tmp_path)
+    (layout.node_dir(STORAGE) / "etc").mkdir(parents=True)
+    serving.write_files(layout)
+    settings = Settings.load(layout.node_dir(STORAGE) / "etc" / "iofence.toml")
+    assert settings.hosts == {"host1": ("10.94.0.11",), "host2": ("10.94.0.12",)}
+    volume = next(one for one in serving.volumes(layout) if one.kind == kind)
+    assert [place.place for place in settings.places] == [place_of(volume)]
+    assert volume.fence_url == f"https://{settings.address}:{settings.port}"
+    if kind == "nfs":
+        made = layout.node_dir(STORAGE) / "state" / "iofence" / "export.conf"
+        assert "Access_Type = None;" in made.read_text()
+        assert "10.94" not in made.read_text(), "closed until the daemon opens it"
+        assert str(settings.places[0].file) in serving.GANESHA
+        assert settings.places[0].shown == {"/shared", "/srv/shared"}
 
 
 def test_a_host_has_no_directory_of_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from godwit.manager.failover.acting import Actor
 from godwit.manager.failover.admission import check_ha
 from godwit.manager.failover.controller import Failover
 from godwit.manager.failover.members import StoreMembers, is_embedded, members_of
-from godwit.manager.failover.reading import Known, Reader, uncuttable
+from godwit.manager.failover.reading import Known, Reader
 from godwit.manager.failover.telling import Told
 from godwit.manager.world import World
 from godwit.model import keys
@@ -99,7 +99,7 @@ class Cluster:
             worker=ME,
         )
         self.actor = Actor(self.world, proof=lambda: value_is(keys.LEADER, ME.encode()))
-        known = Known(self.actor.attempts, self.actor.refused, uncuttable)
+        known = Known(self.actor.attempts, self.actor.refused, self.world.cutter.uncuttable)
         standing = StoreMembers(
             self.store, self.world.clock, hosts=lambda: self.cache.snapshot.hosts
         )
@@ -385,10 +385,11 @@ async def test_high_availability_needs_something_that_proves(
     await asyncio.wait_for(cluster.cache.ready.wait(), 5)
     await cluster.cache.reached(revision)
     snapshot, renewals = cluster.cache.snapshot, cluster.cache.renewals
-    check_ha(snapshot, renewals, vm("plain", ha=False))
+    cutter = cluster.world.cutter
+    check_ha(snapshot, renewals, vm("plain", ha=False), cutter)
     if not refused:
-        check_ha(snapshot, renewals, vm("web"))
+        check_ha(snapshot, renewals, vm("web"), cutter)
         return
     with pytest.raises(Refused, match=refused) as error:
-        check_ha(snapshot, renewals, vm("web"))
+        check_ha(snapshot, renewals, vm("web"), cutter)
     assert "watchdog or a power device" in error.value.hint

@@ -30,6 +30,9 @@ TEMPLATES = st.sampled_from(
 FORMATS = st.sampled_from(["raw", "qcow2", "vhd-fixed", "vhd", "vhdx"])
 PATHS = st.from_regex(r"/?[a-z-][a-z.{}' -]{0,20}", fullmatch=True)
 SIZES = st.integers(1, 1 << 50) | st.integers(1, 1 << 20).map(lambda mib: mib << 20)
+FENCES = st.sampled_from(
+    ["https://192.0.2.9:7102", "https://[fd00::9]:7102", "https://san.example"]
+)
 BY_FIELD: dict[str, st.SearchStrategy[object]] = {
     "name": NAMES,
     "id": IDS,
@@ -102,6 +105,7 @@ BY_FIELD: dict[str, st.SearchStrategy[object]] = {
     "target": TEXTS,
     "linked": st.booleans(),
     "checkpoint": NAMES,
+    "fence_url": st.just("") | FENCES,
     "source": TEXTS | TEMPLATES,
     "path": PATHS,
 }
@@ -139,6 +143,7 @@ _NFS = {
     "type": st.just("nfs"),
     "server": _SERVERS,
     "export": PATHS.map(lambda path: "/" + path.replace("..", "")),
+    "fence_url": st.just("") | FENCES,
 }
 _ISCSI = {
     "type": st.just("iscsi"),

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGING = ROOT / "packaging"
 BIN = Path(sys.executable).parent
-DAEMONS = ("store", "manager", "guard", "agent")
+DAEMONS = ("store", "manager", "guard", "agent", "iofence")
 ANALYZE = shutil.which("systemd-analyze")
 
 

@@ -176,7 +176,7 @@ def _fencing(found: Findings, facts: ClusterFacts) -> None:
 
 
 _RUNG_HINTS = {
-    "storage": "look at the storage server's management address and its password",
+    "storage": "look at the log and the settings of godwit-iofence on the storage server",
     "deadline": "look at the guard's log and at /dev/watchdog on that host",
     "power": "look at the BMC's address, its network and its password: godwit host power show",
 }

@@ -2,13 +2,14 @@
 
 A fence is remembered as an attempt for as long as its host is silent; a host that could not start a
 VM, for `REFUSED_S`, so that the VM does not go round between hosts of which none can. Both are this
-manager's own: a leader that comes after it asks again, and asking twice is harmless.
+manager's own: a leader that comes after it asks again, and asking twice is harmless. What is cut
+off from storage is what the storage servers say, so that whoever leads takes it back.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -43,7 +44,21 @@ KILL_S = 20.0
 REFUSED_S = 60.0
 _LOG = logging.getLogger("godwit.manager")
 
-Cut = Callable[[Fence], Awaitable[frozenset[str]]]
+
+class Cut(Protocol):
+    """What shuts a host out of a VM's volumes; the fencing daemons of storage servers."""
+
+    async def cut(self, step: Fence) -> frozenset[str]:
+        """The ids of the disks whose server has confirmed it: all, or an error."""
+        ...
+
+    async def lift(self, cuts: tuple[str, ...]) -> None:
+        """Take these back, as they were told of (`Attempt.cut`); fine when they stand no more."""
+        ...
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The cuts that stand, as the servers last told of them, whoever asked for them."""
+        ...
 
 
 class Switch(Protocol):
@@ -71,10 +86,18 @@ class Actor:
         self._cut = cut
         self._attempts: dict[str, Attempt] = {}
         self._refused: dict[tuple[str, str], tuple[float, str]] = {}
+        self._ground: dict[str, Compare] = {}  # of a storage cut: the lead it was asked for in
 
     def attempts(self) -> tuple[Attempt, ...]:
-        """Every fence that is under way or over."""
-        return tuple(self._attempts.values())
+        """Every fence that is under way or over, and every cut that stands.
+
+        What a storage server confirmed in an earlier lead of ours is left out: another leader may
+        have taken it back since.
+        """
+        standing = () if self._cut is None else self._cut.attempts()
+        ground = self._proof()
+        mine = (a for key, a in self._attempts.items() if self._ground.get(key, ground) == ground)
+        return (*mine, *standing)
 
     def refused(self, vm: str) -> dict[str, str]:
         """Hosts that lately could not start the VM, with what they said."""
@@ -84,7 +107,7 @@ class Actor:
         """Drop what was about a silence that is over, and refusals that are old."""
         for key, attempt in list(self._attempts.items()):
             if attempt.outcome != "running" and attempt.heard != snapshot.identity(attempt.host):
-                del self._attempts[key]
+                self._drop(key)
         now = self._world.clock.monotonic()
         for pair, (at, _) in list(self._refused.items()):
             if now - at > REFUSED_S:
@@ -113,7 +136,7 @@ class Actor:
             case Kill():
                 await self._ask(step.host, step.vm, "end-stray", KILL_S, epoch=step.epoch)
             case Restore():
-                self._forget_cuts(step)
+                await self._restore(step)
             case Stopped():
                 await self._stopped(step)
             case Quarantine():
@@ -126,6 +149,8 @@ class Actor:
             host=step.host, rung=step.rung, vm=step.vm, heard=step.heard, outcome="running"
         )
         self._attempts[step.key] = attempt
+        if step.rung is Rung.STORAGE:
+            self._ground[step.key] = self._proof()
         where = f"host/{step.host}"
         await self.tell("host.fencing", where, f"{step.host} is fenced by {step.rung.value}")
         try:
@@ -139,18 +164,30 @@ class Actor:
             await self.tell("host.fence-failed", where, why, error=True)
             return
         except BaseException:
-            self._attempts.pop(step.key, None)
+            self._drop(step.key)
             raise
         self._attempts[step.key] = replace(
             attempt, outcome="confirmed", ended_at=self._world.clock.monotonic(), disks=disks
         )
         await self.tell("host.fenced", where, f"{step.host} is fenced: {said}")
 
-    def _forget_cuts(self, step: Restore) -> None:
-        """Nothing cuts a host off its disks yet, so nothing is to be undone but what was tried."""
+    async def _restore(self, step: Restore) -> None:
+        """By the record of the decision; the servers lift what it saw, and no later cut."""
+        found = await self._world.records.owner(step.vm)
+        if (found.revision if found else 0) != step.owner_revision:
+            raise CasFailed(step.vm)
+        if self._cut is not None and step.cuts:
+            await self._cut.lift(step.cuts)
+            said = f"{step.host} reaches the disks of {step.vm} again"
+            await self.tell("host.restored", f"host/{step.host}", said)
         for key, attempt in list(self._attempts.items()):
-            if attempt.rung is Rung.STORAGE and (attempt.host, attempt.vm) == (step.host, step.vm):
-                del self._attempts[key]
+            mine = attempt.rung is Rung.STORAGE and attempt.outcome != "running"
+            if mine and (attempt.host, attempt.vm) == (step.host, step.vm):
+                self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        self._attempts.pop(key, None)
+        self._ground.pop(key, None)
 
     async def _carry_out(self, step: Fence) -> tuple[frozenset[str], str]:
         if step.rung is Rung.AGENT:
@@ -160,20 +197,21 @@ class Actor:
         if step.rung is Rung.POWER and self._switch is not None:
             return frozenset(), await self._switch.off(step.host)
         if step.rung is Rung.STORAGE and self._cut is not None:
-            disks = await self._cut(step)
+            disks = await self._cut.cut(step)
             return disks, f"cut off from {', '.join(sorted(disks))} of {step.vm}"
         raise Refused(f"nothing here can fence by {step.rung.value}", hint="see the ladder")
 
     # The record.
 
     async def _swap(self, step: Swap) -> None:
+        leads = self._proof()  # of now: what the proof rests on holds in this lead of ours
         world, found = self._world, await self._decided(step)
         owner = found.value
         if step.adopt and owner.migration is not None:
             after = ownership.swap(owner, owner.migration.id)
         else:
             after = ownership.fail_over(owner, host=step.to, unlock=step.unlock)
-        compare: list[Compare] = [exists(keys.host_lease(step.to)), self._proof()]
+        compare: list[Compare] = [exists(keys.host_lease(step.to)), leads]
         if step.renewal_revision is not None:
             key = keys.host_renewal(step.source)
             revision = step.renewal_revision

@@ -5,13 +5,14 @@ from __future__ import annotations
 from godwit.cluster import Memory
 from godwit.cluster.facts import Heard, StoreSeen, Timings, VmSeen
 from godwit.cluster.fencing import admission
-from godwit.manager.failover.reading import Known, Renewals, assemble, uncuttable
+from godwit.manager.cutting import Cutter
+from godwit.manager.failover.reading import Known, Renewals, assemble
 from godwit.manager.snapshot import Snapshot
 from godwit.model.errors import Refused
 from godwit.model.vm import Vm
 
 
-def check_ha(records: Snapshot, renewals: Renewals, vm: Vm) -> None:
+def check_ha(records: Snapshot, renewals: Renewals, vm: Vm, cutter: Cutter) -> None:
     """Refused, with the reason of the first host on which no rung of the ladder exists."""
     if not vm.ha:
         return
@@ -25,7 +26,7 @@ def check_ha(records: Snapshot, renewals: Renewals, vm: Vm) -> None:
         renewals,
         StoreSeen(),
         {},
-        known=Known(uncuttable=uncuttable),
+        known=Known(uncuttable=cutter.uncuttable, unbound=cutter.unbound),
         timings=Timings(),
         wall=0.0,
         asked=False,
@@ -34,6 +35,6 @@ def check_ha(records: Snapshot, renewals: Renewals, vm: Vm) -> None:
     if why := admission(seen, VmSeen(vm=vm)):
         raise Refused(
             f"{vm.name} cannot be highly available: {why}",
-            hint="give its hosts a watchdog or a power device (godwit host power set), or a "
-            "volume that can cut a host off",
+            hint="give its hosts a watchdog or a power device (godwit host power set), or its "
+            "volumes a fencing daemon (godwit volume set NAME --fence-url URL)",
         )

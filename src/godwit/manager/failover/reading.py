@@ -35,7 +35,6 @@ from godwit.model.errors import GodwitError
 from godwit.model.ownership import OwnerState
 from godwit.model.processes import HostProcesses
 from godwit.model.vm import VmState
-from godwit.model.volume import SERVED
 from godwit.store.errors import StoreError
 
 Renewals = Mapping[str, Renewed]
@@ -60,6 +59,7 @@ class Known:
     attempts: Callable[[], tuple[Attempt, ...]] = tuple
     refused: Callable[[str], Mapping[str, str]] = lambda _vm: {}
     uncuttable: Callable[[Records], Mapping[str, str]] = lambda _records: {}
+    unbound: Callable[[Records], Mapping[tuple[str, str], str]] = lambda _records: {}
 
 
 class Reader:
@@ -209,6 +209,7 @@ def assemble(
         },
         volumes=records.volumes,
         uncuttable=known.uncuttable(records),
+        unbound=known.unbound(records),
         attempts=known.attempts(),
         wall=wall,
         timings=timings,
@@ -236,6 +237,7 @@ def _host(
         mark=records.marks.get(name),
         confirmed_down=records.confirmed_down.get(name),
         power=name in records.powers,
+        runs=frozenset(one.vm for one in said[name].processes) if name in said else frozenset(),
     )
 
 
@@ -251,12 +253,3 @@ def _ended(records: Records, name: str, wall: float) -> Literal["", "guest", "us
         own = status.restarting and 0 <= wall - status.since < OWN_RESTART_S
         return "" if own else "crash"
     return "guest" if status.by_guest else "user"
-
-
-def uncuttable(records: Records) -> dict[str, str]:
-    """Volumes from which nobody can cut a host off, with the reason."""
-    return {
-        name: f"nothing is known that cuts a host off {name}"
-        for name, volume in records.volumes.items()
-        if volume.kind in SERVED
-    }

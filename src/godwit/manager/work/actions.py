@@ -59,6 +59,7 @@ ACTS: dict[type[Any], Act] = {
     ask.CreateNetwork: define_acts.create_network,
     ask.DeleteNetwork: define_acts.delete_network,
     ask.CreateVolume: volumes.create_volume,
+    ask.SetVolume: volumes.set_volume,
     ask.DeleteVolume: volumes.delete_volume,
     ask.RedirectVolume: volumes.redirect,
     ask.RestoreVolume: volumes.redirect,

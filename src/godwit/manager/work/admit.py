@@ -65,6 +65,7 @@ Action = (
     | ask.CancelMigration
     | ask.CancelTask
     | ask.CreateVolume
+    | ask.SetVolume
     | ask.DeleteVolume
     | ask.ImportDisk
     | ask.RedirectVolume
@@ -103,7 +104,7 @@ def _admit_action(snapshot: Snapshot, request: Action) -> None:
             check_unused(snapshot, request.name)
         case ask.CancelMigration() | ask.CancelTask():
             _admit_cancel(snapshot, request)
-        case ask.CreateVolume() | ask.DeleteVolume() | ask.ImportDisk():
+        case ask.CreateVolume() | ask.SetVolume() | ask.DeleteVolume() | ask.ImportDisk():
             admit_volume(snapshot, request)
         case ask.RedirectVolume() | ask.RestoreVolume():
             _admit_redirect(snapshot, request)

@@ -47,7 +47,7 @@ async def create_vm(world: World, run: TaskRun, request: CreateVm) -> Done:
         pins = world.pin(list(snapshot.hosts.values()))
         boot = await _boot_of(world, request)
         vm = define_vm(snapshot, request, pins=pins, boot=boot, now=world.clock.realtime())
-        check_ha(snapshot, world.cache.renewals, vm)
+        check_ha(snapshot, world.cache.renewals, vm, world.cutter)
         await _claim(run, vm, Owner(host=request.host))
     try:
         if vm.written and run.adopted:

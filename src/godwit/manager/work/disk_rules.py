@@ -18,6 +18,7 @@ from godwit.model.disks import (
     volume_of,
 )
 from godwit.model.errors import Conflict, InvalidRequest, NotFound, Refused
+from godwit.model.fencing import place_of
 from godwit.model.ownership import Owner, OwnerState
 from godwit.model.requests import (
     AddDisk,
@@ -28,6 +29,7 @@ from godwit.model.requests import (
     MoveDisk,
     RemoveDisk,
     ResizeDisk,
+    SetVolume,
 )
 from godwit.model.units import format_size
 from godwit.model.vm import Disk, DiskFormat, DiskSource, Vm
@@ -221,7 +223,9 @@ def admit_disk(snapshot: Snapshot, request: DiskRequest) -> None:
             check_removal(vm, find_disk(vm, request.disk).id)
 
 
-def admit_volume(snapshot: Snapshot, request: CreateVolume | DeleteVolume | ImportDisk) -> None:
+def admit_volume(
+    snapshot: Snapshot, request: CreateVolume | SetVolume | DeleteVolume | ImportDisk
+) -> None:
     """Refuse at once what cannot be done with the volume."""
     match request:
         case CreateVolume():
@@ -231,6 +235,8 @@ def admit_volume(snapshot: Snapshot, request: CreateVolume | DeleteVolume | Impo
                     hint=f"look at it: godwit volume show {request.name}",
                 )
             define_volume(snapshot, request, now=0.0)
+        case SetVolume():
+            changed_volume(snapshot.volumes.get(request.name), request)
         case DeleteVolume():
             if request.name not in snapshot.volumes:
                 raise NotFound(
@@ -285,6 +291,7 @@ def define_volume(snapshot: Snapshot, request: CreateVolume, *, now: float) -> V
             pool=request.pool,
             client=request.client,
             target=request.target,
+            fence_url=request.fence_url,
             created_at=now,
             coordinator=next(iter(up), None),
         )
@@ -303,6 +310,18 @@ def define_volume(snapshot: Snapshot, request: CreateVolume, *, now: float) -> V
         created_at=now,
         coordinator=next(iter(alive), None),
     )
+
+
+def changed_volume(volume: Volume | None, request: SetVolume) -> Volume:
+    """The definition as it is to be. NotFound; Refused where nothing is served."""
+    if volume is None:
+        raise NotFound(f"no volume {request.name} is defined", hint="look with: godwit volume list")
+    if request.fence_url and not place_of(volume):
+        raise Refused(
+            f"{volume.name} is of kind {volume.kind}, and no fencing daemon guards that",
+            hint="only an nfs or iscsi volume has one",
+        )
+    return volume if request.fence_url is None else volume.but(fence_url=request.fence_url)
 
 
 def check_volume_unused(snapshot: Snapshot, name: str) -> None:

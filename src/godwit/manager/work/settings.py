@@ -32,7 +32,7 @@ async def set_vm(world: World, run: TaskRun, request: SetVm) -> Done:
         if ha != spec.value.ha:
             _check_still(name, owner)
             cache, changed = world.cache, _applied(spec.value, request, ha=ha)
-            check_ha(cache.snapshot, cache.renewals, changed)
+            check_ha(cache.snapshot, cache.renewals, changed, world.cutter)
         if ha and not spec.value.ha and owner.state is OwnerState.RUNNING:
             await _tell(world, owner, name, ha=True)
             told = True

@@ -1,4 +1,7 @@
-"""The ways to be sure that a host is off, each tried for a validation; it switches nothing."""
+"""The ways to be sure that a host does nothing any more, each tried for a validation.
+
+Nothing is switched or cut off: devices are read, fencing daemons say whether they could.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,31 @@ async def rungs_seen(world: World, hosts: tuple[HostSeen, ...]) -> tuple[RungSee
     devices = await asyncio.gather(
         *(power_rung(world, host, powers[host.name]) for host in with_device)
     )
-    return (*deadlines, *devices)
+    return (*await storage_rungs(world, hosts), *deadlines, *devices)
+
+
+async def storage_rungs(world: World, hosts: tuple[HostSeen, ...]) -> list[RungSeen]:
+    """Each host and each volume with a fencing daemon, as the daemon says it now."""
+    records, cutter = world.cache.snapshot, world.cutter
+    fenced = [volume for _, volume in sorted(records.volumes.items()) if volume.fence_url]
+    await asyncio.gather(*(cutter.ask(url) for url in {one.fence_url for one in fenced}))
+    unbound = cutter.unbound(records)
+    rungs = []
+    for volume in fenced:
+        why = cutter.problem(volume)
+        device = f"the fencing daemon of {volume.name} at {volume.fence_url}"
+        for host in hosts:
+            reason = why or unbound.get((volume.name, host.name), "")
+            rungs.append(
+                RungSeen(
+                    host=host.name,
+                    rung="storage",
+                    answers=not reason,
+                    device=device,
+                    reason=reason,
+                )
+            )
+    return rungs
 
 
 async def deadline_rungs(world: World, hosts: tuple[HostSeen, ...]) -> list[RungSeen]:

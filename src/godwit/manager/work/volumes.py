@@ -11,6 +11,7 @@ from godwit.manager.snapshot import Snapshot
 from godwit.manager.work.admit import check_action, host_that_is_up
 from godwit.manager.work.define_acts import on_some_host
 from godwit.manager.work.disk_rules import (
+    changed_volume,
     check_volume_unused,
     define_volume,
     find_disk,
@@ -22,7 +23,7 @@ from godwit.manager.world import World
 from godwit.model import keys
 from godwit.model.checkpoints import check_whole
 from godwit.model.disks import volume_of
-from godwit.model.errors import Conflict, NotFound, OutcomeUnknown
+from godwit.model.errors import Conflict, NotFound, OutcomeUnknown, Refused
 from godwit.model.requests import (
     CreateVolume,
     DeleteVolume,
@@ -30,8 +31,9 @@ from godwit.model.requests import (
     ImportDisk,
     RedirectVolume,
     RestoreVolume,
+    SetVolume,
 )
-from godwit.model.volume import SERVED
+from godwit.model.volume import SERVED, Volume
 from godwit.store.api import delete, delete_prefix, exists
 from godwit.store.records import CasFailed
 
@@ -67,6 +69,34 @@ def _known_to_all(snapshot: Snapshot, volume: str) -> bool:
         for info in snapshot.hosts.values()
         if info.name in snapshot.agents and info.name in snapshot.leases
     )
+
+
+async def set_volume(world: World, run: TaskRun, request: SetVolume) -> Done:
+    """Change the definition; nobody who uses the volume notices. Then its daemon is heard."""
+    key = keys.volume(request.name)
+    while True:
+        found = await world.records.get(key, Volume)
+        before = found.value if found else None
+        changed = changed_volume(before, request)
+        old = before.fence_url if before else ""
+        if old not in ("", changed.fence_url) and (out := world.cutter.keeps_out(old)):
+            raise Refused(
+                f"the fencing daemon at {old} keeps {', '.join(out)} out, and would be forgotten",
+                hint="wait until these hosts are back, or have them let in there",
+            )
+        try:
+            await world.records.cas(key, changed, found.revision if found else 0)
+            break
+        except CasFailed:
+            continue  # somebody else changed it at the same moment: look again
+    url = changed.fence_url
+    if url:
+        await world.cutter.ask(url)
+    said = f"{request.name} is fenced by {url}" if url else f"{request.name} has no fencing daemon"
+    await _log(world, "volume.changed", f"volume/{request.name}", f"{said}, says {run.task.by}")
+    why = world.cutter.problem(changed) if url else ""
+    told = f"{said}, which cannot cut a host off yet: {why}" if why else said
+    return Done(told, {"volume": request.name, "fence_url": url, "problem": why})
 
 
 async def delete_volume(world: World, run: TaskRun, request: DeleteVolume) -> Done:
