@@ -182,6 +182,8 @@ def view_host(
         migration_address=info.migration_address,
         networks=info.networks,
         volumes=info.volumes,
+        version=info.version,
+        level=info.level,
     )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from godwit.model.base import Name, Record
+from godwit.model.base import Name, OpenWord, Record
 from godwit.model.firmware import FirmwareImage
 from godwit.model.rules import Rules
 
@@ -16,7 +15,7 @@ DiskTier = Literal["auto", "direct", "brokered"]
 DiskSource = Literal["image", "device", "lun"]
 
 
-class VmState(StrEnum):
+class VmState(OpenWord):
     """What ``vm list`` says of a VM. Readers ignore values they do not know."""
 
     STOPPED = "stopped"

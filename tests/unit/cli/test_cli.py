@@ -28,9 +28,9 @@ NAME  STATE    HOST   CPUS   MEMORY  HA  REASON
 web   running  host1     2  512 MiB  no  -
 """
 HOSTS = """\
-NAME   STATE  VMS  CPUS  MEMORY   FREE  REASON
-host1  up       1     4   8 GiB  6 GiB  -
-host2  up       0     4   8 GiB  6 GiB  -
+NAME   STATE  VMS  CPUS  MEMORY   FREE  GODWIT  REASON
+host1  up       1     4   8 GiB  6 GiB  -       -
+host2  up       0     4   8 GiB  6 GiB  -       -
 """
 
 

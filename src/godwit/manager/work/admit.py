@@ -99,11 +99,14 @@ def _admit_action(snapshot: Snapshot, request: Action) -> None:
                     hint="look at it: godwit network list",
                 )
         case ask.DeleteNetwork():
+            snapshot.check_vms_whole()
             known(snapshot.networks.get(request.name), "network", request.name)
             check_unused(snapshot, request.name)
         case ask.CancelMigration() | ask.CancelTask():
             _admit_cancel(snapshot, request)
         case ask.CreateVolume() | ask.DeleteVolume() | ask.ImportDisk():
+            if isinstance(request, ask.DeleteVolume):
+                snapshot.check_vms_whole()
             admit_volume(snapshot, request)
         case ask.RedirectVolume() | ask.RestoreVolume():
             _admit_redirect(snapshot, request)

@@ -26,6 +26,7 @@ from godwit.model.errors import (
     NotFound,
     OperationFailed,
     OutcomeUnknown,
+    TooOld,
     Unavailable,
 )
 from godwit.model.host import HostInfo, HostState
@@ -215,7 +216,7 @@ async def on_some_host(
     for info in fit:
         try:
             return await world.agents.call(info, method, path, body, deadline_s=deadline_s)
-        except Unavailable as error:
+        except (TooOld, Unavailable) as error:
             last = error
     raise last or Unavailable(
         "no host that is up sees what is needed", hint="see: godwit host list"

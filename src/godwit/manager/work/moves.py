@@ -200,7 +200,8 @@ async def ask_plan(
     """The source's checks (it asks the destination) and forecast."""
     peer = known(world.cache.snapshot.hosts.get(destination), "host", destination)
     body = {
-        **request.model_dump(mode="json", exclude={"kind"}),
+        # Only what was said: an older agent refuses a word that it does not know, whatever it says.
+        **request.model_dump(mode="json", exclude_defaults=True, exclude={"kind"}),
         "to": destination,
         "peer_url": peer.agent_url,
     }
