@@ -91,7 +91,9 @@ class Cache:
         self._copies: dict[str, Any] = {}  # those of them that a snapshot has and that still hold
         self._snapshot = Snapshot()
         self._stale = False  # a record of the snapshot changed since it was made
-        self.unreadable: dict[str, str] = {}  # key -> why; what it was before is believed until then
+        self.unreadable: dict[
+            str, str
+        ] = {}  # key -> why; what it was before is believed until then
         self._revision = 0
         self._news = asyncio.Event()  # a revision was reached
         self._changed = asyncio.Event()  # a record of the snapshot changed

@@ -195,6 +195,4 @@ def _with_upgrade(host: HostStanding, goal: Speaks) -> HostStanding:
 def _manager(name: str, leads: bool, its: Speaks, goal: Speaks | None) -> ManagerStanding:
     why = behind(its, goal) if goal else ""
     after = f"upgrade it: {why}" if why else ""
-    return ManagerStanding(
-        name=name, leads=leads, version=its.version, level=its.level, next=after
-    )
+    return ManagerStanding(name=name, leads=leads, version=its.version, level=its.level, next=after)

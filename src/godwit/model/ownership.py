@@ -103,9 +103,7 @@ def power_on(owner: Owner, *, host: str) -> Owner:
         raise Conflict(
             f"the VM already runs on {owner.host}", hint="look with: godwit vm show NAME"
         )
-    return owner.but(
-        host=host, epoch=owner.epoch + 1, state=OwnerState.STARTING, paused=False
-    )
+    return owner.but(host=host, epoch=owner.epoch + 1, state=OwnerState.STARTING, paused=False)
 
 
 def running(owner: Owner, *, paused: bool = False) -> Owner:

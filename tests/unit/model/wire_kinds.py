@@ -260,4 +260,4 @@ def write_missing() -> list[str]:
 
 
 if __name__ == "__main__":
-    print(*write_missing() or ["nothing is missing"], sep="\n")  # noqa: T201
+    print(*write_missing() or ["nothing is missing"], sep="\n")
