@@ -53,6 +53,7 @@ from tests.faults.kit import (
     redirect,
     refusals,
     served,
+    skew,
     stamping,
     starts,
     uefi,
@@ -95,6 +96,7 @@ def _lab(
     hosts: int = 2,
     store: StoreKind = "sqlite",
     managers: int = 0,
+    agent_source: Path | None = None,
 ) -> Iterator[Cluster]:
     cluster = Cluster.up(
         "prove",
@@ -103,6 +105,7 @@ def _lab(
         image_locks=image_locks,
         store=store,
         managers=managers,
+        agent_source=agent_source,
     )
     try:
         yield cluster
@@ -334,6 +337,18 @@ def _validation() -> Section:
     return _joined(section, parts)
 
 
+def _skew() -> Section:
+    """Agents and guards of an earlier commit, upgraded one host after the other."""
+    section = Section("skew")
+    try:
+        with skew.old_source() as tree, _lab(section, agent_source=tree) as cluster:
+            found = skew.run(cluster)
+    except skew.NoHistory as problem:
+        section.judge("skew: the earlier commit is there", False, str(problem))
+        return section
+    return _joined(section, {"run": found})
+
+
 def _membership() -> Section:
     """A host leaves and joins again, over and over, beside a VM that runs on."""
     section = Section("membership")
@@ -384,6 +399,7 @@ _C: dict[str, Work] = {
     "drain": _drain,
     "validation": _validation,
     "membership": _membership,
+    "skew": _skew,
     "decisions": decisions.run,
     "mutation": mutation.run,
 }
