@@ -87,6 +87,7 @@ def view_vm(
         rules=spec.rules,
         reason=reason,
         uuid=spec.pins.uuid,
+        cpu_model=spec.pins.cpu_model,
         boot=spec.boot,
         firmware=spec.firmware,
         guest_agent=spec.guest_agent,

@@ -37,6 +37,7 @@ class Need:
     pins: Pins | None = None
     uefi: FirmwareImage | None = None
     awake: bool = False  # its firmware's code is in its memory, and has to be the same
+    stays_on: str | None = None  # it has this host's own CPU, and runs or is saved
     hosts: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
 
@@ -205,6 +206,8 @@ def _against_surroundings(room: Room, need: Need) -> Iterator[Obstacle]:
 def _against_machine(info: HostInfo, need: Need) -> Iterator[str]:
     if need.pins is not None:
         yield from _against_pins(info, need.pins)
+    if need.stays_on not in (None, info.name):
+        yield f"{need.vm} has the CPU of {need.stays_on} (--cpu host): it can run on nowhere else"
     if need.uefi is not None:
         yield from _against_firmware(info, need.uefi, awake=need.awake)
 
@@ -229,7 +232,7 @@ def _against_pins(info: HostInfo, pins: Pins) -> Iterator[str]:
         )
     if qemu.machines and pins.machine not in qemu.machines:
         yield f"QEMU on {info.name} does not know the machine {pins.machine}"
-    if qemu.cpu_models and pins.cpu_model not in qemu.cpu_models:
+    if not pins.stays and qemu.cpu_models and pins.cpu_model not in qemu.cpu_models:
         yield f"{info.name} cannot give the CPU model {pins.cpu_model}"
 
 

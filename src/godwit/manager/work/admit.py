@@ -6,6 +6,8 @@ steps that act decide again on fresh records; this is courtesy and queueing, not
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from godwit.manager.leave_rules import check_empty
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import host_state, state_of, volume_of
@@ -333,5 +335,7 @@ def may_join(request: ask.Request, running: Task) -> bool:
 
 def need_of(snapshot: Snapshot, vm: str) -> Need:
     """What the VM asks of a host."""
-    awake = snapshot.owner(vm).state is not OwnerState.STOPPED
-    return Need.of(known(snapshot.vms.get(vm), "vm", vm), awake=awake)
+    owner, spec = snapshot.owner(vm), known(snapshot.vms.get(vm), "vm", vm)
+    awake = owner.state is not OwnerState.STOPPED
+    need = Need.of(spec, awake=awake)
+    return replace(need, stays_on=owner.host) if awake and spec.pins.stays else need
