@@ -206,10 +206,17 @@ def _against_surroundings(room: Room, need: Need) -> Iterator[Obstacle]:
 def _against_machine(info: HostInfo, need: Need) -> Iterator[str]:
     if need.pins is not None:
         yield from _against_pins(info, need.pins)
-    if need.stays_on not in (None, info.name):
-        yield f"{need.vm} has the CPU of {need.stays_on} (--cpu host): it can run on nowhere else"
+    if why := bound_elsewhere(need, info.name):
+        yield why
     if need.uefi is not None:
         yield from _against_firmware(info, need.uefi, awake=need.awake)
+
+
+def bound_elsewhere(need: Need, host: str) -> str:
+    """Why a VM that has its host's own CPU cannot be on this one; empty when it can."""
+    if need.stays_on in (None, host):
+        return ""
+    return f"{need.vm} has the CPU of {need.stays_on} (--cpu host): it cannot go on elsewhere"
 
 
 def _against_firmware(info: HostInfo, wanted: FirmwareImage, *, awake: bool) -> Iterator[str]:

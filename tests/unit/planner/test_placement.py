@@ -47,7 +47,7 @@ def test_a_vm_with_its_hosts_own_cpu_starts_anywhere_and_then_stays() -> None:
     assert reasons_against(there, need(pins=pins)) == ()
     assert reasons_against(here, need(pins=pins, stays_on="host1")) == ()
     assert reasons_against(there, need(pins=pins, stays_on="host1")) == (
-        "web has the CPU of host1 (--cpu host): it can run on nowhere else",
+        "web has the CPU of host1 (--cpu host): it cannot go on elsewhere",
     )
     assert reasons_against(there, need(pins=pins.but(cpu_model="Haswell-v4"))) == (
         "host2 cannot give the CPU model Haswell-v4",

@@ -99,6 +99,12 @@ async def plan_create(world: World, request: CreateVm) -> CreatePlan:
     admit(snapshot, request)
     chosen = choose_cpu(snapshot.hosts, snapshot.settings, request.cpu)
     pins = _pinned(world, chosen)
+    now = world.clock.realtime()
+    check_ha(
+        snapshot,
+        world.cache.renewals,
+        define_vm(snapshot, request, pins=pins, boot=Boot(), now=now),
+    )
     return CreatePlan(
         vm=request.name,
         machine=pins.machine,
