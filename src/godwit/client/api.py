@@ -24,15 +24,23 @@ if TYPE_CHECKING:
     from godwit.model.event import Event
     from godwit.model.migration import Migration, MovePlan
     from godwit.model.network import NetworkView
-    from godwit.model.requests import Request, SetHostPower
+    from godwit.model.requests import CreateVm, Request, SetHostPower
     from godwit.model.task import Task
     from godwit.model.vm import VmView
     from godwit.model.volume import VolumeView
 
 NAME = "sdk/0.1"
-
-
 _BOOT_FILES = ("kernel", "initrd", "cloud_init")
+
+
+def _not_uploaded(request: CreateVm) -> dict[str, str | None]:
+    """Nothing is uploaded for a plan: files here stand for what every host would see of them."""
+    found: dict[str, str | None] = {}
+    for field in _BOOT_FILES:
+        path = getattr(request, field)
+        if _is_here(path):
+            found[field] = None if field == "cloud_init" else f"/clusterstorage/{Path(path).name}"
+    return found
 
 
 def _is_here(path: str | None) -> bool:
@@ -158,9 +166,8 @@ class AsyncClient:
                 f"{request.kind.replace('.', ' ')} has no plan to show",
                 hint="see what would be sent with --script curl",
             )
-        if isinstance(request, CreateVm):  # nothing is uploaded for a plan, so nothing is named
-            local = [field for field in _BOOT_FILES if _is_here(getattr(request, field))]
-            request = request.but(**dict.fromkeys(local))
+        if isinstance(request, CreateVm):
+            request = request.but(**_not_uploaded(request))
         method, path, body = http_call(request)
         return await self._link.call(method, path, body, query={"dry_run": True})
 

@@ -100,7 +100,7 @@ async def test_a_new_vm_has_the_baseline_and_its_event_says_why(api: Any) -> Non
 
 
 async def test_a_plan_says_what_it_would_be_and_makes_nothing(api: Any) -> None:
-    body = {"name": "web", "memory_bytes": 256 << 20, "networks": ["lan"]}
+    body = {"name": "web", "memory_bytes": 256 << 20, "image": "demo", "networks": ["lan"]}
     plan = await api.api.post("/v1/vms", body, query={"dry_run": True})
     assert plan == {
         "vm": "web",
