@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 UNITS: Final = ("guard", "agent")  # the guard first, for the agent looks for it
 _INSIDE: Final = Path("/run/godwit-source")
 _MARK: Final = "source"
+_NOT_OF_A_HOST: Final = ("lab", "cli", "client", "manager")  # agents and guards import none of it
 _RUN: Final = (
     "import pathlib, runpy, sys; "
     "mark = pathlib.Path(sys.argv.pop(1)); "
@@ -53,7 +54,8 @@ def place(layout: Layout) -> Path:
 def keep(layout: Layout, tree: Path) -> None:
     """Copy the package into the lab, and mark every host."""
     target = place(layout) / "godwit"
-    shutil.copytree(checked_source(tree), target, ignore=shutil.ignore_patterns("__pycache__"))
+    left_out = shutil.ignore_patterns("__pycache__", *_NOT_OF_A_HOST)
+    shutil.copytree(checked_source(tree), target, ignore=left_out)
     # Hosts see it read-only: without byte code every daemon would compile it anew.
     compileall.compile_dir(target, quiet=2)
     for host in layout.host_names:
