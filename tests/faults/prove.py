@@ -55,6 +55,7 @@ from tests.faults.kit import (
     redirect,
     refusals,
     served,
+    skew,
     stamping,
     starts,
     uefi,
@@ -100,6 +101,7 @@ def _lab(
     store: StoreKind = "sqlite",
     managers: int = 0,
     watchdog: bool = True,
+    agent_source: Path | None = None,
 ) -> Iterator[Cluster]:
     cluster = Cluster.up(
         "prove",
@@ -109,6 +111,7 @@ def _lab(
         store=store,
         managers=managers,
         watchdog=watchdog,
+        agent_source=agent_source,
     )
     try:
         yield cluster
@@ -358,6 +361,18 @@ def _validation() -> Section:
     return _joined(section, parts)
 
 
+def _skew() -> Section:
+    """Agents and guards of an earlier commit, upgraded one host after the other."""
+    section = Section("skew")
+    try:
+        with skew.old_source() as tree, _lab(section, agent_source=tree) as cluster:
+            found = skew.run(cluster)
+    except skew.NoHistory as problem:
+        section.judge("skew: the earlier commit is there", False, str(problem))
+        return section
+    return _joined(section, {"run": found})
+
+
 def _membership() -> Section:
     """A host leaves and joins again, over and over, beside a VM that runs on."""
     section = Section("membership")
@@ -411,6 +426,7 @@ _C: dict[str, Work] = {
     "drain": _drain,
     "validation": _validation,
     "membership": _membership,
+    "skew": _skew,
     "decisions": decisions.run,
     "mutation": mutation.run,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,7 @@ from .kit import (
     redirect,
     refusals,
     served,
+    skew,
     stamping,
     starts,
     uefi,
@@ -134,6 +136,7 @@ def own_lab(
     store: StoreKind = "sqlite",
     managers: int = 0,
     watchdog: bool = True,
+    agent_source: Path | None = None,
 ) -> Iterator[Cluster]:
     """A lab of one's own; it must leave nothing behind."""
     lab = Cluster.up(
@@ -144,6 +147,7 @@ def own_lab(
         store=store,
         managers=managers,
         watchdog=watchdog,
+        agent_source=agent_source,
     )
     try:
         yield lab
@@ -235,6 +239,15 @@ def test_members_of_the_store_go_and_hosts_are_lost() -> None:
         lost = failover.run(lab, loss="management")
     passed(vm)
     passed(lost)
+
+
+def test_agents_of_an_earlier_commit_are_upgraded_under_a_running_vm() -> None:
+    try:
+        with skew.old_source() as tree, own_lab("skew", agent_source=tree) as lab:
+            section = skew.run(lab, neighbour=False)
+    except skew.NoHistory as problem:
+        pytest.skip(str(problem))
+    passed(section)
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ async def adopt_all(desk: Desk, departures: Departures, arrivals: Arrivals) -> N
     for runtime in found:
         try:
             await _one(desk, departures, arrivals, runtime)
-        except (OperationFailed, MonitorError, OSError, StoreError) as error:
+        except (GodwitError, MonitorError, OSError, StoreError) as error:
             await desk.event("vm.unadopted", runtime.vm, f"not adopted: {error}", level="error")
     here = set(desk.slots) | {incoming.ask.vm.name for incoming in arrivals.incoming.values()}
     await desk.brokers.sweep(here)

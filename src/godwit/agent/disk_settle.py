@@ -17,6 +17,7 @@ from godwit.model.vm import Vm
 from godwit.qemu.machine import Machine
 from godwit.qemu.mirror import Mirror, let_go
 from godwit.qemu.runtime import load_runtime
+from godwit.store.records import Unreadable
 
 _log = logging.getLogger("agent")
 
@@ -91,7 +92,11 @@ async def _settle_dead(desk: Desk, name: str, journal: Journal, state: Path) -> 
 
 async def _delete(desk: Desk, vm: str, path: str) -> None:
     """Unless a VM has it by now: what was said to be deleted may have been taken meanwhile."""
-    vms = await desk.records.vms()
+    try:
+        vms = await desk.records.vms()
+    except Unreadable as error:
+        _log.warning("%s stays: %s", path, error.message)
+        return
     if any(disk.path == path for one in vms.values() for disk in one.disks):
         _log.warning("%s stays: a VM has it", path)
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from godwit.host import cgroup
@@ -13,6 +12,7 @@ from godwit.host.config import AgentConfig
 from godwit.host.facts import host_facts, memory_facts
 from godwit.model.errors import OperationFailed
 from godwit.model.host import HostInfo
+from godwit.model.skew import our_own
 from godwit.qemu.facts import BinaryFacts, facts_of
 from godwit.qemu.launch import Binary
 from godwit.qemu.pins import choose_accelerator
@@ -46,6 +46,7 @@ async def survey(config: AgentConfig, *, now: float) -> Equipment:
     )
     if not qemu.machines:
         raise OperationFailed(f"{binary.path} offers no q35 machine", hint="install another QEMU")
+    ours = our_own()
     info = HostInfo(
         name=config.host,
         agent_url=f"https://{config.agent.address}:{config.agent.port}",
@@ -63,7 +64,8 @@ async def survey(config: AgentConfig, *, now: float) -> Equipment:
         volumes=seen_volumes(config.paths.volumes),
         cgroup=f"v{cgroup.detect().version}",
         userfaultfd=machine.userfaultfd.usable,
-        version=version("godwit"),
+        version=ours.version,
+        level=ours.level,
         started_at=now,
     )
     return Equipment(info=info, qemu=qemu, binary=binary, warnings=(why,) if why else ())

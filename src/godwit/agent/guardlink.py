@@ -52,6 +52,7 @@ class GuardLink:
         self.frozen_changed = asyncio.Event()
         self._by_guard: dict[str, str] = {}
         self._handed_over: float | None = None
+        self._not_known: set[str] = set()  # what the guard has said that it does not know
 
     @property
     def connected(self) -> bool:
@@ -194,7 +195,14 @@ class GuardLink:
                 self._drop()
                 raise ConnectionError("the guard closed the connection")
             answer: dict[str, Any] = json.loads(line)
+            self._complain(str(entry["op"]), answer)
             return answer
+
+    def _complain(self, op: str, answer: dict[str, Any]) -> None:
+        """A guard of another version is left with what it can do; it is told once."""
+        if "error" in answer and op not in self._not_known:
+            self._not_known.add(op)
+            _log.warning("the guard cannot %r: %s; restart it if it is older", op, answer["error"])
 
     def _drop(self) -> None:
         if self._streams is not None:

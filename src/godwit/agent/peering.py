@@ -17,6 +17,7 @@ from godwit.migration.peer import (
     TakenOver,
 )
 from godwit.model.base import Record
+from godwit.model.errors import TooOld
 from godwit.model.validation_facts import MeasureAsk, MeasurePorts
 from godwit.storage.lending import (
     ExportAnswer,
@@ -111,17 +112,22 @@ class HttpPeer:
         return await self._call("exported", ask.model_dump(mode="json"), Exported, timeout)
 
     async def _call(self, verb: str, body: dict[str, Any], kind: type[T], timeout: float) -> T:
-        async with _silence(timeout):
+        async with _silence(timeout, verb):
             answer = await self._client.post(f"/v1/peer/{verb}", body, deadline_s=timeout)
             return kind.model_validate(answer)
 
 
 @contextlib.asynccontextmanager
-async def _silence(timeout: float) -> AsyncIterator[None]:
+async def _silence(timeout: float, verb: str = "") -> AsyncIterator[None]:
     """No answer is ``PeerSilent``; a refusal is the peer's own error."""
     try:
         yield
     except PeerRefused as error:
+        if verb and error.problem.code == "http-404":
+            raise TooOld(
+                f"its agent does not know what it is asked for ({verb}): it is of another version",
+                hint="upgrade Godwit on the older of the two hosts",
+            ) from error
         raise error.error from error
     except PeerUnreachable as error:
         raise PeerSilent(f"its agent cannot be reached ({error.message})") from error

@@ -18,6 +18,7 @@ from godwit.model.words import ACTIONS, PLANNED, Action, Flag, merge, place_argu
 if TYPE_CHECKING:
     from godwit.client.sync import Client
     from godwit.client.waiting import Listening
+    from godwit.model.create import CreatePlan
     from godwit.model.drain import DrainPlan
     from godwit.model.migration import Migration, MovePlan
     from godwit.model.requests import Request
@@ -229,7 +230,8 @@ def timeline_or_state(move: Migration) -> str:
     return f"{move.vm}: {move.source} → {move.destination}, {move.state.value}, {said}"
 
 
-def _show_plan(plan: MovePlan | DrainPlan, now: Session) -> int:
+def _show_plan(plan: MovePlan | DrainPlan | CreatePlan, now: Session) -> int:
+    from godwit.model.create import CreatePlan
     from godwit.model.drain import DrainPlan
 
     if now.json:
@@ -238,9 +240,15 @@ def _show_plan(plan: MovePlan | DrainPlan, now: Session) -> int:
         from godwit.cli.drain import render_drain
 
         say(render_drain(plan))
+    elif isinstance(plan, CreatePlan):
+        from godwit.cli.plan import render_create
+
+        say(render_create(plan))
     else:
         from godwit.cli.plan import render_plan
 
         say(render_plan(plan))
+    if isinstance(plan, CreatePlan):
+        return 0
     nowhere = not isinstance(plan, DrainPlan) and plan.destination is None
     return 4 if plan.failed or nowhere else 0

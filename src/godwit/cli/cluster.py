@@ -195,6 +195,13 @@ def _settings() -> None:
         say(sheet(row))
 
 
+def _manager_words(one: dict[str, Any]) -> str:
+    after = one.get("next", "")
+    said = [one.get("version", ""), "leads" if one["leads"] else "", after]
+    words = ", ".join(word for word in said if word)
+    return f"{one['name']} ({words})" if words else str(one["name"])
+
+
 def _status() -> None:
     now = looking()
     with now.client() as client:
@@ -210,8 +217,7 @@ def _status() -> None:
     for member in store["members"]:
         problem = f": {member['problem']}" if member["problem"] else ""
         say(f"  {member['endpoint']} {member['state']}{problem}")
-    names = [f"{one['name']} (leads)" if one["leads"] else one["name"] for one in managers]
-    say(f"managers: {', '.join(names) or 'none'}")
+    say(f"managers: {', '.join(map(_manager_words, managers)) or 'none'}")
     say(table("host-standing", found["hosts"]))
 
 

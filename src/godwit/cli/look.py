@@ -28,7 +28,13 @@ def list_command(noun: str, help_: str, *, filters: Sequence[click.Option] = ())
         # A table needs a tenth of what the API could say; thousands of rows show the difference.
         fields = () if now.json else FIELDS.get(noun, ())
         with now.client() as client:
-            rows = client.rows(f"{noun}s", fields=fields, **only)
+            try:
+                rows = client.rows(f"{noun}s", fields=fields, **only)
+            except InvalidRequest:
+                if not fields:
+                    raise
+                # An older manager does not know all of these; it gives what it has.
+                rows = client.rows(f"{noun}s", **only)
         if now.json:
             say_json(rows)
         else:

@@ -1,4 +1,4 @@
-"""The plan of a move as text: every check, the candidates, what is expected."""
+"""Plans as text: a move's with every check, the candidates, what is expected; a new VM's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from godwit.model.units import format_duration, format_size
 
 if TYPE_CHECKING:
+    from godwit.model.create import CreatePlan
     from godwit.model.migration import Forecast, MovePlan
 
 _MARKS = {"pass": "✓", "warn": "!", "fail": "✗"}
@@ -27,6 +28,14 @@ def render_plan(plan: MovePlan) -> str:
     lines += [f"  {line}" for line in _expected(plan.forecast)]
     if plan.failed:
         lines.append("it would be refused")
+    return "\n".join(lines)
+
+
+def render_create(plan: CreatePlan) -> str:
+    """What a VM would be, without a newline at its end."""
+    lines = [f"{plan.vm}: {plan.machine}, {plan.cpu_model}, {plan.accelerator}"]
+    lines.append(f"  its CPU: {plan.reason}")
+    lines += [f"  ✗ host {host}: {why}" for host, why in sorted(plan.cannot.items())]
     return "\n".join(lines)
 
 

@@ -77,12 +77,14 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("CPUS", _text("cpus")),
         ("MEMORY", _size("memory_bytes")),
         ("FREE", _size("memory_free_bytes")),
+        ("GODWIT", _text("version")),
         ("REASON", _text("reason")),
     ),
     "host-standing": (
         ("HOST", _text("name")),
         ("STATE", _text("state")),
         ("VMS", _text("vms")),
+        ("GODWIT", _text("version")),
         ("MEANING", _text("words")),
         ("NEXT", _text("next")),
     ),
@@ -142,7 +144,9 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
 # What the columns of the lists that may be long are made of; the API is asked for nothing else.
 FIELDS: dict[str, tuple[str, ...]] = {
     "vm": ("name", "state", "host", "cpus", "memory_bytes", "ha", "reason"),
-    "host": ("name", "state", "vms", "cpus", "memory_bytes", "memory_free_bytes"),
+    "host": (
+        *("name", "state", "vms", "cpus", "memory_bytes", "memory_free_bytes", "version", "reason"),
+    ),
 }
 _NUMBERS = {
     *("VMS", "CPUS", "MEMORY", "FREE", "MTU", "TOTAL", "BLACKOUT", "BYTES"),

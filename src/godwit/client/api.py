@@ -19,16 +19,32 @@ from godwit.client.waiting import Listening, OnProgress
 
 if TYPE_CHECKING:
     from godwit.client.console import Console
+    from godwit.model.create import CreatePlan
     from godwit.model.drain import DrainPlan
     from godwit.model.event import Event
     from godwit.model.migration import Migration, MovePlan
     from godwit.model.network import NetworkView
-    from godwit.model.requests import Request, SetHostPower
+    from godwit.model.requests import CreateVm, Request, SetHostPower
     from godwit.model.task import Task
     from godwit.model.vm import VmView
     from godwit.model.volume import VolumeView
 
 NAME = "sdk/0.1"
+_BOOT_FILES = ("kernel", "initrd", "cloud_init")
+
+
+def _not_uploaded(request: CreateVm) -> dict[str, str | None]:
+    """Nothing is uploaded for a plan: files here stand for what every host would see of them."""
+    found: dict[str, str | None] = {}
+    for field in _BOOT_FILES:
+        path = getattr(request, field)
+        if _is_here(path):
+            found[field] = None if field == "cloud_init" else f"/clusterstorage/{Path(path).name}"
+    return found
+
+
+def _is_here(path: str | None) -> bool:
+    return path is not None and Path(path).is_file()
 
 
 class AsyncClient:
@@ -127,17 +143,22 @@ class AsyncClient:
         method, path, body = http_call(request)
         return Task.model_validate(await self._link.call(method, path, body))
 
-    async def dry_run(self, request: Request) -> MovePlan | DrainPlan:
-        """The plan of a typed request; moves and what empties a host have one."""
-        from godwit.model.drain import DrainPlan
-        from godwit.model.migration import MovePlan
+    async def create_plan(self, kind: str, **fields: Any) -> CreatePlan:
+        """What that VM would be, without making it; boot files here are not uploaded."""
+        from godwit.model.create import CreatePlan
+        from godwit.model.requests import parse_request
 
-        kind = MovePlan if request.kind == "vm.migrate" else DrainPlan
-        return kind.model_validate(await self._plan(request))
+        return CreatePlan.model_validate(await self._plan(parse_request({"kind": kind, **fields})))
+
+    async def dry_run(self, request: Request) -> MovePlan | DrainPlan | CreatePlan:
+        """The plan of a typed request; moves, new VMs and what empties a host have one."""
+        from godwit.model.plans import plan_of
+
+        return plan_of(request.kind).model_validate(await self._plan(request))
 
     async def _plan(self, request: Request) -> Any:
         from godwit.model.errors import InvalidRequest
-        from godwit.model.requests import http_call
+        from godwit.model.requests import CreateVm, http_call
         from godwit.model.words import PLANNED
 
         if request.kind not in PLANNED:
@@ -145,6 +166,8 @@ class AsyncClient:
                 f"{request.kind.replace('.', ' ')} has no plan to show",
                 hint="see what would be sent with --script curl",
             )
+        if isinstance(request, CreateVm):
+            request = request.but(**_not_uploaded(request))
         method, path, body = http_call(request)
         return await self._link.call(method, path, body, query={"dry_run": True})
 
@@ -262,9 +285,9 @@ class AsyncClient:
     async def _with_boot_files(self, request: Request) -> Request:
         changes = {}
         boot, data = self.upload_boot_file, self.upload_user_data
-        for field, upload in (("kernel", boot), ("initrd", boot), ("cloud_init", data)):
+        for field, upload in zip(_BOOT_FILES, (boot, boot, data), strict=True):
             path = getattr(request, field)
-            if path is not None and Path(path).is_file():
+            if _is_here(path):
                 changes[field] = await upload(path)
         return request.but(**changes) if changes else request
 

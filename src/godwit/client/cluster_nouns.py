@@ -54,6 +54,7 @@ class Cluster:
         moves_per_pair: int | None = None,
         moves_per_network: int | None = None,
         cpus_per_core: int | None = None,
+        cpu_baseline: str | None = None,
     ) -> Task:
         """Change settings; what is not said stays. 0 is no limit."""
         return await self._client.act(
@@ -62,6 +63,7 @@ class Cluster:
             moves_per_pair=moves_per_pair,
             moves_per_network=moves_per_network,
             cpus_per_core=cpus_per_core,
+            cpu_baseline=cpu_baseline,
         )
 
     async def update(

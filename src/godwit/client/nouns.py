@@ -14,13 +14,15 @@ from urllib.parse import quote
 
 from godwit.client.cluster_nouns import Cluster as Cluster
 from godwit.client.host_nouns import Hosts as Hosts
+from godwit.client.task_nouns import Migrations as Migrations
+from godwit.client.task_nouns import Tasks as Tasks
 from godwit.client.volume_nouns import Volumes as Volumes
 
 if TYPE_CHECKING:
     from godwit.client.api import AsyncClient
     from godwit.client.console import Console
-    from godwit.client.waiting import OnProgress
-    from godwit.model.migration import Migration, MovePlan
+    from godwit.model.create import CreatePlan
+    from godwit.model.migration import MovePlan
     from godwit.model.network import NetworkView
     from godwit.model.requests import NewDisk
     from godwit.model.rules import OnShutdown
@@ -47,12 +49,14 @@ class Vms:
 
         return VmView.model_validate(await self._client.row("vms", name))
 
+    @overload
     async def create(
         self,
         name: str,
         *,
         memory_bytes: int,
         cpus: int = 1,
+        cpu: str = "baseline",
         image: str | None = None,
         kernel: str | None = None,
         initrd: str | None = None,
@@ -72,35 +76,101 @@ class Vms:
         restarts: int = 3,
         autostart: bool = False,
         on_shutdown: OnShutdown = "stop",
-    ) -> Task:
-        """Define a VM; files here (``kernel``, ``initrd``, ``cloud_init``) are uploaded."""
+        dry_run: Literal[False] = False,
+    ) -> Task: ...
+
+    @overload
+    async def create(
+        self,
+        name: str,
+        *,
+        memory_bytes: int,
+        cpus: int = 1,
+        cpu: str = "baseline",
+        image: str | None = None,
+        kernel: str | None = None,
+        initrd: str | None = None,
+        append: str = "",
+        firmware: Literal["bios", "uefi"] = "bios",
+        disks: Sequence[NewDisk | str] = (),
+        iso: str | None = None,
+        cloud_init: str | None = None,
+        networks: Sequence[str] = (),
+        host: str | None = None,
+        ha: bool = False,
+        guest_agent: bool = False,
+        priority: int = 50,
+        order: int = 0,
+        apart: Sequence[str] = (),
+        allow_hosts: Sequence[str] = (),
+        restarts: int = 3,
+        autostart: bool = False,
+        on_shutdown: OnShutdown = "stop",
+        dry_run: Literal[True],
+    ) -> CreatePlan: ...
+
+    async def create(
+        self,
+        name: str,
+        *,
+        memory_bytes: int,
+        cpus: int = 1,
+        cpu: str = "baseline",
+        image: str | None = None,
+        kernel: str | None = None,
+        initrd: str | None = None,
+        append: str = "",
+        firmware: Literal["bios", "uefi"] = "bios",
+        disks: Sequence[NewDisk | str] = (),
+        iso: str | None = None,
+        cloud_init: str | None = None,
+        networks: Sequence[str] = (),
+        host: str | None = None,
+        ha: bool = False,
+        guest_agent: bool = False,
+        priority: int = 50,
+        order: int = 0,
+        apart: Sequence[str] = (),
+        allow_hosts: Sequence[str] = (),
+        restarts: int = 3,
+        autostart: bool = False,
+        on_shutdown: OnShutdown = "stop",
+        dry_run: bool = False,
+    ) -> Task | CreatePlan:
+        """Define a VM; files here (``kernel``, ``initrd``, ``cloud_init``) are uploaded.
+
+        ``dry_run`` answers with what it would be, and makes nothing.
+        """
         from godwit.model.spelling import disk_fields
 
-        return await self._client.act(
-            "vm.create",
-            name=name,
-            memory_bytes=memory_bytes,
-            cpus=cpus,
-            image=image,
-            kernel=kernel,
-            initrd=initrd,
-            append=append,
-            firmware=firmware,
-            disks=[disk_fields(disk) for disk in disks],
-            iso=iso,
-            cloud_init=cloud_init,
-            networks=networks,
-            host=host,
-            ha=ha,
-            guest_agent=guest_agent,
-            priority=priority,
-            order=order,
-            apart=apart,
-            allow_hosts=allow_hosts,
-            restarts=restarts,
-            autostart=autostart,
-            on_shutdown=on_shutdown,
-        )
+        fields: dict[str, Any] = {
+            "name": name,
+            "memory_bytes": memory_bytes,
+            "cpus": cpus,
+            "cpu": cpu,
+            "image": image,
+            "kernel": kernel,
+            "initrd": initrd,
+            "append": append,
+            "firmware": firmware,
+            "disks": [disk_fields(disk) for disk in disks],
+            "iso": iso,
+            "cloud_init": cloud_init,
+            "networks": networks,
+            "host": host,
+            "ha": ha,
+            "guest_agent": guest_agent,
+            "priority": priority,
+            "order": order,
+            "apart": apart,
+            "allow_hosts": allow_hosts,
+            "restarts": restarts,
+            "autostart": autostart,
+            "on_shutdown": on_shutdown,
+        }
+        if dry_run:
+            return await self._client.create_plan("vm.create", **fields)
+        return await self._client.act("vm.create", **fields)
 
     async def set(
         self,
@@ -350,53 +420,3 @@ class Networks:
     async def delete(self, name: str) -> Task:
         """Remove a network that no VM uses."""
         return await self._client.act("network.delete", name=name)
-
-
-class Migrations:
-    """Moves of VMs: under way and past."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def list(self) -> list[Migration]:
-        """All moves the cluster remembers."""
-        from godwit.model.migration import Migration
-
-        return [Migration.model_validate(row) for row in await self._client.rows("migrations")]
-
-    async def get(self, migration_id: str) -> Migration:
-        """One move, with its progress or report. Errors: NotFound."""
-        from godwit.model.migration import Migration
-
-        return Migration.model_validate(await self._client.row("migrations", migration_id))
-
-    async def cancel(self, migration_id: str) -> Task:
-        """Call a move off. Errors: Refused after the owner has changed."""
-        return await self._client.act("migration.cancel", id=migration_id)
-
-
-class Tasks:
-    """Pieces of work that somebody asked for."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def list(self) -> list[Task]:
-        """All tasks the cluster remembers."""
-        from godwit.model.task import Task
-
-        return [Task.model_validate(row) for row in await self._client.rows("tasks")]
-
-    async def get(self, task_id: str) -> Task:
-        """One task. Errors: NotFound."""
-        from godwit.model.task import Task
-
-        return Task.model_validate(await self._client.row("tasks", task_id))
-
-    async def wait(self, task: Task | str, *, on_progress: OnProgress | None = None) -> Task:
-        """The task when it has completed; what it failed with is raised."""
-        return await self._client.wait(task, on_progress=on_progress)
-
-    async def cancel(self, task_id: str) -> Task:
-        """Ask a task to stop."""
-        return await self._client.act("task.cancel", id=task_id)

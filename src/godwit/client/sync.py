@@ -26,6 +26,7 @@ from godwit.client.sync_nouns import (
 from godwit.client.waiting import Listening, OnProgress
 
 if TYPE_CHECKING:
+    from godwit.model.create import CreatePlan
     from godwit.model.drain import DrainPlan
     from godwit.model.event import Event
     from godwit.model.migration import Migration, MovePlan
@@ -59,11 +60,11 @@ class Client:
         self._loop = LoopThread()
         self.vms = Vms(self._loop, self._async.vms)
         self.networks = Networks(self._loop, self._async.networks)
-        self.migrations = Migrations(self._loop, self._async.migrations)
-        self.tasks = Tasks(self._loop, self._async.tasks)
         self.hosts = Hosts(self._loop, self._async.hosts)
         self.volumes = Volumes(self._loop, self._async.volumes)
         self.cluster = Cluster(self._loop, self._async.cluster)
+        self.migrations = Migrations(self._loop, self._async.migrations)
+        self.tasks = Tasks(self._loop, self._async.tasks)
 
     def rows(
         self, noun: str, *, fields: Sequence[str] = (), **only: str | None
@@ -105,8 +106,12 @@ class Client:
         handed in first."""
         return self._loop.run(self._async.send(request))
 
-    def dry_run(self, request: Request) -> MovePlan | DrainPlan:
-        """The plan of a typed request; moves and what empties a host have one."""
+    def create_plan(self, kind: str, **fields: Any) -> CreatePlan:
+        """What that VM would be, without making it; boot files here are not uploaded."""
+        return self._loop.run(self._async.create_plan(kind, **fields))
+
+    def dry_run(self, request: Request) -> MovePlan | DrainPlan | CreatePlan:
+        """The plan of a typed request; moves, new VMs and what empties a host have one."""
         return self._loop.run(self._async.dry_run(request))
 
     def listen(self, request: Request) -> Listening:

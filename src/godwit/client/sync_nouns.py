@@ -18,6 +18,7 @@ from godwit.client.waiting import OnProgress
 if TYPE_CHECKING:
     from godwit.client import console
     from godwit.model.cluster_status import ClusterStatus
+    from godwit.model.create import CreatePlan
     from godwit.model.drain import DrainPlan
     from godwit.model.host import HostView
     from godwit.model.migration import Migration, MovePlan
@@ -82,12 +83,14 @@ class Vms:
         """One VM. Errors: NotFound."""
         return self._loop.run(self._async.get(name))
 
+    @overload
     def create(
         self,
         name: str,
         *,
         memory_bytes: int,
         cpus: int = 1,
+        cpu: str = "baseline",
         image: str | None = None,
         kernel: str | None = None,
         initrd: str | None = None,
@@ -107,13 +110,106 @@ class Vms:
         restarts: int = 3,
         autostart: bool = False,
         on_shutdown: OnShutdown = "stop",
-    ) -> Task:
-        """Define a VM; files here (``kernel``, ``initrd``, ``cloud_init``) are uploaded."""
+        dry_run: Literal[False] = False,
+    ) -> Task: ...
+
+    @overload
+    def create(
+        self,
+        name: str,
+        *,
+        memory_bytes: int,
+        cpus: int = 1,
+        cpu: str = "baseline",
+        image: str | None = None,
+        kernel: str | None = None,
+        initrd: str | None = None,
+        append: str = "",
+        firmware: Literal["bios", "uefi"] = "bios",
+        disks: Sequence[NewDisk | str] = (),
+        iso: str | None = None,
+        cloud_init: str | None = None,
+        networks: Sequence[str] = (),
+        host: str | None = None,
+        ha: bool = False,
+        guest_agent: bool = False,
+        priority: int = 50,
+        order: int = 0,
+        apart: Sequence[str] = (),
+        allow_hosts: Sequence[str] = (),
+        restarts: int = 3,
+        autostart: bool = False,
+        on_shutdown: OnShutdown = "stop",
+        dry_run: Literal[True],
+    ) -> CreatePlan: ...
+
+    def create(
+        self,
+        name: str,
+        *,
+        memory_bytes: int,
+        cpus: int = 1,
+        cpu: str = "baseline",
+        image: str | None = None,
+        kernel: str | None = None,
+        initrd: str | None = None,
+        append: str = "",
+        firmware: Literal["bios", "uefi"] = "bios",
+        disks: Sequence[NewDisk | str] = (),
+        iso: str | None = None,
+        cloud_init: str | None = None,
+        networks: Sequence[str] = (),
+        host: str | None = None,
+        ha: bool = False,
+        guest_agent: bool = False,
+        priority: int = 50,
+        order: int = 0,
+        apart: Sequence[str] = (),
+        allow_hosts: Sequence[str] = (),
+        restarts: int = 3,
+        autostart: bool = False,
+        on_shutdown: OnShutdown = "stop",
+        dry_run: bool = False,
+    ) -> Task | CreatePlan:
+        """Define a VM; files here (``kernel``, ``initrd``, ``cloud_init``) are uploaded.
+
+        ``dry_run`` answers with what it would be, and makes nothing.
+        """
+        if dry_run:
+            return self._loop.run(
+                self._async.create(
+                    name,
+                    memory_bytes=memory_bytes,
+                    cpus=cpus,
+                    cpu=cpu,
+                    image=image,
+                    kernel=kernel,
+                    initrd=initrd,
+                    append=append,
+                    firmware=firmware,
+                    disks=disks,
+                    iso=iso,
+                    cloud_init=cloud_init,
+                    networks=networks,
+                    host=host,
+                    ha=ha,
+                    guest_agent=guest_agent,
+                    priority=priority,
+                    order=order,
+                    apart=apart,
+                    allow_hosts=allow_hosts,
+                    restarts=restarts,
+                    autostart=autostart,
+                    on_shutdown=on_shutdown,
+                    dry_run=True,
+                )
+            )
         return self._loop.run(
             self._async.create(
                 name,
                 memory_bytes=memory_bytes,
                 cpus=cpus,
+                cpu=cpu,
                 image=image,
                 kernel=kernel,
                 initrd=initrd,
@@ -133,6 +229,7 @@ class Vms:
                 restarts=restarts,
                 autostart=autostart,
                 on_shutdown=on_shutdown,
+                dry_run=False,
             )
         )
 
@@ -383,50 +480,6 @@ class Networks:
     def delete(self, name: str) -> Task:
         """Remove a network that no VM uses."""
         return self._loop.run(self._async.delete(name))
-
-
-class Migrations:
-    """Moves of VMs: under way and past."""
-
-    def __init__(self, loop: LoopThread, mirrored: nouns.Migrations) -> None:
-        self._loop = loop
-        self._async = mirrored
-
-    def list(self) -> list[Migration]:
-        """All moves the cluster remembers."""
-        return self._loop.run(self._async.list())
-
-    def get(self, migration_id: str) -> Migration:
-        """One move, with its progress or report. Errors: NotFound."""
-        return self._loop.run(self._async.get(migration_id))
-
-    def cancel(self, migration_id: str) -> Task:
-        """Call a move off. Errors: Refused after the owner has changed."""
-        return self._loop.run(self._async.cancel(migration_id))
-
-
-class Tasks:
-    """Pieces of work that somebody asked for."""
-
-    def __init__(self, loop: LoopThread, mirrored: nouns.Tasks) -> None:
-        self._loop = loop
-        self._async = mirrored
-
-    def list(self) -> list[Task]:
-        """All tasks the cluster remembers."""
-        return self._loop.run(self._async.list())
-
-    def get(self, task_id: str) -> Task:
-        """One task. Errors: NotFound."""
-        return self._loop.run(self._async.get(task_id))
-
-    def wait(self, task: Task | str, *, on_progress: OnProgress | None = None) -> Task:
-        """The task when it has completed; what it failed with is raised."""
-        return self._loop.run(self._async.wait(task, on_progress=on_progress))
-
-    def cancel(self, task_id: str) -> Task:
-        """Ask a task to stop."""
-        return self._loop.run(self._async.cancel(task_id))
 
 
 class Hosts:
@@ -754,6 +807,7 @@ class Cluster:
         moves_per_pair: int | None = None,
         moves_per_network: int | None = None,
         cpus_per_core: int | None = None,
+        cpu_baseline: str | None = None,
     ) -> Task:
         """Change settings; what is not said stays. 0 is no limit."""
         return self._loop.run(
@@ -762,6 +816,7 @@ class Cluster:
                 moves_per_pair=moves_per_pair,
                 moves_per_network=moves_per_network,
                 cpus_per_core=cpus_per_core,
+                cpu_baseline=cpu_baseline,
             )
         )
 
@@ -796,3 +851,47 @@ class Cluster:
     def validation(self) -> ValidationReport:
         """The report of the last validation. Errors: NotFound when there was none."""
         return self._loop.run(self._async.validation())
+
+
+class Migrations:
+    """Moves of VMs: under way and past."""
+
+    def __init__(self, loop: LoopThread, mirrored: nouns.Migrations) -> None:
+        self._loop = loop
+        self._async = mirrored
+
+    def list(self) -> list[Migration]:
+        """All moves the cluster remembers."""
+        return self._loop.run(self._async.list())
+
+    def get(self, migration_id: str) -> Migration:
+        """One move, with its progress or report. Errors: NotFound."""
+        return self._loop.run(self._async.get(migration_id))
+
+    def cancel(self, migration_id: str) -> Task:
+        """Call a move off. Errors: Refused after the owner has changed."""
+        return self._loop.run(self._async.cancel(migration_id))
+
+
+class Tasks:
+    """Pieces of work that somebody asked for."""
+
+    def __init__(self, loop: LoopThread, mirrored: nouns.Tasks) -> None:
+        self._loop = loop
+        self._async = mirrored
+
+    def list(self) -> list[Task]:
+        """All tasks the cluster remembers."""
+        return self._loop.run(self._async.list())
+
+    def get(self, task_id: str) -> Task:
+        """One task. Errors: NotFound."""
+        return self._loop.run(self._async.get(task_id))
+
+    def wait(self, task: Task | str, *, on_progress: OnProgress | None = None) -> Task:
+        """The task when it has completed; what it failed with is raised."""
+        return self._loop.run(self._async.wait(task, on_progress=on_progress))
+
+    def cancel(self, task_id: str) -> Task:
+        """Ask a task to stop."""
+        return self._loop.run(self._async.cancel(task_id))

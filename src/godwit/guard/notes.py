@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 from godwit.host.files import load_json
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,22 @@ class Notes:
         fresh.replace(path)
 
 
+def _known(kind: type[_T], found: dict[str, Any]) -> _T:
+    """A note without what only a newer guard knows; TypeError when something is missing.
+
+    What a later version adds needs a default, for notes of the guard before it.
+    """
+    names = {one.name for one in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in found.items() if name in names})
+
+
 def load(path: Path, *, boot_id: str) -> Notes | None:
     """What the guard before knew; None when there was none in this boot, or it cannot be read."""
     with contextlib.suppress(ValueError, TypeError, KeyError, OSError):
         found = load_json(path)
         if isinstance(found, dict) and found["boot_id"] == boot_id:
-            vms = tuple(NotedVm(**entry) for entry in found["vms"])
-            return Notes(**{**found, "vms": vms})
+            vms = tuple(_known(NotedVm, entry) for entry in found["vms"])
+            return _known(Notes, {**found, "vms": vms})
     return None
 
 

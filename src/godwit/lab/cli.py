@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -47,6 +48,7 @@ def _up(
     volume_size: str | None,
     own_volume: tuple[str, ...],
     image_locks: bool,
+    agent_source: Path | None,
 ) -> None:
     from godwit.lab import up
     from godwit.lab.options import with_defaults
@@ -65,6 +67,7 @@ def _up(
         volume_bytes=parse_size(volume_size) if volume_size else 0,
         own_volumes=own_volume,
         image_locks=image_locks,
+        agent_source=agent_source,
     )
     if now.dry_run:
         up.check(options)
@@ -179,6 +182,8 @@ lab.add_command(
                 "alone.",
             ),
             click.Option(["--retain"], is_flag=True, help="Keep what was made when it fails."),
+            # For tests: the hosts' agents and guards are of another version of Godwit.
+            click.Option(["--agent-source"], type=click.Path(path_type=Path), hidden=True),
         ],
         callback=_up,
         help="Raise a lab and make it the current cluster.",

@@ -14,7 +14,7 @@ from pathlib import Path
 from godwit.host.namespaces import HostPlan, Step, launch, observe_layout, python_paths, root_steps
 from godwit.host.process import Process, kill, open_pidfd, spawn
 from godwit.host.sockets import bind_packets, bind_unix
-from godwit.lab import groups, serving
+from godwit.lab import groups, older, serving
 from godwit.lab.configs import API, ETC, LOGS, RUN, STATE
 from godwit.lab.layout import CONTROL, STORAGE, Layout
 from godwit.model.errors import OperationFailed
@@ -56,6 +56,7 @@ def plan(
             writable[f"/clusterstorage/{path.name}"] = str(path)
         images = str(STATE / "images")
         shown.append({"op": "bind", "src": str(layout.images), "dst": images, "ro": True})
+        shown += older.shown(layout)
         if layout.watchdog(node).is_socket():
             device = str(layout.watchdog(node))
             shown.append({"op": "bind", "src": device, "dst": "/dev/watchdog"})

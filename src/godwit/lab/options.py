@@ -37,6 +37,7 @@ class Options:
     volumes: tuple[str, ...] = ()  # directories that every host sees beside ``shared``
     own_volumes: tuple[str, ...] = ()  # directories of which each host has its own
     watchdog: bool = True  # each host has one
+    agent_source: Path | None = None  # a source tree that agents and guards are taken from
 
 
 def with_defaults(
@@ -52,6 +53,7 @@ def with_defaults(
     volume_bytes: int = 0,
     own_volumes: Iterable[str] = (),
     image_locks: bool = True,
+    agent_source: Path | None = None,
 ) -> Options:
     """The options of the command line.
 
@@ -84,4 +86,5 @@ def with_defaults(
         volumes=more,
         volume_bytes=volume_bytes,
         own_volumes=own,
+        agent_source=agent_source,
     )

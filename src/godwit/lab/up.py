@@ -28,6 +28,7 @@ from godwit.lab import (
     keeping,
     network,
     nodes,
+    older,
     pki,
     preflight,
     serving,
@@ -74,7 +75,11 @@ class Context:
     def units(self, node: str) -> tuple[Unit, ...]:
         """The daemons of a node."""
         given = self.options.units.get(node)
-        return daemons.units(self.layout, node, sys.executable) if given is None else given
+        if given is not None:
+            return given
+        found = daemons.units(self.layout, node, sys.executable)
+        older_host = self.options.agent_source and node in self.layout.host_names
+        return older.from_source(found) if older_host else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,8 @@ def check(options: Options) -> None:
     qemu = str(options.qemu.get("binary", "qemu-system-x86_64"))
     for need in preflight.needs(options.layout, qemu_binary=qemu):
         need.look()
+    if options.agent_source is not None:
+        older.checked_source(options.agent_source)
 
 
 def _perform(action: Action, context: Context) -> None:
@@ -225,6 +232,8 @@ def _identities(context: Context) -> None:
         etc = layout.node_dir(node) / "etc"
         (etc / "units.json").write_text(configs.units_file(context.units(node)))
         daemons.write_files(layout, node, qemu=context.options.qemu)
+    if context.options.agent_source is not None:
+        older.keep(layout, context.options.agent_source)
 
 
 def _compile() -> None:

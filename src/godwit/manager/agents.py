@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from godwit.manager.upload import upload
-from godwit.model.errors import GodwitError, OutcomeUnknown, Unavailable
+from godwit.model.errors import (
+    GodwitError,
+    InvalidRequest,
+    OutcomeUnknown,
+    TooOld,
+    Unavailable,
+)
 from godwit.model.host import HostInfo
+from godwit.model.skew import Speaks, behind, our_own, unknown_verb
 from godwit.wire.errors import PeerOutcomeUnknown, PeerRefused, PeerUnreachable
 from godwit.wire.http import PeerClient
 from godwit.wire.identity import HOST, STORE, Identity
@@ -90,14 +97,14 @@ class HttpAgents:
         *,
         deadline_s: float = 10.0,
     ) -> Any:
-        with translated(host.name):
+        with translated(host.name, asked=host.speaks, verb=f"{method} {path}"):
             answer = await self._client(host).request(
                 method, path, json=None if body is None else dict(body), deadline_s=deadline_s
             )
             return answer.json()
 
     async def put_file(self, host: HostInfo, path: str, source: Path) -> Any:
-        with translated(host.name):
+        with translated(host.name, asked=host.speaks, verb=f"PUT {path}"):
             return await upload(host.agent_url + path, source, tls=self._tls(host))
 
     @contextlib.asynccontextmanager
@@ -132,16 +139,19 @@ class HttpAgents:
 
 
 @contextlib.contextmanager
-def translated(host: str, *, who: str = "") -> Iterator[None]:
+def translated(
+    host: str, *, who: str = "", asked: Speaks | None = None, verb: str = ""
+) -> Iterator[None]:
     """Name the host in what went wrong, and let an agent's own refusal through as it was meant.
 
-    ``who``: what answers there, when it is no agent.
+    ``who``: what answers there, when it is no agent. ``asked``: what its agent says of itself; it
+    may be of another version than ours.
     """
     peer = who or f"the agent of {host}"
     try:
         yield
     except PeerRefused as error:
-        raise _refusal(host, peer, error) from error
+        raise _refusal(host, peer, error, asked=asked, verb=verb) from error
     except PeerOutcomeUnknown as error:
         raise OutcomeUnknown(
             f"{peer} was asked and did not answer: {error.message}",
@@ -156,12 +166,27 @@ def translated(host: str, *, who: str = "") -> Iterator[None]:
         ) from error
 
 
-def _refusal(host: str, peer: str, error: PeerRefused) -> GodwitError:
-    if error.problem.code.startswith("http-"):
+_NO_SUCH_VERB = ("http-404", "http-405")
+
+
+def _refusal(
+    host: str, peer: str, error: PeerRefused, *, asked: Speaks | None = None, verb: str = ""
+) -> GodwitError:
+    """An agent's own refusals are problems; what it does not know at all its server answers."""
+    code = error.problem.code
+    if asked is not None and code in _NO_SUCH_VERB:
+        return unknown_verb(host, verb, its=asked, ours=our_own())
+    if code.startswith("http-"):
         # Not one of our problems: something else answers there, or an agent of another version.
         return Unavailable(
             f"{peer} does not understand the request: {error.problem.detail}",
             hint="check which version runs there",
+            host=host,
+        )
+    if asked is not None and code == InvalidRequest.code and (why := behind(asked, our_own())):
+        return TooOld(
+            f"the agent of {host} does not take this ({verb}): {error.error.message}; {why}",
+            hint=f"leave out what is new, or upgrade Godwit on {host}",
             host=host,
         )
     return error.error

@@ -21,8 +21,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from pydantic import ValidationError
-
 from godwit.manager.keyspace import Place, place_of
 from godwit.manager.listing import PAGE, SILENCE_S, Listed, catch_up, fill_in, read_pages
 from godwit.manager.snapshot import Snapshot
@@ -32,6 +30,7 @@ from godwit.model.errors import Unavailable
 from godwit.model.membership import Renewal
 from godwit.store.api import KeyValue, Store, Watch, WatchBatch, WatchEvent, WatchKind
 from godwit.store.errors import Compacted, StoreError
+from godwit.store.records import Unreadable, decode
 
 _LOG = logging.getLogger("godwit.manager")
 _T = TypeVar("_T")
@@ -92,6 +91,9 @@ class Cache:
         self._copies: dict[str, Any] = {}  # those of them that a snapshot has and that still hold
         self._snapshot = Snapshot()
         self._stale = False  # a record of the snapshot changed since it was made
+        self.unreadable: dict[
+            str, str
+        ] = {}  # key -> why; what it was before is believed until then
         self._revision = 0
         self._news = asyncio.Event()  # a revision was reached
         self._changed = asyncio.Event()  # a record of the snapshot changed
@@ -244,13 +246,16 @@ class Cache:
             if self._revision_of(kv.key) != kv.mod_revision and (
                 first or kv.mod_revision <= listed.revision
             ):
-                steps += _steps(kv.mod_revision, kv.key, kv)
+                steps += self._steps(kv.mod_revision, kv.key, kv)
             if number % _TURN == 0:
                 await asyncio.sleep(0)
         # From here on without a pause: nobody sees half of a list.
         for key in self._values.keys() - listed.records.keys():
             if self._values[key][0] <= listed.first:  # else it came after its page was read
-                steps += _steps(listed.revision, key, None)
+                steps += self._steps(listed.revision, key, None)
+        for key in self.unreadable.keys() - listed.records.keys():
+            del self.unreadable[key]
+            self._stale = True
         steps.sort(key=lambda step: step[:2])
         changes = [change for step in steps if (change := self._take(*step, first=first))]
         self._revision = max(self._revision, listed.revision)
@@ -266,10 +271,27 @@ class Cache:
         steps: list[Step] = []
         for event in sorted(events, key=lambda one: one.kv.key):
             gone = event.kind is WatchKind.DELETE
-            steps += _steps(revision, event.kv.key, None if gone else event.kv)
+            steps += self._steps(revision, event.kv.key, None if gone else event.kv)
         changes = [change for step in steps if (change := self._take(*step))]
         self._revision = revision
         self._publish(changes)
+
+    def _steps(self, revision: int, key: str, kv: KeyValue | None) -> Iterator[Step]:
+        """What a key's new value means; nothing when it is none of ours or cannot be read."""
+        place = place_of(key)
+        if place is None:
+            return
+        if self.unreadable.pop(key, None) is not None:
+            self._stale = True
+        if kv is None or place.kind is None:
+            yield revision, key, place, None if kv is None else kv.value
+            return
+        try:
+            yield revision, key, place, decode(kv, place.kind).value
+        except Unreadable as error:
+            _LOG.error("%s", error.message)
+            self.unreadable[key] = error.message
+            self._stale = True
 
     def _take(
         self, revision: int, key: str, place: Place, new: Value | None, *, first: bool = False
@@ -320,6 +342,7 @@ class Cache:
         """A snapshot of now; kinds of records without a change are the very same as before."""
         kept = {room: self._copy(room, dict) for room in _KEPT}
         kept["owner_revisions"] = dict(self._owned)
+        kept["unreadable"] = dict(self.unreadable)
         alive = {room: self._copy(room, frozenset) for room in _ALIVE}
         settings = self._rooms.get("settings", {}).get("cluster")
         if settings is not None:
@@ -343,17 +366,3 @@ def _wake(event: asyncio.Event) -> None:
     """Let all who wait now look once; who waits after this waits for the next time."""
     event.set()
     event.clear()
-
-
-def _steps(revision: int, key: str, kv: KeyValue | None) -> Iterator[Step]:
-    """What a key's new value means; nothing when it is none of ours or makes no sense."""
-    place = place_of(key)
-    if place is None:
-        return
-    if kv is None or place.kind is None:
-        yield revision, key, place, None if kv is None else kv.value
-        return
-    try:
-        yield revision, key, place, place.kind.model_validate_json(kv.value)
-    except ValidationError as error:
-        _LOG.error("%s does not hold what it should: %s", key, error)

@@ -32,9 +32,10 @@ from godwit.manager.work.tasks import Tasks
 from godwit.manager.world import World
 from godwit.model import keys
 from godwit.model.host import HostState
+from godwit.model.skew import our_own
 from godwit.store.api import Compare, absent, delete, lease_is, put, value_is
 from godwit.store.errors import LeaseNotFound, StoreError
-from godwit.store.records import CasFailed
+from godwit.store.records import CasFailed, encode
 
 _LOG = logging.getLogger("godwit.manager")
 LEASE_S = 5
@@ -119,7 +120,7 @@ class Leadership:
             sent = now()
             self._lease = (await store.lease_grant(LEASE_S, timeout=2 * BEAT_S)).id
             member = MEMBERS + self._world.worker.replace("/", ".")
-            await store.put(member, b"{}", lease=self._lease)
+            await store.put(member, encode(our_own()), lease=self._lease)
         self._until = sent + LEASE_S
         if not self._won:
             self._won = await self._stand()

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 from godwit.cluster.membership import Standing
 from godwit.manager import views
+from godwit.manager.keyspace import MEMBERS
 from godwit.manager.standing import cluster_status, host_standing
 from godwit.manager.world import World
 from godwit.model import keys
 from godwit.model.cluster_status import ClusterStatus
+from godwit.model.skew import Speaks
 from godwit.model.trust import ClusterIdentity, IssuedCertificate
 from godwit.store.errors import StoreError
 from godwit.store.records import decode
@@ -40,7 +42,15 @@ async def look(world: World, heard: Mapping[str, Standing]) -> ClusterStatus:
     alive = {member.partition(".")[0]: False for member in snapshot.members}
     if leader:
         alive[leader.partition("/")[0]] = True
-    return cluster_status(about, members=members, managers=alive, hosts=hosts)
+    said = await _managers(world)
+    return cluster_status(
+        about,
+        members=members,
+        managers=alive,
+        hosts=hosts,
+        speaks={name: said.get(name, Speaks()) for name in alive},
+        unreadable=sorted(snapshot.unreadable),
+    )
 
 
 async def _about(world: World) -> tuple[ClusterIdentity | None, str]:
@@ -52,6 +62,19 @@ async def _about(world: World) -> tuple[ClusterIdentity | None, str]:
         return None, ""
     about = decode(found, ClusterIdentity).value if found else None
     return about, leader.value.decode() if leader else ""
+
+
+async def _managers(world: World) -> dict[str, Speaks]:
+    """What each manager says of itself; of one that started twice what it said last."""
+    try:
+        listed = await world.records.store.range(MEMBERS, linearizable=False, timeout=_MEMBER_S)
+    except StoreError:
+        return {}
+    found: dict[str, Speaks] = {}
+    for kv in sorted(listed.kvs, key=lambda kv: kv.mod_revision):
+        name = kv.key.removeprefix(MEMBERS).partition(".")[0]
+        found[name] = decode(kv, Speaks).value
+    return found
 
 
 async def _certificates(world: World) -> dict[str, list[IssuedCertificate]]:

@@ -162,9 +162,10 @@ class Manager:
             self.broken.set()
 
 
-def pin(hosts: Sequence[HostInfo]) -> Pins:
-    """What a new VM is pinned to: the best that every known host has."""
-    return choose_pins({info.name: info.qemu for info in hosts}, uuid=str(uuid4()))
+def pin(hosts: Sequence[HostInfo], cpu_model: str) -> Pins:
+    """What a new VM with that CPU is pinned to: the best machine that every one of them has."""
+    facts = {info.name: info.qemu for info in hosts}
+    return choose_pins(facts, uuid=str(uuid4()), cpu_model=cpu_model)
 
 
 def _open_files() -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from godwit.manager import index
+from godwit.model import keys
 from godwit.model.clones import all_clones
+from godwit.model.errors import TooOld
 from godwit.model.host import ConfirmedDown, HostInfo
 from godwit.model.marks import HostMark
 from godwit.model.migration import Migration
@@ -50,6 +52,16 @@ class Snapshot:
     confirmed_down: Mapping[str, ConfirmedDown] = field(default_factory=dict)
     restarts: Mapping[str, Restarts] = field(default_factory=dict)
     owner_revisions: Mapping[str, int] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = field(default_factory=dict)  # key -> why: of a newer version
+
+    def check_vms_whole(self) -> None:
+        """TooOld when a VM's definition cannot be read: what it uses would seem to be free."""
+        for key, why in sorted(self.unreadable.items()):
+            if key.startswith(keys.VMS) and key.endswith("/spec"):
+                raise TooOld(
+                    f"what that VM uses is not known: {why}",
+                    hint="upgrade this manager, or ask one that is newer",
+                )
 
     def owner(self, vm: str) -> Owner:
         """The ownership record, or that of a VM that never ran."""

@@ -14,6 +14,7 @@ from godwit.model.cluster_status import (
     StoreStanding,
 )
 from godwit.model.host import HostState, HostView
+from godwit.model.skew import Speaks, behind, common_level, newest
 from godwit.model.trust import ClusterIdentity, IssuedCertificate
 from godwit.store.api import MemberView
 from godwit.store.members import voters
@@ -49,6 +50,11 @@ WORDS: dict[HostState, tuple[str, str]] = {
         "find out why; then: godwit host maintenance exit {name}",
     ),
 }
+
+_UNREAD = (
+    "{count} records are of a newer version than this manager, which acts as if it did not see "
+    "them: upgrade it, or ask a newer one"
+)
 
 
 def member_standing(view: MemberView) -> MemberStanding:
@@ -126,6 +132,8 @@ def host_standing(
         words=view.reason or words,
         next=next_,
         certificate_until=until,
+        version=view.version,
+        level=view.level,
     )
 
 
@@ -135,16 +143,28 @@ def cluster_status(
     members: Sequence[MemberView],
     managers: Mapping[str, bool],
     hosts: Sequence[HostStanding],
+    speaks: Mapping[str, Speaks] | None = None,
+    unreadable: Sequence[str] = (),
 ) -> ClusterStatus:
-    """Everything together. ``managers``: name -> whether it leads."""
+    """Everything together. ``managers``: name -> whether it leads; ``speaks``: what it says of
+    itself. ``unreadable``: keys of records that are of a newer version than we are.
+    """
+    said = speaks or {}
+    everybody = {f"host {one.name}": _of(one) for one in hosts if one.state is not HostState.DOWN}
+    everybody |= {f"manager {name}": said.get(name, Speaks()) for name in managers if name in said}
+    goal = newest(everybody)
+    hosts = [_with_upgrade(one, goal) for one in hosts]
     store = store_standing([member_standing(one) for one in members], voters=voters(members))
     troubled = [one.name for one in hosts if one.next]
     whole = store.answering == voters(members) and any(managers.values())
-    if whole and not troubled:
+    old = [name for name in sorted(managers) if name in said and behind(said[name], goal)]
+    if whole and not troubled and not old and not unreadable:
         words = "all is well"
     else:
         parts = [] if whole else ["the store or its managers are not whole"]
         parts += [f"look at {', '.join(troubled)}"] if troubled else []
+        parts += [f"upgrade the manager of {', '.join(old)}"] if old else []
+        parts += [_UNREAD.format(count=len(unreadable))] if unreadable else []
         words = "; ".join(parts)
     return ClusterStatus(
         name=about.name if about else "",
@@ -152,7 +172,29 @@ def cluster_status(
         words=words,
         store=store,
         managers=tuple(
-            ManagerStanding(name=name, leads=leads) for name, leads in sorted(managers.items())
+            _manager(name, leads, said.get(name, Speaks()), goal if name in said else None)
+            for name, leads in sorted(managers.items())
         ),
         hosts=tuple(hosts),
+        level=common_level(everybody),
+        unreadable=tuple(unreadable),
     )
+
+
+def _of(host: HostStanding) -> Speaks:
+    return Speaks(version=host.version, level=host.level)
+
+
+def _with_upgrade(host: HostStanding, goal: Speaks) -> HostStanding:
+    """A host that is behind is to be upgraded, beside whatever else there is to do."""
+    why = behind(_of(host), goal)
+    if not why:
+        return host
+    after = f"upgrade Godwit there: {why}"
+    return host.but(next=f"{host.next}; {after}" if host.next else after)
+
+
+def _manager(name: str, leads: bool, its: Speaks, goal: Speaks | None) -> ManagerStanding:
+    why = behind(its, goal) if goal else ""
+    after = f"upgrade it: {why}" if why else ""
+    return ManagerStanding(name=name, leads=leads, version=its.version, level=its.level, next=after)

@@ -87,6 +87,7 @@ def view_vm(
         rules=spec.rules,
         reason=reason,
         uuid=spec.pins.uuid,
+        cpu_model=spec.pins.cpu_model,
         boot=spec.boot,
         firmware=spec.firmware,
         guest_agent=spec.guest_agent,
@@ -182,6 +183,8 @@ def view_host(
         migration_address=info.migration_address,
         networks=info.networks,
         volumes=info.volumes,
+        version=info.version,
+        level=info.level,
     )
 
 

@@ -21,8 +21,8 @@ from godwit.power.vault import Vault
 from godwit.store.errors import StoreError, StoreOutcomeUnknown
 from godwit.store.records import CasFailed, Records
 
-# Picks what a new VM is pinned to, from what the hosts' QEMUs can do.
-Pinner = Callable[[Sequence[HostInfo]], Pins]
+# Picks what a new VM with that CPU model is pinned to, from what the hosts' QEMUs can do.
+Pinner = Callable[[Sequence[HostInfo], str], Pins]
 
 
 @dataclass(frozen=True, kw_only=True)

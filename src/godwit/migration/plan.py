@@ -184,7 +184,15 @@ def _processor(vm: Vm, info: HostInfo) -> list[Check]:
                 "update QEMU there",
             )
         )
-    if vm.pins.cpu_model not in info.qemu.cpu_models:
+    if vm.pins.stays:
+        checks.append(
+            failed(
+                "cpu",
+                f"{vm.name} has its host's own CPU ({vm.pins.cpu_model}) and cannot leave it",
+                "stop it and start it there; a VM made without --cpu host moves",
+            )
+        )
+    elif vm.pins.cpu_model not in info.qemu.cpu_models:
         checks.append(
             failed(
                 "cpu",

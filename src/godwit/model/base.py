@@ -1,8 +1,13 @@
-"""The one way a value is declared: frozen, strict about unknown fields, JSON by pydantic."""
+"""The one way a value is declared: frozen, JSON by pydantic.
+
+Requests are strict about unknown fields: what somebody asks for and we do not know must not be left
+out in silence. Records keep them.
+"""
 
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -23,9 +28,28 @@ class Value(BaseModel):
 
 
 class Record(Value):
-    """An immutable value kept in the store; unknown fields (of a newer version) are ignored."""
+    """An immutable value that other daemons keep, send and read, perhaps of another version.
 
-    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
+    Fields that this version does not know are kept and written back as they came, whoever changes
+    the record in between (`godwit.model.skew`). They mean nothing here.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
+
+
+class OpenWord(StrEnum):
+    """A word that is only shown: one that a newer version says is kept, and equals none of ours.
+
+    Not for words that anything acts on: there a reader has to refuse what it does not know.
+    """
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        if not isinstance(value, str):
+            return None
+        word = str.__new__(cls, value)
+        word._name_, word._value_ = value, value
+        return word
 
 
 def check_name(name: str, *, what: str = "name") -> str:

@@ -9,11 +9,15 @@ from pydantic import Field, model_validator
 
 from godwit.model.base import Name, Value
 
+CPU_MODEL = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}-v[0-9]{1,3}"
+"""A named CPU model with its version, as QEMU writes it: no alias, which would mean another one
+on another QEMU."""
+
 
 class SetCluster(Value):
     """Change settings of the whole cluster; what is not said stays as it is. A limit of 0 is none.
 
-    `model.settings.ClusterSettings` says what they mean.
+    `model.settings.ClusterSettings` says what they mean; ``cpu_baseline`` is ``auto`` for none.
     """
 
     kind: Literal["cluster.set"] = "cluster.set"
@@ -21,6 +25,7 @@ class SetCluster(Value):
     moves_per_pair: int | None = Field(default=None, ge=0, le=64)
     moves_per_network: int | None = Field(default=None, ge=0, le=1024)
     cpus_per_core: int | None = Field(default=None, ge=0, le=256)
+    cpu_baseline: str | None = Field(default=None, pattern=rf"^(auto|{CPU_MODEL})$")
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -29,9 +34,11 @@ class SetCluster(Value):
         return self
 
     @property
-    def changes(self) -> dict[str, int]:
-        """The settings that are to change."""
-        found: dict[str, int] = self.model_dump(exclude_none=True, exclude={"kind"})
+    def changes(self) -> dict[str, int | str]:
+        """The settings that are to change; ``auto`` is how people say that there is none."""
+        found: dict[str, int | str] = self.model_dump(exclude_none=True, exclude={"kind"})
+        if self.cpu_baseline == "auto":
+            found["cpu_baseline"] = ""
         return found
 
 

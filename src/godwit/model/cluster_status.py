@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from godwit.model.base import Name, Value
+from godwit.model.base import Name, Record
 from godwit.model.host import HostState
 
 
-class MemberStanding(Value):
+class MemberStanding(Record):
     """One member of the store, asked by itself. ``alone``: it answers, and follows no leader."""
 
     endpoint: str
@@ -16,7 +16,7 @@ class MemberStanding(Value):
     problem: str = ""
 
 
-class StoreStanding(Value):
+class StoreStanding(Record):
     """The store: its members, how many answer, how many have to (``needed``)."""
 
     members: tuple[MemberStanding, ...]
@@ -25,15 +25,21 @@ class StoreStanding(Value):
     words: str
 
 
-class ManagerStanding(Value):
-    """A manager that is alive."""
+class ManagerStanding(Record):
+    """A manager that is alive; ``next`` says what has to be done about it, if anything has."""
 
     name: str
     leads: bool
+    version: str = ""
+    level: int = 0
+    next: str = ""
 
 
-class HostStanding(Value):
-    """A host: its state, what that means, and what happens next (empty: nothing has to)."""
+class HostStanding(Record):
+    """A host: its state, what that means, and what happens next (empty: nothing has to).
+
+    ``version``, ``level``: of Godwit there, see `model.skew`; empty and 0 when it does not tell.
+    """
 
     name: Name
     state: HostState
@@ -41,9 +47,11 @@ class HostStanding(Value):
     words: str
     next: str = ""
     certificate_until: float | None = None
+    version: str = ""
+    level: int = 0
 
 
-class ClusterStatus(Value):
+class ClusterStatus(Record):
     """Everything together; ``words`` says whether anything has to be done."""
 
     name: str
@@ -52,3 +60,5 @@ class ClusterStatus(Value):
     store: StoreStanding
     managers: tuple[ManagerStanding, ...]
     hosts: tuple[HostStanding, ...]
+    level: int = 0  # that all of them have
+    unreadable: tuple[str, ...] = ()  # records that are of a newer version than who answers

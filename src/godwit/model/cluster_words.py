@@ -21,6 +21,13 @@ CLUSTER_ACTIONS: tuple[Action, ...] = (
             Flag("moves_per_pair", "--moves-per-pair", "count", "Between two hosts.", "N"),
             Flag("moves_per_network", "--moves-per-network", "count", "Over one network.", "N"),
             Flag("cpus_per_core", "--cpus-per-core", "count", "vCPUs promised per CPU.", "N"),
+            Flag(
+                "cpu_baseline",
+                "--cpu-baseline",
+                "text",
+                "CPU model of new VMs; auto: the best that all hosts can give.",
+                "MODEL",
+            ),
         ),
         subject="",
     ),

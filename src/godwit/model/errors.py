@@ -76,6 +76,12 @@ class ChecksFailed(Refused):
     code = "checks-failed"
 
 
+class TooOld(Refused):
+    """A daemon is of a version that does not know this, or a record is of one that we are not."""
+
+    code = "too-old"
+
+
 class NotAllowed(Refused):
     """The caller may not do this."""
 
@@ -120,6 +126,7 @@ ALL: tuple[type[GodwitError], ...] = (
     Refused,
     Conflict,
     ChecksFailed,
+    TooOld,
     NotAllowed,
     Unauthenticated,
     Cancelled,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 from pydantic import Field
 
-from godwit.model.base import Name, Record
+from godwit.model.base import Name, OpenWord, Record
 from godwit.model.firmware import UefiFacts
+from godwit.model.skew import Speaks
 
 
-class HostState(StrEnum):
+class HostState(OpenWord):
     """Membership states; issue-proof words, shown as they are."""
 
     UP = "up"
@@ -54,7 +53,13 @@ class HostInfo(Record):
     cgroup: str = ""  # "v1" or "v2"
     userfaultfd: bool = False
     version: str = ""
+    level: int = 0  # what its daemons understand, see ``model.skew``; 0: it does not tell
     started_at: float = 0.0
+
+    @property
+    def speaks(self) -> Speaks:
+        """What its agent says of itself."""
+        return Speaks(version=self.version, level=self.level)
 
 
 class ConfirmedDown(Record):
@@ -85,3 +90,5 @@ class HostView(Record):
     migration_address: str = ""
     networks: dict[str, int] = Field(default_factory=dict)
     volumes: tuple[str, ...] = ()
+    version: str = ""  # of Godwit; empty: its agent does not tell
+    level: int = 0

@@ -9,7 +9,8 @@
 A QEMU may have running vCPUs only on ``host`` at ``epoch``. Every function here is pure: it takes
 the record as read and returns the record to write, or raises ``Refused``/``Conflict`` when the
 step is not allowed from there. The caller writes it in one transaction that compares the
-revision it has read.
+revision it has read. Each changes the record it was given, so that what a newer version keeps in it
+stays.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Restarts(Record):
 
     def with_one(self, at: float, *, kept_s: float = 3600.0) -> Restarts:
         """One more; those that no limit asks about any more are dropped."""
-        return Restarts(times=(*(one for one in self.times if at - one < kept_s), at))
+        return self.but(times=(*(one for one in self.times if at - one < kept_s), at))
 
 
 def _idle(owner: Owner, verb: str) -> None:
@@ -102,13 +103,7 @@ def power_on(owner: Owner, *, host: str) -> Owner:
         raise Conflict(
             f"the VM already runs on {owner.host}", hint="look with: godwit vm show NAME"
         )
-    return Owner(
-        host=host,
-        epoch=owner.epoch + 1,
-        state=OwnerState.STARTING,
-        saved=owner.saved,
-        unlock=owner.unlock,
-    )
+    return owner.but(host=host, epoch=owner.epoch + 1, state=OwnerState.STARTING, paused=False)
 
 
 def running(owner: Owner, *, paused: bool = False) -> Owner:
@@ -200,5 +195,12 @@ def fail_over(owner: Owner, *, host: str, unlock: bool = False) -> Owner:
     """
     if owner.state not in (OwnerState.STARTING, OwnerState.RUNNING):
         raise Refused(f"the VM is {owner.state.value}: there is nothing to restart", hint="")
-    unlock = unlock or owner.unlock
-    return Owner(host=host, epoch=owner.epoch + 1, state=OwnerState.STARTING, unlock=unlock)
+    return owner.but(
+        host=host,
+        epoch=owner.epoch + 1,
+        state=OwnerState.STARTING,
+        paused=False,
+        migration=None,
+        saved=None,
+        unlock=unlock or owner.unlock,
+    )

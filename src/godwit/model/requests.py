@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from godwit.model.base import Name, Value
+from godwit.model.cluster_requests import CPU_MODEL
 from godwit.model.cluster_requests import RemoveHost as RemoveHost
 from godwit.model.cluster_requests import SetCluster as SetCluster
 from godwit.model.cluster_requests import UpdateCluster as UpdateCluster
@@ -65,6 +66,7 @@ class CreateVm(WithRules):
     holds nothing to start from. With ``firmware`` uefi it has UEFI variables in an image beside its
     first disk. ``cloud_init`` is user data for the guest's cloud-init, as
     ``POST /v1/user-data`` answered it; the guest finds it on a CD of its own (NoCloud).
+    ``cpu``: the cluster's ``baseline``, its ``host``'s own, or a named model.
     With ``guest_agent`` it has a port for qemu-guest-agent. Its rules are those of
     `model.rules.Rules`.
     """
@@ -73,6 +75,7 @@ class CreateVm(WithRules):
     name: Name
     memory_bytes: int = Field(ge=16 << 20, le=1 << 44)
     cpus: int = Field(default=1, ge=1, le=256)
+    cpu: str = Field(default="baseline", pattern=rf"^(baseline|host|{CPU_MODEL})$")
     image: Name | None = None
     kernel: str | None = None
     initrd: str | None = None

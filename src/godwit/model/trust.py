@@ -68,7 +68,7 @@ class NewToken(Value):
     host: Name | None = None
 
 
-class TokenView(Value):
+class TokenView(Record):
     """A new token, the only time it is shown."""
 
     id: str

@@ -179,6 +179,8 @@ class ClusterFacts(Record):
     locks: tuple[LockSeen, ...] = ()
     networks: dict[str, int] = Field(default_factory=dict)  # VM network -> MTU as defined
     store: StoreSeen | None = None
+    cpu_models: dict[str, int] = Field(default_factory=dict)  # of VMs -> how many have it
+    cpu_baseline: str = ""  # as it was set
     rungs: tuple[RungSeen, ...] | None = None  # None: nobody could be asked about them
     partial: bool = False
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from godwit.model.base import Name, Record
+from godwit.model.base import Name, OpenWord, Record
 from godwit.model.firmware import FirmwareImage
 from godwit.model.rules import Rules
 
@@ -16,7 +15,7 @@ DiskTier = Literal["auto", "direct", "brokered"]
 DiskSource = Literal["image", "device", "lun"]
 
 
-class VmState(StrEnum):
+class VmState(OpenWord):
     """What ``vm list`` says of a VM. Readers ignore values they do not know."""
 
     STOPPED = "stopped"
@@ -131,10 +130,14 @@ class Nic(Record):
     queues: int = Field(default=1, ge=1, le=8)
 
 
+OWN_CPU = frozenset({"host", "max"})
+
+
 class Pins(Record):
     """What must be the same on every host the VM ever runs on, fixed at creation.
 
-    A machine alias (``q35``) or CPU ``max`` would mean another thing on another QEMU.
+    A machine alias (``q35``) would mean another thing on another QEMU. So do the CPUs ``host`` and
+    ``max``: a VM that has one ``stays``, for what runs on it can go on nowhere else.
     """
 
     uuid: str
@@ -142,6 +145,11 @@ class Pins(Record):
     cpu_model: str
     accelerator: Literal["kvm", "tcg"]
     qemu_quirks: tuple[str, ...] = ()
+
+    @property
+    def stays(self) -> bool:
+        """Its CPU is its host's own: it starts anywhere, and then goes nowhere else."""
+        return self.cpu_model in OWN_CPU
 
 
 class Checkpoint(Record):
@@ -218,6 +226,7 @@ class VmView(Record):
     rules: Rules = Rules()
     reason: str = ""
     uuid: str = ""
+    cpu_model: str = ""
     boot: Boot = Boot()
     firmware: Firmware | None = None
     guest_agent: bool = False

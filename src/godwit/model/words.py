@@ -49,6 +49,14 @@ _LIST: tuple[Action, ...] = (
         (
             Flag("memory_bytes", "--memory", "size", "Its memory.", "SIZE", required=True),
             Flag("cpus", "--cpus", "count", "Its virtual CPUs (default 1).", "N"),
+            Flag(
+                "cpu",
+                "--cpu",
+                "text",
+                "baseline: the cluster's (default); host: its host's own, with which it cannot "
+                "move; or a model, like Nehalem-v1.",
+                "CPU",
+            ),
             Flag("image", "--image", "name", "Start from this image, such as demo.", "IMAGE"),
             Flag("kernel", "--kernel", "path", "Start this kernel (a file here).", "FILE"),
             Flag("initrd", "--initrd", "path", "With this initial RAM disk.", "FILE"),
@@ -302,7 +310,7 @@ _LIST: tuple[Action, ...] = (
 ACTIONS: dict[str, Action] = {action.kind: action for action in _LIST}
 METHODS: dict[tuple[str, str], Action] = {(one.nouns, one.method): one for one in _LIST}
 # What has a plan to show, with --dry-run.
-PLANNED = frozenset({"vm.migrate", "host.drain", "host.maintenance.enter"})
+PLANNED = frozenset({"vm.create", "vm.migrate", "host.drain", "host.maintenance.enter"})
 
 
 def place_arguments(action: Action, texts: Sequence[str | None]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Need:
     pins: Pins | None = None
     uefi: FirmwareImage | None = None
     awake: bool = False  # its firmware's code is in its memory, and has to be the same
+    stays_on: str | None = None  # it has this host's own CPU, and runs or is saved
     hosts: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
 
@@ -205,8 +206,17 @@ def _against_surroundings(room: Room, need: Need) -> Iterator[Obstacle]:
 def _against_machine(info: HostInfo, need: Need) -> Iterator[str]:
     if need.pins is not None:
         yield from _against_pins(info, need.pins)
+    if why := bound_elsewhere(need, info.name):
+        yield why
     if need.uefi is not None:
         yield from _against_firmware(info, need.uefi, awake=need.awake)
+
+
+def bound_elsewhere(need: Need, host: str) -> str:
+    """Why a VM that has its host's own CPU cannot be on this one; empty when it can."""
+    if need.stays_on in (None, host):
+        return ""
+    return f"{need.vm} has the CPU of {need.stays_on} (--cpu host): it cannot go on elsewhere"
 
 
 def _against_firmware(info: HostInfo, wanted: FirmwareImage, *, awake: bool) -> Iterator[str]:
@@ -229,7 +239,7 @@ def _against_pins(info: HostInfo, pins: Pins) -> Iterator[str]:
         )
     if qemu.machines and pins.machine not in qemu.machines:
         yield f"QEMU on {info.name} does not know the machine {pins.machine}"
-    if qemu.cpu_models and pins.cpu_model not in qemu.cpu_models:
+    if not pins.stays and qemu.cpu_models and pins.cpu_model not in qemu.cpu_models:
         yield f"{info.name} cannot give the CPU model {pins.cpu_model}"
 
 

@@ -68,8 +68,15 @@ def choose_accelerator(wanted: str, kvm: Usable) -> tuple[Literal["kvm", "tcg"],
     return "tcg", f"KVM does not work here ({kvm.reason}); guests are emulated, which is slow"
 
 
-def choose_pins(hosts: Mapping[str, QemuFacts], *, uuid: str, quirks: Collection[str] = ()) -> Pins:
-    """The newest machine and best CPU model that every one of ``hosts`` has.
+def choose_pins(
+    hosts: Mapping[str, QemuFacts],
+    *,
+    uuid: str,
+    cpu_model: str = "",
+    quirks: Collection[str] = (),
+) -> Pins:
+    """The newest machine that every one of ``hosts`` has, and ``cpu_model`` or, when that is
+    empty, the best CPU model that they all have.
 
     Refused, with the reason, when they have none in common or run guests in different ways.
     ``quirks`` are asked for by name (only ``short-ram`` exists).
@@ -82,7 +89,7 @@ def choose_pins(hosts: Mapping[str, QemuFacts], *, uuid: str, quirks: Collection
     return Pins(
         uuid=uuid,
         machine=_common_machine(hosts),
-        cpu_model=_common_model(hosts),
+        cpu_model=cpu_model or _common_model(hosts),
         accelerator=_common_accelerator(hosts),
         qemu_quirks=tuple(sorted(quirks)),
     )
@@ -111,14 +118,19 @@ def _common_machine(hosts: Mapping[str, QemuFacts]) -> str:
 
 
 def _common_model(hosts: Mapping[str, QemuFacts]) -> str:
-    common = _intersection(facts.cpu_models for facts in hosts.values())
-    ranked = sorted((_rank(name), name) for name in common if _rank(name) is not None)
+    ranked = best_first(_intersection(facts.cpu_models for facts in hosts.values()))
     if not ranked:
         raise Refused(
             "the hosts have no CPU model in common that each can give in full",
             hint="compare their processors: godwit host list -o json",
         )
-    return ranked[0][1]
+    return ranked[0]
+
+
+def best_first(models: Iterable[str]) -> list[str]:
+    """Those CPU models that a VM may be pinned to, the best first."""
+    ranked = ((rank, name) for name in set(models) if (rank := _rank(name)) is not None)
+    return [name for _, name in sorted(ranked)]
 
 
 def _rank(model: str) -> tuple[int, int] | None:

@@ -13,11 +13,12 @@ from typing import Any
 
 from pydantic import Field
 
-from godwit.model.base import Value
+from godwit.model.base import Record
 from godwit.qmp import Monitor
 
 # What is asked of each device by its driver; the rest comes from the list commands. Each question
 # costs a round trip in the middle of a move. ``vectors`` tells the number of queue pairs.
+# One that is added later is compared only with an agent that asks for it too (``_TOLD_BY_ALL``).
 _PROPERTIES: Mapping[str, tuple[str, ...]] = {
     "virtio-net-pci": ("mac", "vectors", "parent_bus"),
     "virtio-scsi-pci": ("num_queues",),
@@ -26,8 +27,11 @@ _PROPERTIES: Mapping[str, tuple[str, ...]] = {
     "scsi-cd": ("scsi-id", "lun"),
 }
 
+# What every version tells of a device: it is compared even where one side has none of it.
+_TOLD_BY_ALL = frozenset({"mac", "vectors", "num_queues", "scsi-id", "serial", "lun", "size"})
 
-class Device(Value):
+
+class Device(Record):
     """One device: ``address`` is bus:slot.function as PCI has it, empty for others."""
 
     id: str
@@ -36,7 +40,7 @@ class Device(Value):
     properties: dict[str, str] = Field(default_factory=dict)
 
 
-class DeviceTree(Value):
+class DeviceTree(Record):
     """Everything a guest can see of its machine; equal trees mean a load can succeed."""
 
     machine: str
@@ -61,9 +65,20 @@ def _differences(mine: DeviceTree, other: DeviceTree) -> Iterator[str]:
         yield f"{name} ({here[name].driver}) is missing there"
     for name in sorted(there.keys() - here.keys()):
         yield f"{name} ({there[name].driver}) is there but not here"
+    told = _TOLD_BY_ALL | (_told(mine) & _told(other))
     for name in sorted(here.keys() & there.keys()):
-        if here[name] != there[name]:
+        if _comparable(here[name], told) != _comparable(there[name], told):
             yield f"{name} is {_describe(here[name])} here and {_describe(there[name])} there"
+
+
+def _told(tree: DeviceTree) -> frozenset[str]:
+    """What is told of any device: an agent of another version asks for more, or for less."""
+    return frozenset(key for device in tree.devices for key in device.properties)
+
+
+def _comparable(device: Device, told: frozenset[str]) -> tuple[str, str, dict[str, str]]:
+    known = {key: value for key, value in device.properties.items() if key in told}
+    return device.driver, device.address, known
 
 
 def _describe(device: Device) -> str:

@@ -2,19 +2,25 @@
 
 A read gives the value with the revision it was read at; a write names that revision, so that a
 late or repeated writer fails instead of overwriting. ``CasFailed`` carries nothing: read again.
+
+What a newer version keeps in a record is read along and written back (`godwit.model.skew`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+from pydantic import ValidationError
+
 from godwit.model import keys
 from godwit.model.base import Record
+from godwit.model.errors import TooOld
 from godwit.model.event import Event
 from godwit.model.host import HostInfo
 from godwit.model.migration import Migration
@@ -25,6 +31,21 @@ from godwit.model.vm import Vm, VmStatus
 from godwit.store.api import Compare, KeyValue, Op, Store, absent, delete, mod_is, put
 
 T = TypeVar("T", bound=Record)
+_LOG = logging.getLogger("godwit.store")
+
+
+class Unreadable(TooOld, ValueError):
+    """A record holds what this version does not know: nothing may be concluded from it."""
+
+    def __init__(self, key: str, error: ValidationError) -> None:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole of it"
+        super().__init__(
+            f"{key} holds what this version of Godwit cannot read ({where}: {first['msg']})",
+            hint="upgrade whoever says this to the version of the others; until then it acts as if "
+            "it could not see that record",
+            key=key,
+        )
 
 
 class CasFailed(Exception):
@@ -53,16 +74,29 @@ class Records:
     async def get(
         self, key: str, kind: type[T], *, timeout: float | None = None
     ) -> Versioned[T] | None:
-        """The record at ``key``, read linearizably; None when there is none."""
+        """The record at ``key``, read linearizably; None when there is none, or Unreadable."""
         found = await self.store.get(key, timeout=timeout)
         return None if found is None else decode(found, kind)
 
     async def list(
-        self, prefix: str, kind: type[T], *, suffix: str = ""
+        self, prefix: str, kind: type[T], *, suffix: str = "", whole: bool = False
     ) -> dict[str, Versioned[T]]:
-        """All records under ``prefix`` whose key ends in ``suffix``, by key."""
-        found = await self.store.range(prefix)
-        return {kv.key: decode(kv, kind) for kv in found.kvs if kv.key.endswith(suffix)}
+        """All records under ``prefix`` whose key ends in ``suffix``, by key.
+
+        One that cannot be read is left out and told in the log; with ``whole`` it is Unreadable:
+        for who concludes something from what is *not* in the list.
+        """
+        found: dict[str, Versioned[T]] = {}
+        for kv in (await self.store.range(prefix)).kvs:
+            if not kv.key.endswith(suffix):
+                continue
+            try:
+                found[kv.key] = decode(kv, kind)
+            except Unreadable as error:
+                if whole:
+                    raise
+                _LOG.error("%s", error.message)
+        return found
 
     async def cas(
         self,
@@ -125,8 +159,8 @@ class Records:
         return await self.get(keys.vm_spec(vm), Vm)
 
     async def vms(self) -> dict[str, Vm]:
-        """All VM definitions by name."""
-        found = await self.list(keys.VMS, Vm, suffix="/spec")
+        """All VM definitions by name; Unreadable if one is: its images would seem free."""
+        found = await self.list(keys.VMS, Vm, suffix="/spec", whole=True)
         return {record.value.name: record.value for record in found.values()}
 
     async def hosts(self) -> dict[str, HostInfo]:
@@ -195,5 +229,8 @@ def new_event(
 
 
 def decode(kv: KeyValue, kind: type[T]) -> Versioned[T]:
-    """A stored value as its record, for what a watch handed out; ValueError for another thing."""
-    return Versioned(kind.model_validate_json(kv.value), kv.mod_revision)
+    """A stored value as its record, for what a watch handed out; Unreadable for another thing."""
+    try:
+        return Versioned(kind.model_validate_json(kv.value), kv.mod_revision)
+    except ValidationError as error:
+        raise Unreadable(kv.key, error) from error

@@ -82,9 +82,11 @@ class Cluster:
         store: StoreKind = "sqlite",
         managers: int = 0,
         watchdog: bool = True,
+        agent_source: Path | None = None,
     ) -> Cluster:
         """Raise it. Its name gets this process's number, so that two runs do not meet; what a
-        run that is dead left under such a name is taken away first."""
+        run that is dead left under such a name is taken away first. ``agent_source``: a source
+        tree that the hosts' agents and guards are taken from."""
         for old in known_labs():
             stem, _, number = old.rpartition("-")
             if stem == name and number.isdigit() and not Path(f"/proc/{number}").exists():
@@ -104,6 +106,7 @@ class Cluster:
             volume_bytes=volume_bytes,
             own_volumes=own_volumes,
             watchdog=watchdog,
+            agent_source=agent_source,
         )
         up(options)
         return cls(name, lab=Lab.load(name), home=home, before=before)

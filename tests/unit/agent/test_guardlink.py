@@ -116,6 +116,19 @@ async def test_the_lease_is_the_guards_and_runs_out_when_it_is_gone(both: Both) 
     assert both.link.lease_left() < left
 
 
+async def test_a_guard_that_does_not_know_a_word_is_told_once_and_kept(
+    both: Both, caplog: pytest.LogCaptureFixture
+) -> None:
+    await both.guard.start()
+    await until(lambda: both.link.connected)
+    for _ in range(2):
+        await both.link._tell({"op": "levitate", "vm": "web"})
+    said = [line for line in caplog.messages if "cannot 'levitate'" in line]
+    assert len(said) == 1
+    assert "restart it if it is older" in said[0]
+    assert both.link.connected
+
+
 async def test_what_was_told_to_nobody_is_told_to_the_next_guard(both: Both) -> None:
     await both.link.register(both.runtime(), ha=False)
     await both.link.arm("web", "m-1", "source")

@@ -18,7 +18,8 @@ import pytest
 from godwit.cli import session, tables
 from godwit.cli.main import godwit, run
 from godwit.cli.session import say_json
-from godwit.model.errors import ALL, Conflict, GodwitError
+from godwit.client.sync import Client
+from godwit.model.errors import ALL, Conflict, GodwitError, InvalidRequest
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = [sys.executable, "-c", "from godwit.cli.main import main; main()"]
@@ -28,9 +29,9 @@ NAME  STATE    HOST   CPUS   MEMORY  HA  REASON
 web   running  host1     2  512 MiB  no  -
 """
 HOSTS = """\
-NAME   STATE  VMS  CPUS  MEMORY   FREE  REASON
-host1  up       1     4   8 GiB  6 GiB  -
-host2  up       0     4   8 GiB  6 GiB  -
+NAME   STATE  VMS  CPUS  MEMORY   FREE  GODWIT  REASON
+host1  up       1     4   8 GiB  6 GiB  -       -
+host2  up       0     4   8 GiB  6 GiB  -       -
 """
 
 
@@ -45,6 +46,22 @@ def two_lines(err: str) -> tuple[str, str]:
     assert first.startswith("error: ")
     assert second.startswith("hint: ")
     return first.removeprefix("error: "), second.removeprefix("hint: ")
+
+
+def test_a_manager_that_does_not_know_a_field_is_asked_for_all(
+    api: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, asked = Client.rows, []
+
+    def rows(self: Client, noun: str, *, fields: Any = (), **only: Any) -> Any:
+        asked.append(fields)
+        if fields:
+            raise InvalidRequest("there is no field 'version'", hint="choose another")
+        return whole(self, noun, **only)
+
+    monkeypatch.setattr(Client, "rows", rows)
+    assert godwit_(capfd, "host", "list") == (0, HOSTS, "")
+    assert [bool(fields) for fields in asked] == [True, False]
 
 
 def test_lists_and_single_objects(api: Any, capfd: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from godwit.client import AsyncClient, Client, nouns, sync, waiting
+from godwit.client.api import _not_uploaded
 from godwit.client.waiting import Told
 from godwit.model.errors import (
     Cancelled,
@@ -28,7 +29,7 @@ from godwit.model.errors import (
     Unavailable,
 )
 from godwit.model.migration import STAGES, Migration, MoveState, Progress, Stage
-from godwit.model.requests import parse_request
+from godwit.model.requests import CreateVm, parse_request
 from godwit.model.task import TaskState
 from godwit.wire.ca import ClusterCa
 
@@ -358,3 +359,13 @@ def test_importing_the_client_stays_light() -> None:
     code = f"import sys, godwit.client.sync; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_plan_of_a_new_vm_uploads_nothing(tmp_path: Path) -> None:
+    kernel, data = tmp_path / "vmlinuz", tmp_path / "user-data"
+    for path in (kernel, data):
+        path.write_text("x")
+    request = CreateVm(
+        name="web", memory_bytes=1 << 28, kernel=str(kernel), cloud_init=str(data), initrd="/c/i"
+    )
+    assert _not_uploaded(request) == {"kernel": "/clusterstorage/vmlinuz", "cloud_init": None}

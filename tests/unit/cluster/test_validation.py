@@ -168,6 +168,20 @@ def test_no_common_cpu_model_fails_and_fewer_warn() -> None:
     assert (check.result, check.hosts) == ("warn", ("host2",))
 
 
+def test_a_host_below_what_vms_have_is_named_with_each_model() -> None:
+    needs = facts().but(cpu_models={"Skylake-Server-v1": 3, "Nehalem-v1": 1, "host": 2})
+    assert not_passed(needs) == {}
+    qemu = probe("host2").qemu.but(cpu_models=("Nehalem-v1",))
+    check = not_passed(on(needs, "host2", qemu=qemu))["cpu-baseline"]
+    assert (check.result, check.hosts) == ("warn", ("host2",))
+    assert "it cannot give Skylake-Server-v1, which 3 VMs have" in check.message
+    assert "Nehalem-v1" not in check.message
+    assert "give host" not in check.message
+    wanted = on(facts().but(cpu_baseline="Skylake-Server-v1"), "host2", qemu=qemu)
+    assert "the baseline that was set" in not_passed(wanted)["cpu-baseline"].message
+    assert "cpu-baseline" not in not_passed(on(facts(), "host2", qemu=qemu))
+
+
 def test_virtualization_that_is_off_warns() -> None:
     cpu = probe("host2").cpu.but(virtualization="", slat="")
     wrong = not_passed(on(facts(), "host2", cpu=cpu, kvm=False))

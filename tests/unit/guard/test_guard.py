@@ -14,6 +14,7 @@ import pytest
 
 from godwit.guard import socket as guard_socket
 from godwit.guard.lease import HostLease
+from godwit.guard.notes import load as load_notes
 from godwit.guard.socket import AgentLine
 from godwit.guard.vms import Vms
 from godwit.host.process import identify
@@ -299,6 +300,29 @@ async def test_the_spare_monitor_is_opened_again(guarded: Guarded) -> None:
     await guarded.move_to("pre-switchover")
     await guarded.agent.die()
     await guarded.until(lambda: guarded.source.run_state == "running", seconds=1)
+
+
+def test_a_guard_reads_the_notes_of_a_newer_one_and_of_an_older_one(tmp_path: Path) -> None:
+    entry = {
+        "vm": "web",
+        "pid": 7,
+        "start_time": 8,
+        "monitor": "/m",
+        "epoch": 3,
+        "ha": True,
+        "deadline": True,
+        "cgroup": "g",
+    }
+    notes = {"boot_id": "b", "renewed_at": 1.0, "counts_from": 2.0, "number": 5, "vms": [entry]}
+    path = tmp_path / "guard.json"
+    path.write_text(json.dumps(notes))
+    plain = load_notes(path, boot_id="b")
+    path.write_text(json.dumps({**notes, "later": 1, "vms": [{**entry, "later": [1]}]}))
+    found = load_notes(path, boot_id="b")
+    assert found is not None
+    assert found == plain
+    assert (found.number, found.vms[0].vm, found.vms[0].epoch) == (5, "web", 3)
+    assert load_notes(path, boot_id="another") is None
 
 
 async def test_forgotten_vms_lose_their_monitor(guarded: Guarded) -> None:

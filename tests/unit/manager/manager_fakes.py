@@ -26,6 +26,7 @@ from godwit.model.migration import (
     Stage,
 )
 from godwit.model.ownership import MoveIntent, Owner, SavedState
+from godwit.model.skew import our_own
 from godwit.model.vm import Disk, Vm, VmState, VmStatus
 from godwit.store.records import Records, encode
 from godwit.wire.problem import Problem, problem_response
@@ -50,6 +51,7 @@ def host_info(name: str, url: str = "https://127.0.0.1:1", **changes: Any) -> Ho
         "migration_subnet": "10.93.0.0/24",
         "networks": {"lan": 1500},
         "volumes": ("shared",),
+        **dict(our_own()),
     }
     return HostInfo(**{**fields, **changes})
 

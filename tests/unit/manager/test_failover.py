@@ -95,7 +95,7 @@ class Cluster:
             cache=self.cache,
             agents=self.hosts,  # type: ignore[arg-type]
             clock=RealClock(),
-            pin=lambda _hosts: PINS,
+            pin=lambda _hosts, _cpu: PINS,
             worker=ME,
         )
         self.actor = Actor(self.world, proof=lambda: value_is(keys.LEADER, ME.encode()))

@@ -16,6 +16,7 @@ from godwit.manager.standing import (
 )
 from godwit.model.cluster_status import StoreStanding
 from godwit.model.host import HostState, HostView
+from godwit.model.skew import Speaks
 from godwit.model.trust import ClusterIdentity, IssuedCertificate
 from godwit.store.api import MemberView, StoreStatus
 
@@ -94,6 +95,46 @@ def test_members_that_no_endpoint_names_count_too() -> None:
     found = standing("leader", "follower", voters=5)
     assert found.needed == 3
     assert "2 of 5 members answer and 3 have to" in found.words
+
+
+NEW, OLD = Speaks(version="0.2.0", level=2), Speaks(version="0.1.0", level=1)
+
+
+def test_who_is_of_an_older_version_is_named_and_nobody_else() -> None:
+    hosts = [
+        host_standing(view().but(name=name, **dict(its)), [], now=0.0)
+        for name, its in (("host1", NEW), ("host2", OLD), ("host3", Speaks()))
+    ]
+    found = cluster_status(
+        ABOUT,
+        members=views("leader"),
+        managers={"m1": True, "m2": False},
+        hosts=hosts,
+        speaks={"m1": NEW, "m2": OLD},
+    )
+    assert [one.next for one in found.hosts] == [
+        "",
+        "upgrade Godwit there: it is Godwit 0.1.0, older than Godwit 0.2.0",
+        "upgrade Godwit there: it is a Godwit that tells no version, older than Godwit 0.2.0",
+    ]
+    assert found.words == "look at host2, host3; upgrade the manager of m2"
+    assert [(one.version, one.next[:10]) for one in found.managers] == [
+        ("0.2.0", ""),
+        ("0.1.0", "upgrade it"),
+    ]
+    assert (found.level, found.hosts[1].version, found.hosts[1].level) == (0, "0.1.0", 1)
+
+
+def test_records_of_a_newer_version_are_counted() -> None:
+    found = cluster_status(
+        ABOUT,
+        members=views("leader"),
+        managers={"m1": True},
+        hosts=[],
+        unreadable=["/godwit/vms/a/spec"],
+    )
+    assert "1 records are of a newer version than this manager" in found.words
+    assert found.unreadable == ("/godwit/vms/a/spec",)
 
 
 def test_who_is_away_is_named() -> None:

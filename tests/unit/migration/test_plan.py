@@ -97,6 +97,19 @@ def test_a_quick_move_does_not_mind_what_only_live_ones_trip_over() -> None:
     assert failed(plan.check_destination(MACHINE, there, method="quick")) == []
 
 
+@pytest.mark.parametrize("model", ["host", "max"])
+def test_a_vm_with_its_hosts_own_cpu_goes_nowhere(model: str) -> None:
+    own = MACHINE.but(pins=MACHINE.pins.but(cpu_model=model))
+    there = replace(THERE, info=info(qemu=qemu(cpu_models=(model, "Nehalem-v1"))))
+    for checks in (
+        plan.check_destination(own, there, method="live"),
+        plan.check_destination(own, there, method="quick"),
+    ):
+        (check,) = [one for one in checks if one.name == "cpu"]
+        assert check.result == "fail"
+        assert "its host's own CPU" in check.message
+
+
 def test_a_guard_that_is_away_is_a_warning() -> None:
     (check,) = plan.check_source(MACHINE, replace(HERE, guard_ready=False), method="live")
     assert (check.name, check.result) == ("guard", "warn")

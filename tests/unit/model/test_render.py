@@ -77,6 +77,8 @@ BY_FIELD: dict[str, st.SearchStrategy[object]] = {
     "moves_per_host": st.integers(0, 64),
     "moves_per_pair": st.none() | st.integers(0, 64),
     "moves_per_network": st.none() | st.integers(0, 1024),
+    "cpu": st.sampled_from(["baseline", "host", "Nehalem-v1", "EPYC-Rome-v4"]),
+    "cpu_baseline": st.none() | st.sampled_from(["auto", "Skylake-Server-v5"]),
     "cpus_per_core": st.none() | st.integers(0, 256),
     "command": st.sampled_from(["/bin/true", "/usr/bin/apt-get -y 'dist upgrade'", "/a {{ x }}"]),
     "hosts": st.lists(NAMES, max_size=3),

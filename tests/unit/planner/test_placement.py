@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from planner_kit import GIB, need, room
 
 from godwit.model.errors import Refused
-from godwit.model.host import HostState
+from godwit.model.host import HostState, QemuFacts
+from godwit.model.vm import Pins
 from godwit.planner.placement import (
     Kind,
     Need,
@@ -37,6 +38,20 @@ def test_vms_of_one_group_are_kept_apart() -> None:
     )
     assert reasons_against(taken, need("web", apart=("front",))) == ()
     assert reasons_against(taken, need("db1", apart=("db",))) == (), "not apart from itself"
+
+
+def test_a_vm_with_its_hosts_own_cpu_starts_anywhere_and_then_stays() -> None:
+    pins = Pins(uuid="u", machine="pc-q35-10.0", cpu_model="max", accelerator="tcg")
+    facts = {"qemu": QemuFacts(version=(10, 0, 2), accelerator="tcg", cpu_models=("Nehalem-v1",))}
+    here, there = room("host1", facts=facts), room("host2", facts=facts)
+    assert reasons_against(there, need(pins=pins)) == ()
+    assert reasons_against(here, need(pins=pins, stays_on="host1")) == ()
+    assert reasons_against(there, need(pins=pins, stays_on="host1")) == (
+        "web has the CPU of host1 (--cpu host): it cannot go on elsewhere",
+    )
+    assert reasons_against(there, need(pins=pins.but(cpu_model="Haswell-v4"))) == (
+        "host2 cannot give the CPU model Haswell-v4",
+    )
 
 
 @pytest.mark.parametrize(

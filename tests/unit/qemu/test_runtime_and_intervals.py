@@ -226,6 +226,21 @@ def test_trees_tell_every_difference() -> None:
     assert "cpus is 1 here and 2 there" in said
 
 
+def test_what_only_a_newer_agent_tells_of_a_device_is_no_difference() -> None:
+    """Its questions are more; what every version tells is compared even where one has none."""
+    disk = Device(id="disk0", driver="scsi-hd", properties={"size": "1"})
+    newer = Device.model_validate(
+        {**dict(disk), "properties": {"size": "1", "rotation": "0"}, "slot": 4}
+    )
+    assert _tree(disk).differences(_tree(newer)) == ()
+    assert _tree(newer).differences(_tree(disk)) == ()
+    other = newer.but(properties={"size": "1", "rotation": "7200"})
+    assert len(_tree(newer).differences(_tree(other))) == 1
+    empty = disk.but(properties={})
+    assert len(_tree(disk).differences(_tree(empty))) == 1
+    assert len(_tree(empty).differences(_tree(newer))) == 1
+
+
 def test_a_missing_qemu_user_is_told_with_the_remedy() -> None:
     with pytest.raises(OperationFailed, match="no user 'nobody-of-that-name'") as caught:
         Binary.named("qemu-system-x86_64", user="nobody-of-that-name")

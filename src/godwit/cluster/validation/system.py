@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from godwit.cluster.baseline import joins
 from godwit.cluster.validation.findings import Findings, dotted, listed, names, odd_ones
 from godwit.model.validation import ValidationCheck
 from godwit.model.validation_facts import ClusterFacts, HostProbe, PathSeen
+from godwit.model.vm import OWN_CPU
 
 CLOCK_FAIL_S: Final = 1.0
 """Beyond it a move is refused (`migration.plan`): guests would jump and reports lie."""
@@ -24,6 +26,7 @@ def checks(facts: ClusterFacts) -> list[ValidationCheck]:
         rules: tuple[Rule, ...] = (_architecture, _vendor, _features, _models, _virtualization)
         for rule in (*rules, _slat, _accelerator, _qemu, _postcopy):
             rule(found, facts.probes)
+        _baseline(found, facts)
     _clocks(found, facts)
     return found
 
@@ -106,6 +109,31 @@ def _models(found: Findings, probes: tuple[HostProbe, ...]) -> None:
         )
     else:
         found.ok("cpu-models", f"every host can give the same {len(shared)} CPU models")
+
+
+def _baseline(found: Findings, facts: ClusterFacts) -> None:
+    """Each host against the CPU models that VMs have, and that new ones are to get."""
+    needed = {model: count for model, count in facts.cpu_models.items() if model not in OWN_CPU}
+    below: dict[str, tuple[str, ...]] = {}
+    for probe in facts.probes:
+        gives = probe.qemu.cpu_models
+        if why := joins(facts.cpu_baseline, gives):
+            below[probe.name] = (*below.get(probe.name, ()), f"the baseline that was set: {why}")
+        for model, count in sorted(needed.items()):
+            if joins(model, gives):
+                said = f"it cannot give {model}, which {count} VMs have"
+                below[probe.name] = (*below.get(probe.name, ()), said)
+    if below:
+        who = "; ".join(f"{name}: {', '.join(why)}" for name, why in sorted(below.items()))
+        found.warn(
+            "cpu-baseline",
+            f"{len(below)} hosts are below what VMs need: {who}",
+            "those VMs are never placed there; godwit cluster set --cpu-baseline MODEL says what "
+            "new ones get",
+            below,
+        )
+    elif needed or facts.cpu_baseline:
+        found.ok("cpu-baseline", "every host can give the CPU model that each VM has")
 
 
 def _virtualization(found: Findings, probes: tuple[HostProbe, ...]) -> None:

@@ -19,11 +19,14 @@ from starlette.responses import Response
 from godwit.manager.api.gate import caller_of
 from godwit.manager.api.resources import LONGEST_WAIT_S, one
 from godwit.manager.work import moves
+from godwit.manager.work.define_acts import plan_create
 from godwit.manager.work.drain_plan import plan_drain
 from godwit.model import requests as ask
+from godwit.model.create import CreatePlan
 from godwit.model.drain import DrainPlan
 from godwit.model.errors import InvalidRequest
 from godwit.model.migration import MovePlan
+from godwit.model.plans import plan_of
 from godwit.model.task import Task
 from godwit.model.words import PLANNED
 
@@ -94,8 +97,7 @@ def add_routes(app: FastAPI, rooms: Rooms) -> None:
         }
         if kind in PLANNED:
             extra["parameters"].append(_DRY_RUN)
-            shown = MovePlan if kind == "vm.migrate" else DrainPlan
-            responses[200] = {"model": shown, "description": "The plan, with dry_run"}
+            responses[200] = {"model": plan_of(kind), "description": "The plan, with dry_run"}
         if kind in bodies:
             reference = {"$ref": f"#/components/schemas/{bodies[kind].__name__}"}
             extra["requestBody"] = {"content": {"application/json": {"schema": reference}}}
@@ -126,7 +128,9 @@ def _endpoint(rooms: Rooms, kind: str) -> Callable[[HttpRequest], Awaitable[Resp
     return endpoint
 
 
-async def _plan(rooms: Rooms, request: ask.Request) -> MovePlan | DrainPlan:
+async def _plan(rooms: Rooms, request: ask.Request) -> MovePlan | DrainPlan | CreatePlan:
+    if isinstance(request, ask.CreateVm):
+        return await plan_create(rooms.world, request)
     if isinstance(request, ask.DrainHost | ask.EnterMaintenance):
         return await plan_drain(rooms.world, request)
     if isinstance(request, ask.MigrateVm):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request
 
 from godwit.manager.work.define_acts import helpers
-from godwit.model.errors import GodwitError, InvalidRequest, OutcomeUnknown, Unavailable
+from godwit.model.errors import GodwitError, InvalidRequest, OutcomeUnknown, TooOld, Unavailable
 
 if TYPE_CHECKING:
     from godwit.manager.api.app import Rooms
@@ -89,7 +89,7 @@ async def _pass_on(rooms: Rooms, kind: str, digest: str, path: Path) -> dict[str
     for info in helpers(rooms.cache.snapshot, None):
         try:
             answer = await rooms.world.agents.put_file(info, f"/v1/{kind}/{digest}", path)
-        except (Unavailable, OutcomeUnknown) as error:
+        except (TooOld, Unavailable, OutcomeUnknown) as error:
             last = error  # storing by hash may be done twice, so the next host may be asked
             continue
         return {"sha256": digest, "path": str(answer["path"])}

@@ -6,6 +6,8 @@ steps that act decide again on fresh records; this is courtesy and queueing, not
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from godwit.manager.leave_rules import check_empty
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import host_state, state_of, volume_of
@@ -100,11 +102,14 @@ def _admit_action(snapshot: Snapshot, request: Action) -> None:
                     hint="look at it: godwit network list",
                 )
         case ask.DeleteNetwork():
+            snapshot.check_vms_whole()
             known(snapshot.networks.get(request.name), "network", request.name)
             check_unused(snapshot, request.name)
         case ask.CancelMigration() | ask.CancelTask():
             _admit_cancel(snapshot, request)
         case ask.CreateVolume() | ask.SetVolume() | ask.DeleteVolume() | ask.ImportDisk():
+            if isinstance(request, ask.DeleteVolume):
+                snapshot.check_vms_whole()
             admit_volume(snapshot, request)
         case ask.RedirectVolume() | ask.RestoreVolume():
             _admit_redirect(snapshot, request)
@@ -331,5 +336,7 @@ def may_join(request: ask.Request, running: Task) -> bool:
 
 def need_of(snapshot: Snapshot, vm: str) -> Need:
     """What the VM asks of a host."""
-    awake = snapshot.owner(vm).state is not OwnerState.STOPPED
-    return Need.of(known(snapshot.vms.get(vm), "vm", vm), awake=awake)
+    owner, spec = snapshot.owner(vm), known(snapshot.vms.get(vm), "vm", vm)
+    awake = owner.state is not OwnerState.STOPPED
+    need = Need.of(spec, awake=awake)
+    return replace(need, stays_on=owner.host) if awake and spec.pins.stays else need

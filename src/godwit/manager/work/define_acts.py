@@ -13,25 +13,28 @@ from typing import Any
 from godwit.manager.failover.admission import check_ha
 from godwit.manager.snapshot import Snapshot
 from godwit.manager.views import host_state
-from godwit.manager.work.admit import check_action, check_unused
+from godwit.manager.work.admit import admit, check_action, check_unused
+from godwit.manager.work.cpus import Chosen, choose_cpu
 from godwit.manager.work.define import define_network, define_vm
 from godwit.manager.work.fresh import vms_since
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.world import World
 from godwit.model import keys
 from godwit.model.clones import refuse_if_cloned
+from godwit.model.create import CreatePlan
 from godwit.model.errors import (
     Conflict,
     GodwitError,
     NotFound,
     OperationFailed,
     OutcomeUnknown,
+    TooOld,
     Unavailable,
 )
 from godwit.model.host import HostInfo, HostState
 from godwit.model.ownership import Owner
 from godwit.model.requests import CreateNetwork, CreateVm, DeleteNetwork, DeleteVm
-from godwit.model.vm import Boot, Disk, Vm
+from godwit.model.vm import Boot, Disk, Pins, Vm
 from godwit.model.volume import VolumeState
 from godwit.store.api import Compare, Op, absent, delete, exists, mod_is, put
 from godwit.store.records import CasFailed, encode
@@ -44,11 +47,11 @@ async def create_vm(world: World, run: TaskRun, request: CreateVm) -> Done:
     snapshot = world.cache.snapshot
     vm = snapshot.vms.get(request.name) if run.task.progress.get("claimed") else None
     if vm is None:
-        pins = world.pin(list(snapshot.hosts.values()))
+        pins, why = _pins(world, request)
         boot = await _boot_of(world, request)
         vm = define_vm(snapshot, request, pins=pins, boot=boot, now=world.clock.realtime())
         check_ha(snapshot, world.cache.renewals, vm, world.cutter)
-        await _claim(run, vm, Owner(host=request.host))
+        await _claim(run, vm, Owner(host=request.host), why=why)
     try:
         if vm.written and run.adopted:
             # What the manager before us had begun; nothing can have run on it.
@@ -79,9 +82,49 @@ async def create_vm(world: World, run: TaskRun, request: CreateVm) -> Done:
         # A Conflict: a file of that name was there before us, such as a disk that was kept.
         await _unclaim(world, vm, images=not isinstance(error, Conflict))
         raise
-    await _log(world, "vm.created", f"vm/{vm.name}", f"{vm.name} defined by {run.task.by}")
     pinned = f"{vm.pins.machine}, {vm.pins.cpu_model}, {vm.pins.accelerator}"
+    why = str(run.task.progress.get("cpu", ""))
+    await _log(
+        world,
+        "vm.created",
+        f"vm/{vm.name}",
+        f"{vm.name} defined by {run.task.by}: {pinned}" + (f"; its CPU: {why}" if why else ""),
+    )
     return Done(f"{vm.name} defined ({pinned})", {"vm": vm.name, "uuid": vm.pins.uuid})
+
+
+async def plan_create(world: World, request: CreateVm) -> CreatePlan:
+    """What the VM would be, without making it; what would be refused is."""
+    snapshot = world.cache.snapshot
+    admit(snapshot, request)
+    chosen = choose_cpu(snapshot.hosts, snapshot.settings, request.cpu)
+    pins = _pinned(world, chosen)
+    now = world.clock.realtime()
+    check_ha(
+        snapshot,
+        world.cache.renewals,
+        define_vm(snapshot, request, pins=pins, boot=Boot(), now=now),
+    )
+    return CreatePlan(
+        vm=request.name,
+        machine=pins.machine,
+        cpu_model=pins.cpu_model,
+        accelerator=pins.accelerator,
+        reason=chosen.reason,
+        cannot=dict(chosen.cannot),
+    )
+
+
+def _pins(world: World, request: CreateVm) -> tuple[Pins, str]:
+    snapshot = world.cache.snapshot
+    chosen = choose_cpu(snapshot.hosts, snapshot.settings, request.cpu)
+    return _pinned(world, chosen), chosen.reason
+
+
+def _pinned(world: World, chosen: Chosen) -> Pins:
+    """The rest has to suit only the hosts that can give the CPU: nowhere else will it be."""
+    hosts = world.cache.snapshot.hosts.items()
+    return world.pin([info for name, info in hosts if name not in chosen.cannot], chosen.model)
 
 
 async def _make_variables(world: World, vm: Vm, variables: Disk) -> None:
@@ -114,7 +157,7 @@ async def _boot_of(world: World, request: CreateVm) -> Boot:
     )
 
 
-async def _claim(run: TaskRun, vm: Vm, owner: Owner) -> None:
+async def _claim(run: TaskRun, vm: Vm, owner: Owner, *, why: str) -> None:
     spec_key, owner_key = keys.vm_spec(vm.name), keys.vm_owner(vm.name)
     networks = {nic.network for nic in vm.nics}
     compare: list[Compare] = [absent(spec_key), absent(owner_key)]
@@ -123,7 +166,7 @@ async def _claim(run: TaskRun, vm: Vm, owner: Owner) -> None:
     try:
         await run.say(
             f"the name {vm.name} is taken for it",
-            progress={"claimed": True},
+            progress={"claimed": True, "cpu": why},
             compare=compare,
             also=also,
         )
@@ -215,7 +258,7 @@ async def on_some_host(
     for info in fit:
         try:
             return await world.agents.call(info, method, path, body, deadline_s=deadline_s)
-        except Unavailable as error:
+        except (TooOld, Unavailable) as error:
             last = error
     raise last or Unavailable(
         "no host that is up sees what is needed", hint="see: godwit host list"

@@ -16,9 +16,12 @@ async def vms_since(world: World, revision: int) -> Collection[Vm]:
 
     Making a linked clone writes the owner record of its source. Who has read that record, looks
     here for clones as of its revision, and compares it in what is written then, has missed none.
+    TooOld when one of them cannot be read.
     """
     try:
         await world.cache.reached(revision, timeout=_WATCH_S)
     except Unavailable:  # the watch is late; the store takes the longer the more VMs there are
         return (await world.records.vms()).values()
-    return world.cache.snapshot.vms.values()
+    snapshot = world.cache.snapshot
+    snapshot.check_vms_whole()
+    return snapshot.vms.values()

@@ -41,7 +41,14 @@ from godwit.model.migration import (
 from godwit.model.ownership import Owner
 from godwit.model.requests import MigrateVm
 from godwit.model.task import TaskState
-from godwit.planner.placement import Decision, Need, against_rules, candidates, choose
+from godwit.planner.placement import (
+    Decision,
+    Need,
+    against_rules,
+    bound_elsewhere,
+    candidates,
+    choose,
+)
 from godwit.store.api import absent, put
 from godwit.store.records import encode
 
@@ -112,6 +119,8 @@ def _may_go(snapshot: Snapshot, destination: str, need: Need) -> None:
     room = next(one for one in rooms_of(snapshot, {}) if one.info.name == destination)
     if against := against_rules(room, need):
         raise Refused(against[0], hint=f"change its rules: godwit vm set {need.vm} --help")
+    if why := bound_elsewhere(need, destination):
+        raise Refused(why, hint=f"stop {need.vm} and start it there")
 
 
 def _source(snapshot: Snapshot, owner: Owner, request: MigrateVm) -> HostInfo:
@@ -200,7 +209,8 @@ async def ask_plan(
     """The source's checks (it asks the destination) and forecast."""
     peer = known(world.cache.snapshot.hosts.get(destination), "host", destination)
     body = {
-        **request.model_dump(mode="json", exclude={"kind"}),
+        # Only what was said: an older agent refuses a word that it does not know, whatever it says.
+        **request.model_dump(mode="json", exclude_defaults=True, exclude={"kind"}),
         "to": destination,
         "peer_url": peer.agent_url,
     }

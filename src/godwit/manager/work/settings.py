@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from godwit.manager.failover.admission import check_ha
+from godwit.manager.work.cpus import choose_cpu
 from godwit.manager.work.lookup import known
 from godwit.manager.work.tasks import Done, TaskRun
 from godwit.manager.work.vms import host_of
@@ -75,6 +76,8 @@ def _said(request: SetVm) -> dict[str, object]:
 async def set_cluster(world: World, run: TaskRun, request: SetCluster) -> Done:
     """Change the cluster's settings; the first change makes the record."""
     changes = request.changes
+    if model := str(changes.get("cpu_baseline", "")):
+        choose_cpu(world.cache.snapshot.hosts, ClusterSettings(), model)  # Refused: nobody has it
     while True:
         found = await world.records.get(keys.CLUSTER, ClusterSettings)
         before = found.value if found else ClusterSettings()
@@ -85,7 +88,7 @@ async def set_cluster(world: World, run: TaskRun, request: SetCluster) -> Done:
         except CasFailed:
             continue  # somebody changed another setting: that stays, too
         break
-    said = ", ".join(f"{key}={value}" for key, value in changes.items())
+    said = ", ".join(f"{key}={'auto' if value == '' else value}" for key, value in changes.items())
     message = f"settings changed by {run.task.by}: {said}"
     await world.records.append_event(
         "cluster.settings", "cluster/settings", message, at=world.clock.realtime()

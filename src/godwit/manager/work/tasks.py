@@ -22,6 +22,7 @@ from godwit.model import keys
 from godwit.model.errors import (
     Cancelled,
     GodwitError,
+    InvalidRequest,
     OperationFailed,
     OutcomeUnknown,
 )
@@ -157,6 +158,7 @@ class Tasks:
         self._act = act
         self._running: dict[str, asyncio.Task[None]] = {}
         self._admission = asyncio.Lock()
+        self._foreign: set[str] = set()  # asked for by a newer manager, in words we do not know
 
     async def submit(self, request: Request, *, by: str) -> Task:
         """Admit a request and begin. Refusals raise and leave nothing behind."""
@@ -212,6 +214,8 @@ class Tasks:
         snapshot = self._world.cache.snapshot
         adopted = []
         for task in orphans(snapshot, me=self._world.worker, running=set(self._running)):
+            if not self._understood(task):
+                continue
             found = await self._world.records.task(task.id)
             if found is None or found.value.state.final or found.value.worker != task.worker:
                 continue
@@ -225,6 +229,18 @@ class Tasks:
             self._start(run)
             adopted.append(task.id)
         return adopted
+
+    def _understood(self, task: Task) -> bool:
+        """Whether this version knows what the task asks for. If not, it is left to one that does:
+        failing it would be a guess about what has been done."""
+        try:
+            parse_request(task.request)
+        except InvalidRequest as error:
+            if task.id not in self._foreign:
+                self._foreign.add(task.id)
+                _LOG.warning("task %s is left to a newer manager: %s", task.id, error.message)
+            return False
+        return True
 
     async def stop(self) -> None:
         """Let go of all tasks; their records stay unfinished for the next manager."""

@@ -7,6 +7,7 @@ side by side, but for the bandwidth: two transfers at once would each see half.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -64,6 +65,8 @@ async def gather(world: World, say: Say, *, run: str) -> ClusterFacts:
         volumes_seen=tuple(seen),
         locks=tuple(locks),
         networks={name: network.mtu for name, network in snapshot.networks.items()},
+        cpu_models=dict(Counter(vm.pins.cpu_model for vm in snapshot.vms.values())),
+        cpu_baseline=snapshot.settings.cpu_baseline,
         store=await store_seen(world),
         rungs=await rungs_seen(world, hosts),
     )
