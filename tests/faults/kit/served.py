@@ -15,6 +15,7 @@ from godwit.model.vm import VmState
 
 from .cluster import Cluster
 from .formats import LUN, SIZE, judge, log_end, moved_in_turn, outside, read_log
+from .redirect import until
 from .report import Say, Section, tell
 
 NFS = ("raw", "qcow2", "vhdx")
@@ -77,6 +78,9 @@ def cut(cluster: Cluster, *, say: Say = tell) -> Section:
     cluster.client.wait(cluster.client.vms.delete(VM))
     left = sorted(str(path) for path in cluster.lab.layout.volume.glob(f"{VM}*"))
     section.judge("the VM's files are gone from the server", not left, left)
+    for host in cluster.hosts:  # a path that was cut has to hold before a VM may start on it
+        direct = until(cluster, host, "direct")
+        section.judge(f"storage link back: {host}'s path is its own again", direct, direct)
     return section
 
 
