@@ -19,6 +19,7 @@ from .redirect import until
 from .report import Say, Section, tell
 
 NFS = ("raw", "qcow2", "vhdx")
+BROKERED = ("vhdx",)
 CUT_S = 3.0
 AWAY_S = 60.0
 VM = "served"
@@ -28,9 +29,10 @@ RECORDS_PER_S = 50
 def images(
     cluster: Cluster, *, moves: int, only: tuple[str, ...] = NFS, say: Say = tell
 ) -> Section:
-    """Live moves of VMs whose images lie on an NFS server, and of one on a plain directory."""
+    """Live moves of VMs whose images lie on an NFS server, beside some on a plain directory."""
     section = Section("served")
     disks = {"raw": f"other:{SIZE}:raw"}
+    disks |= {kind: f"other:{SIZE}:{kind}" for kind in only if kind in BROKERED}
     disks |= {f"nfs-{kind}": f"shared:{SIZE}:{kind}" for kind in only}
     section.figures |= moved_in_turn(cluster, disks, moves, say)
     judge(section, moves)
