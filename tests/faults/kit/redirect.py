@@ -205,20 +205,25 @@ class _Watch:
 
 
 def until(
-    cluster: Cluster, host: str, state: str, *, meanwhile: Callable[[], None] = lambda: None
+    cluster: Cluster,
+    host: str,
+    state: str,
+    *,
+    volume: str = "",
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Whether the host tells of this state in time."""
+    """Whether the host tells of this state of a volume (of the one that is served) in time."""
     given_up = time.monotonic() + PATIENCE_S
     while time.monotonic() < given_up:
-        if _state(cluster, host) == state:
+        if _state(cluster, host, volume) == state:
             return True
         meanwhile()
         time.sleep(0.1)  # asked for as people do; the event stream has its own tests
     return False
 
 
-def _state(cluster: Cluster, host: str) -> str:
-    return cluster.client.volumes.get(_volume(cluster)).hosts[host].state.value
+def _state(cluster: Cluster, host: str, volume: str = "") -> str:
+    return cluster.client.volumes.get(volume or _volume(cluster)).hosts[host].state.value
 
 
 def _served(cluster: Cluster) -> bool:
