@@ -20,6 +20,7 @@ from godwit.model.vm import Disk
 from .cluster import Cluster
 from .formats import image_check, log_end, read_log
 from .guest import Guest
+from .redirect import until
 from .report import Say, Section, tell
 
 VM = "mover"
@@ -131,8 +132,8 @@ def _move(cluster: Cluster, guest: Guest, kind: str, volume: str, say: Say) -> d
 
 def _goes_on(guest: Guest) -> bool:
     """Whether the guest's disk takes records."""
-    before, until = guest.stats()["log"]["acknowledged"], time.monotonic() + 15.0
-    while time.monotonic() < until:
+    before, given_up = guest.stats()["log"]["acknowledged"], time.monotonic() + 15.0
+    while time.monotonic() < given_up:
         if guest.stats()["log"]["acknowledged"] > before + 20:
             return True
         time.sleep(0.05)  # the guest has no event for an acknowledged record
@@ -146,13 +147,13 @@ def _begin_slowly(cluster: Cluster) -> tuple[Any, Disk]:
     task = cluster.client.vms.move_disk(
         VM, "disk0", to=OTHER, format="raw", max_bytes_per_s=old.size_bytes // COPY_S
     )
-    until = time.monotonic() + 30.0
+    given_up = time.monotonic() + 30.0
     while True:
         now = cluster.client.tasks.get(task.id)
         if now.progress.get("copied_bytes", 0) > old.size_bytes // COPY_S:
             return now, old
         assert not now.state.final, f"too quick, or it failed: {now.reason}"
-        assert time.monotonic() < until, "the copy does not begin"
+        assert time.monotonic() < given_up, "the copy does not begin"
         time.sleep(0.01)
 
 
@@ -204,12 +205,14 @@ def _crash(cluster: Cluster, guest: Guest, point: str, victim: str, say: Say) ->
     if victim != "agent":
         cluster.release(host)
     cluster.heal()
-    until = time.monotonic() + 90.0
+    given_up = time.monotonic() + 90.0
     while not (ended := cluster.client.tasks.get(task.id)).state.final:
-        assert time.monotonic() < until, f"the task does not end: {ended.reason}"
+        assert time.monotonic() < given_up, f"the task does not end: {ended.reason}"
         time.sleep(0.1)
     if victim != "agent":
         _await_stopped(cluster)
+        for name in {volume, old.volume}:  # a disk at work may have been silent for a second
+            assert until(cluster, host, "direct", volume=name), f"{host} has no path to {name}"
         cluster.client.wait(cluster.client.vms.start(VM, host=host))
         guest.await_answer(90.0)
         guest.ask(f"log dev=sda rate={RATE_AGAIN}", timeout=20.0)
@@ -236,9 +239,9 @@ def _crash(cluster: Cluster, guest: Guest, point: str, victim: str, say: Say) ->
 
 
 def _await_stopped(cluster: Cluster) -> None:
-    until = time.monotonic() + 30.0
+    given_up = time.monotonic() + 30.0
     while cluster.owner(VM).state.value != "stopped":
-        assert time.monotonic() < until, "its host does not notice that its QEMU died"
+        assert time.monotonic() < given_up, "its host does not notice that its QEMU died"
         time.sleep(0.05)  # the record is read past every network; nobody tells this process
 
 

@@ -165,9 +165,19 @@ def image_check(path: Path, disk: Disk) -> str:
 
 
 def judge(section: Section, moves: int) -> None:
-    """Every kind that the section has figures of, beside its ``raw``."""
-    raw = quantile([m["blackout_ms"] for m in section.figures["raw"]["moves"]], 0.5)
+    """Every kind that the section has figures of, beside its ``raw``.
+
+    One that lies elsewhere (``nfs-vhdx``) is beside the same format on a directory, where the
+    section has that: what a format costs is judged there.
+    """
+    medians = {
+        kind: quantile([m["blackout_ms"] for m in found["moves"]], 0.5)
+        for kind, found in section.figures.items()
+    }
     for kind, found in section.figures.items():
+        plain = kind.rpartition("-")[2]
+        beside = plain if plain != kind and plain in medians else "raw"
+        raw = medians[beside]
         failed = [m for m in found["moves"] if m["outcome"] != "completed"]
         section.judge(f"{kind}: {moves} live moves under a writer complete", not failed, failed)
         idle = [m["id"] for m in found["moves"] if m["written_on"] <= 0]
@@ -178,10 +188,10 @@ def judge(section: Section, moves: int) -> None:
         section.judge(
             f"{kind}: image check clean", found["check"] in ("clean", "none"), found["check"]
         )
-        dark = quantile([m["blackout_ms"] for m in found["moves"]], 0.5)
+        dark = medians[kind]
         section.judge(
-            f"{kind}: median blackout within {WITHIN_MS:g} ms of raw's",
+            f"{kind}: median blackout within {WITHIN_MS:g} ms of {beside}'s",
             raw is not None and dark is not None and dark <= raw + WITHIN_MS,
-            {"median_ms": dark, "raw_ms": raw},
+            {"median_ms": dark, f"{beside}_ms": raw},
             timing=True,
         )

@@ -45,7 +45,7 @@ def run(cluster: Cluster, *, repeats: int = 1, strikes: int = 0, say: Say = tell
     for row in cluster.client.vms.list():  # one with a disk that QEMU has open forbids it
         cluster.remove(row.name)
     for host in cluster.hosts:  # a path that was cut before has to hold for a while
-        assert _until(cluster, host, "direct"), f"{host} has no path to begin with"
+        assert until(cluster, host, "direct"), f"{host} has no path to begin with"
     section = Section("redirect")
     guest = _make(cluster)
     try:
@@ -94,22 +94,22 @@ def _round(cluster: Cluster, guest: Guest) -> dict[str, Any]:
     found: dict[str, Any] = {"host": here}
     with _Watch(guest) as away:
         _hide(cluster, here)
-        found["redirected"] = _until(cluster, here, "redirected")
+        found["redirected"] = until(cluster, here, "redirected")
     found["away_ms"], found["away_steps_ms"] = away.longest_ms, _steps(cluster)
     with _Watch(guest) as back:
         _show(cluster, here)
-        found["direct"] = _until(cluster, here, "direct", meanwhile=back.step)
+        found["direct"] = until(cluster, here, "direct", meanwhile=back.step)
     found["back_ms"], found["back_steps_ms"] = back.longest_ms, _steps(cluster)
     found["healing_ms"] = back.before_ms
     _hide(cluster, here)
-    _until(cluster, here, "redirected")
+    until(cluster, here, "redirected")
     move = cluster.move(VM, cluster.other(here))
     found["move"] = move.outcome is Outcome.COMPLETED
     found["move_reason"], found["blackout_ms"] = move.reason, move.blackout_ms
     into = cluster.cli("vm", "migrate", VM, "--to", here)
     found["into"] = {"code": into.code, "said": into.err[-300:]}
     _show(cluster, here)
-    _until(cluster, here, "direct")
+    until(cluster, here, "direct")
     found["errors"] = guest.stats()["log"]["errors"]
     return found
 
@@ -122,12 +122,12 @@ def _struck(cluster: Cluster, guest: Guest) -> dict[str, float]:
         "frozen": _strike(cluster, guest, here, "broker", signal.SIGSTOP),
     }
     _hide(cluster, here)
-    _until(cluster, here, "redirected")
+    until(cluster, here, "redirected")
     for what, number in (("killed", signal.SIGKILL), ("frozen", signal.SIGSTOP)):
         waited[f"peer's {what}"] = _strike(cluster, guest, cluster.other(here), "lent", number)
-        _until(cluster, here, "redirected")
+        until(cluster, here, "redirected")
     _show(cluster, here)
-    _until(cluster, here, "direct")
+    until(cluster, here, "direct")
     return waited
 
 
@@ -204,21 +204,26 @@ class _Watch:
             time.sleep(0.02)  # the guest has no event for an acknowledged record
 
 
-def _until(
-    cluster: Cluster, host: str, state: str, *, meanwhile: Callable[[], None] = lambda: None
+def until(
+    cluster: Cluster,
+    host: str,
+    state: str,
+    *,
+    volume: str = "",
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Whether the host tells of this state in time."""
-    until = time.monotonic() + PATIENCE_S
-    while time.monotonic() < until:
-        if _state(cluster, host) == state:
+    """Whether the host tells of this state of a volume (of the one that is served) in time."""
+    given_up = time.monotonic() + PATIENCE_S
+    while time.monotonic() < given_up:
+        if _state(cluster, host, volume) == state:
             return True
         meanwhile()
         time.sleep(0.1)  # asked for as people do; the event stream has its own tests
     return False
 
 
-def _state(cluster: Cluster, host: str) -> str:
-    return cluster.client.volumes.get(_volume(cluster)).hosts[host].state.value
+def _state(cluster: Cluster, host: str, volume: str = "") -> str:
+    return cluster.client.volumes.get(volume or _volume(cluster)).hosts[host].state.value
 
 
 def _served(cluster: Cluster) -> bool:

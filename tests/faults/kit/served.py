@@ -15,9 +15,11 @@ from godwit.model.vm import VmState
 
 from .cluster import Cluster
 from .formats import LUN, SIZE, judge, log_end, moved_in_turn, outside, read_log
+from .redirect import until
 from .report import Say, Section, tell
 
 NFS = ("raw", "qcow2", "vhdx")
+BROKERED = ("vhdx",)
 CUT_S = 3.0
 AWAY_S = 60.0
 VM = "served"
@@ -27,9 +29,10 @@ RECORDS_PER_S = 50
 def images(
     cluster: Cluster, *, moves: int, only: tuple[str, ...] = NFS, say: Say = tell
 ) -> Section:
-    """Live moves of VMs whose images lie on an NFS server, and of one on a plain directory."""
+    """Live moves of VMs whose images lie on an NFS server, beside some on a plain directory."""
     section = Section("served")
     disks = {"raw": f"other:{SIZE}:raw"}
+    disks |= {kind: f"other:{SIZE}:{kind}" for kind in only if kind in BROKERED}
     disks |= {f"nfs-{kind}": f"shared:{SIZE}:{kind}" for kind in only}
     section.figures |= moved_in_turn(cluster, disks, moves, say)
     judge(section, moves)
@@ -77,6 +80,9 @@ def cut(cluster: Cluster, *, say: Say = tell) -> Section:
     cluster.client.wait(cluster.client.vms.delete(VM))
     left = sorted(str(path) for path in cluster.lab.layout.volume.glob(f"{VM}*"))
     section.judge("the VM's files are gone from the server", not left, left)
+    for host in cluster.hosts:  # a path that was cut has to hold before a VM may start on it
+        direct = until(cluster, host, "direct")
+        section.judge(f"storage link back: {host}'s path is its own again", direct, direct)
     return section
 
 
