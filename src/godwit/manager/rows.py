@@ -134,7 +134,13 @@ def _same(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
 
 
 def choose_vms(snapshot: Snapshot, *, host: str | None, state: VmState | None) -> Sequence[str]:
-    """Names of the VMs that run (or would) on ``host`` and are in ``state``, sorted. Pure."""
+    """Names of the VMs that run (or would) on ``host`` and are in ``state``, sorted. Pure.
+
+    InvalidRequest for a state that no VM of ours can be in.
+    """
+    if state is not None and not state.known:
+        words = ", ".join(VmState)
+        raise InvalidRequest(f"there is no state {state.value!r}", hint=f"one of {words}")
     if host is None and state is None:
         return snapshot.vm_names
     found = []

@@ -51,6 +51,11 @@ class OpenWord(StrEnum):
         word._name_, word._value_ = value, value
         return word
 
+    @property
+    def known(self) -> bool:
+        """Whether it is one of ours."""
+        return self in list(type(self))
+
 
 def check_name(name: str, *, what: str = "name") -> str:
     """The name itself, or InvalidRequest: lower-case letters, digits and ``-``, at most 63."""

@@ -278,11 +278,22 @@ class Transfers:
             mine = (named.host, named.epoch) == (copy.host.name, copy.epoch)
             if copy not in world.qemus:
                 continue
-            if keep and mine and copy.state in ("paused", "postmigrate"):
-                if self._left(move.source):
-                    world.runs(copy)
+            if keep and mine:
+                self._go_on(move, copy)
             elif not mine and self._near(move, copy):
                 world.end(copy, "the move was called off")
+
+    def _go_on(self, move: Move, copy: Qemu) -> None:
+        """It runs again; without a lease its guard keeps it frozen until there is one."""
+        world = self.world
+        named = world.owner(move.vm)
+        mine = (named.host, named.epoch) == (copy.host.name, copy.epoch)
+        if copy not in world.qemus or not mine or copy.state not in ("paused", "postmigrate"):
+            return
+        if self._left(move.source):
+            world.runs(copy)
+        else:
+            world.at(0.5, lambda: self._go_on(move, copy))
 
     def _near(self, move: Move, copy: Qemu) -> bool:
         """A copy is ended by its own agent; one that cannot be reached tidies up later."""

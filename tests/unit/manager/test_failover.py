@@ -212,7 +212,7 @@ async def test_nothing_new_rests_on_the_word_of_a_host_that_is_silent(cluster: C
         await cluster.cache.until(lambda snapshot: "host1" not in snapshot.leases or None)
     assert "host1" in cluster.cache.renewals
     with pytest.raises(Refused, match="has not renewed"):
-        check_ha(cluster.cache.snapshot, cluster.cache.renewals, vm("web"))
+        check_ha(cluster.cache.snapshot, cluster.cache.renewals, vm("web"), cluster.world.cutter)
 
 
 async def test_a_replica_is_young_until_it_has_listened_as_long_as_a_host_may_be_silent(

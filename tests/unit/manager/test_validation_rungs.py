@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from godwit.host.clock import RealClock
+from godwit.manager.cutting import Cutter
 from godwit.manager.work import validation_rungs
 from godwit.manager.work.validation_rungs import rungs_seen
 from godwit.model import keys
@@ -56,13 +57,17 @@ def try_host(monkeypatch: pytest.MonkeyPatch, make_host: Any) -> Any:
             record = Renewal(boot_id="b", number=1, **renewal)
             await records.store.put(keys.host_renewal("host1"), encode(record))
         powers = {} if says is None else {"host1": REDFISH}
+        snapshot = SimpleNamespace(
+            powers=powers, leases={"host1"} if leased else set(), volumes={}, hosts={}
+        )
+        cache: Any = SimpleNamespace(snapshot=snapshot)
+        clock = RealClock()
         world: Any = SimpleNamespace(
             records=records,
-            cache=SimpleNamespace(
-                snapshot=SimpleNamespace(powers=powers, leases={"host1"} if leased else set())
-            ),
+            cache=cache,
             vault=None,
-            clock=RealClock(),
+            clock=clock,
+            cutter=Cutter(cache, None, clock),
         )
         probe = HostProbe(name="host1", cpu=CpuSeen(count=1), qemu=make_host("host1").qemu)
         host = HostSeen(name="host1", state="up", probe=probe if answers else None)

@@ -100,7 +100,7 @@ def test_what_is_strict_is_a_request() -> None:
             todo += kind.__subclasses__()
             strict.add(kind)
     answers = {kind.__name__ for kind in strict if "kind" not in kind.model_fields}
-    assert answers == {"NewToken", "JoinAsk", "NewDisk", "WithRules", "_Empties"}
+    assert answers == {"CutAsk", "NewToken", "JoinAsk", "NewDisk", "WithRules", "_Empties"}
 
 
 MOVE = MoveIntent(id="m1", method="live", source="h1", destination="h2")

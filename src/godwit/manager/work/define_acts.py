@@ -104,6 +104,7 @@ async def plan_create(world: World, request: CreateVm) -> CreatePlan:
         snapshot,
         world.cache.renewals,
         define_vm(snapshot, request, pins=pins, boot=Boot(), now=now),
+        world.cutter,
     )
     return CreatePlan(
         vm=request.name,
