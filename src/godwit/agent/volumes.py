@@ -234,7 +234,9 @@ class Volumes:
                 before, asked = one.view, one.asked
                 one.asked = []
                 seen = await one.prober.probe(ANSWER_S, identity=one.identity)
-                one.view = step(before, seen, now=desk.clock.monotonic())
+                longest_s = desk.config.storage.longest_heal_s
+                now = desk.clock.monotonic()
+                one.view = step(before, seen, now=now, longest_heal_s=longest_s)
                 if seen.ok:
                     one.identity, one.ours = seen.identity, True
                     one.capacity, one.used = seen.capacity_bytes, seen.used_bytes

@@ -116,9 +116,11 @@ class QemuConfig:
 @dataclass(frozen=True, slots=True)
 class StorageConfig:
     """What this host's QEMUs need to reach storage. The Ceph configuration names the keyring, which
-    QEMU's user has to be able to read and nobody else."""
+    QEMU's user has to be able to read and nobody else. ``longest_heal_s``: seconds that a path has
+    to hold at most before it is used again, however often it broke."""
 
     ceph_conf: Path = Path("/etc/ceph/ceph.conf")
+    longest_heal_s: int = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +213,8 @@ def _check(config: AgentConfig) -> None:
                 f"maintenance.commands: {command!r} is not a command",
                 hint="write the program's whole path and its words, quoted as in a shell",
             )
+    if config.storage.longest_heal_s < 3:
+        raise ConfigError("storage.longest_heal_s: at least 3 s, which any lost path has to hold")
     if config.qemu.accelerator not in ("auto", "kvm", "tcg"):
         raise ConfigError("qemu.accelerator: one of auto, kvm, tcg is expected")
 

@@ -28,6 +28,7 @@ API: Final = "api"  # the manager's listening socket, made on the real machine
 COMMANDS: Final = ("/usr/bin/true", "/usr/bin/false")  # what `cluster update` may run in a lab
 
 WATCHDOG_S: Final = 2.0
+LONGEST_HEAL_S: Final = 6  # labs break the same path over and over
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,16 @@ class Unit:
 
 
 def agent_config(
-    layout: Layout, host: str, *, qemu: Mapping[str, str | bool] | None = None
+    layout: Layout,
+    host: str,
+    *,
+    qemu: Mapping[str, str | bool] | None = None,
+    earlier: bool = False,
 ) -> dict[str, Any]:
-    """What a host's agent and guard are told; ``qemu`` goes into its section as it is."""
+    """What a host's agent and guard are told; ``qemu`` goes into its section as it is.
+
+    ``earlier``: they are of an earlier version, which refuses keys that came later.
+    """
     migration: dict[str, Any] = {
         "address": layout.address(host, MIG),
         "subnet": MIG.subnet,
@@ -75,6 +83,7 @@ def agent_config(
         "migration": migration,
         "networks": {LAN.name: {"bridge": BRIDGE, "uplink": LAN.port, "mtu": 1500}},
         **({"qemu": dict(qemu)} if qemu else {}),
+        **({} if earlier else {"storage": {"longest_heal_s": LONGEST_HEAL_S}}),
         "lab": {"enabled": True},
         "maintenance": {"commands": list(COMMANDS)},
         "cgroup": {"root": f"godwit/{host}"},

@@ -28,14 +28,19 @@ def names(layout: Layout, node: str) -> tuple[str, ...]:
     return tuple(unit.name for unit in units(layout, node, "python"))
 
 
-def write_files(layout: Layout, node: str, *, qemu: Mapping[str, str | bool]) -> None:
-    """What a node's daemons find below /etc/godwit, but for their identities."""
+def write_files(
+    layout: Layout, node: str, *, qemu: Mapping[str, str | bool], earlier: bool = False
+) -> None:
+    """What a node's daemons find below /etc/godwit, but for their identities.
+
+    ``earlier``: agents and guards are of an earlier version.
+    """
     if node == STORAGE:
         serving.write_files(layout)
         return
     files: dict[str, dict[str, Any]] = {}
     if node != CONTROL:
-        files["host.toml"] = configs.agent_config(layout, node, qemu=qemu)
+        files["host.toml"] = configs.agent_config(layout, node, qemu=qemu, earlier=earlier)
     elif not layout.store_members:
         files["store.toml"] = configs.store_config(layout)
     if node in layout.manager_nodes:

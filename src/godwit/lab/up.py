@@ -231,7 +231,9 @@ def _identities(context: Context) -> None:
     for node in layout.nodes:
         etc = layout.node_dir(node) / "etc"
         (etc / "units.json").write_text(configs.units_file(context.units(node)))
-        daemons.write_files(layout, node, qemu=context.options.qemu)
+        options = context.options
+        earlier = options.agent_source is not None
+        daemons.write_files(layout, node, qemu=options.qemu, earlier=earlier)
     if context.options.agent_source is not None:
         older.keep(layout, context.options.agent_source)
 

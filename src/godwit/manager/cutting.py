@@ -73,7 +73,7 @@ class HttpDaemons:
     async def aclose(self) -> None:
         clients, self._clients = list(self._clients.values()), {}
         for client in clients:
-            await client.close()
+            await client.close(at_once=True)
 
 
 @dataclass(frozen=True)

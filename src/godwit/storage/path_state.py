@@ -105,8 +105,13 @@ def read(probe: PathProbe) -> Seen:
     return Seen.HUNG if probe.hung else Seen.FAILED
 
 
-def step(view: PathView, probe: PathProbe, *, now: float) -> PathView:
-    """What is believed after one more look."""
+def step(
+    view: PathView, probe: PathProbe, *, now: float, longest_heal_s: float = LONGEST_HEAL_S
+) -> PathView:
+    """What is believed after one more look.
+
+    ``longest_heal_s``: what a path that breaks again and again has to hold for at most.
+    """
     seen = read(probe)
     after = TABLE[view.step, seen]
     doubts = view.doubts + 1 if seen is Seen.DOUBT else 0
@@ -119,7 +124,7 @@ def step(view: PathView, probe: PathProbe, *, now: float) -> PathView:
     if after is PathStep.LOST and view.usable and view.step is not PathStep.NEW:
         # Measured from its return: a suspicion in between began a step, but proved nothing.
         held = now - view.since
-        heal_s = HEAL_S if held > QUIET_S else min(view.heal_s * 2, LONGEST_HEAL_S)
+        heal_s = HEAL_S if held > QUIET_S else min(view.heal_s * 2, longest_heal_s)
     if after is view.step:
         reason = "" if after is PathStep.DIRECT else (probe.reason or view.reason)
         return replace(view, doubts=doubts, reason=reason)

@@ -69,6 +69,7 @@ def test_whole_file(tmp_path: Path) -> None:
         (("10.93.0.0/24", "10.94.0.0/24"), "10.93.0.11 is not in"),
         (('["https://10.92.0.1:7379"]', "[7]"), "store.endpoints: a list of texts"),
         (('accelerator = "tcg"', 'accelerator = "xen"'), "qemu.accelerator"),
+        (("[qemu]", "[storage]\nlongest_heal_s = 2\n[qemu]"), "storage.longest_heal_s"),
         (("[lab]", "[lab"), "agent.toml"),
     ],
 )

@@ -116,6 +116,7 @@ def test_the_daemons_understand_their_files(tmp_path: Path) -> None:
     assert agent.migration.rate_bits == 200_000_000
     assert agent.networks["lan"].bridge == "br-lan"
     assert agent.qemu.allow_tcg_migration_on_old_qemu
+    assert agent.storage.longest_heal_s == configs.LONGEST_HEAL_S
     assert agent.store.endpoints == ("https://10.92.0.1:7379",)
     free = configs.agent_config(Layout("x", 1, ""), "host1")
     assert AgentConfig.parse(tomllib.loads(configs.toml(free))).migration.rate_bits == 0

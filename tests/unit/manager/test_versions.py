@@ -161,4 +161,6 @@ async def test_lists_leave_out_what_cannot_be_read_where_that_concludes_nothing(
 
 def test_something_else_that_answers_is_no_old_agent() -> None:
     error = PeerRefused(Problem(status=502, code="http-502", detail="Bad Gateway"))
-    assert isinstance(_refusal("host1", "the agent of host1", error, asked=our_own(), verb="x"), Unavailable)
+    peer = "the agent of host1"
+    found = _refusal("host1", peer, error, asked=our_own(), verb="x")
+    assert isinstance(found, Unavailable)

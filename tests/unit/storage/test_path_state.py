@@ -90,6 +90,18 @@ def test_a_path_that_is_back_must_hold_and_longer_after_each_relapse() -> None:
     assert view.heal_s == HEAL_S
 
 
+def test_an_administrator_says_how_long_at_most() -> None:
+    view, now = PathView(step=PathStep.DIRECT), 0.0
+    for _ in range(4):
+        view = step(view, PROBES[Seen.HUNG], now=now, longest_heal_s=5)
+        view = step(view, PROBES[Seen.GOOD], now=now, longest_heal_s=5)
+        assert view.step is PathStep.HEALING
+        now += view.heal_s
+        view = step(view, PROBES[Seen.GOOD], now=now, longest_heal_s=5)
+        assert view.usable
+    assert view.heal_s == 5
+
+
 @given(some.lists(some.tuples(some.sampled_from(Seen), some.floats(0.01, 5.0)), max_size=60))
 def test_nothing_is_used_that_was_not_seen_good(history: list[tuple[Seen, float]]) -> None:
     view, now = PathView(), 0.0
