@@ -196,7 +196,7 @@ async def _stale_records(desk: Desk, *, noted: set[str]) -> None:
         if (undecided and move is None) or (move is not None and move.source == desk.host):
             # Of a move that had let go of it here, the destination may hold the whole VM.
             # Whoever leads the cluster reads that nothing of it runs, and goes on from there.
-            await desk.event("vm.failed", name, reason, level="error")
+            await _tell_failed(desk, name, owner, f"{reason}; the cluster settles what follows")
             continue
         reservation = []
         if owner.migration is not None:
@@ -205,13 +205,15 @@ async def _stale_records(desk: Desk, *, noted: set[str]) -> None:
             await desk.records.cas(key, ownership.stopped(owner), found.revision, also=reservation)
         except CasFailed:
             continue
-        await desk.publish_status(
-            name,
-            VmStatus(state=VmState.FAILED, host=desk.host, epoch=owner.epoch, reason=reason),
-        )
-        await desk.event("vm.failed", name, reason, level="error")
+        await _tell_failed(desk, name, owner, reason)
         if owner.migration is not None:
             await _close_move(desk, owner.migration.id, reason)
+
+
+async def _tell_failed(desk: Desk, name: str, owner: Owner, reason: str) -> None:
+    status = VmStatus(state=VmState.FAILED, host=desk.host, epoch=owner.epoch, reason=reason)
+    await desk.publish_status(name, status)
+    await desk.event("vm.failed", name, reason, level="error")
 
 
 async def _source_is_gone(desk: Desk, vm: str, owner: Owner) -> bool:

@@ -57,7 +57,8 @@ class Alone:
     def __init__(self, desk: Desk, *, freezer: Callable[..., Freezer] = Freezer) -> None:
         self._desk = desk
         self._freezer = freezer
-        self._since: dict[str, float] = {}
+        self._since: dict[str, float] = {}  # names of VMs of which it is still to be told
+        self._stood: dict[str, float] = {}
 
     async def serve(self) -> None:
         """Look after the guard, for ever."""
@@ -109,12 +110,14 @@ class Alone:
         while True:
             await desk.guard.frozen_changed.wait()
             desk.guard.frozen_changed.clear()
-            await asyncio.gather(*(self._goes_on(name) for name in self._gone()))
-            for name, why in desk.guard.frozen.items():
-                if not await self._stands(name, why):
-                    # The store is away more often than not: nothing tells when it is back.
-                    await desk.clock.sleep(_AGAIN_S)
-                    desk.guard.frozen_changed.set()
+            told = await asyncio.gather(
+                *(self._goes_on(name) for name in self._gone()),
+                *(self._stands(name, why) for name, why in desk.guard.frozen.items()),
+            )
+            if not all(told):
+                # The store is away more often than not: nothing tells when it is back.
+                await desk.clock.sleep(_AGAIN_S)
+                desk.guard.frozen_changed.set()
 
     def _gone(self) -> list[str]:
         return [name for name in self._since if name not in self._desk.guard.frozen]
@@ -127,11 +130,41 @@ class Alone:
             return True
         self._since.setdefault(name, desk.clock.monotonic())
         slot.state, slot.reason = VmState.FROZEN, why
+        return await self._publish(slot)
+
+    async def _goes_on(self, name: str) -> bool:
+        """Publish that a VM runs again; False when it has to be told again."""
+        desk = self._desk
+        slot = desk.slots.get(name)
+        if slot is None or slot.machine.exited.is_set():
+            self._drop(name)
+            return True
+        stood = self._stood.setdefault(name, desk.clock.monotonic() - self._since[name])
+        if slot.state is VmState.FROZEN:
+            slot.state, slot.reason = VmState.PAUSED if slot.paused else VmState.RUNNING, ""
+        if not await self._publish(slot):
+            return False
+        self._drop(name)
+        await desk.event(
+            "vm.thawed",
+            name,
+            f"stood still for {format_duration(stood)}: its host could not renew its lease",
+            level="warning",
+        )
+        return True
+
+    def _drop(self, name: str) -> None:
+        self._since.pop(name, None)
+        self._stood.pop(name, None)
+
+    async def _publish(self, slot: Slot) -> bool:
+        """What is seen of a VM, as `Desk.publish` says it; False when the store did not take it."""
+        desk, name = self._desk, slot.vm.name
         status = VmStatus(
             state=slot.state,
             host=desk.host,
             epoch=slot.machine.epoch,
-            reason=why,
+            reason=slot.reason,
             since=desk.clock.realtime(),
         )
         try:
@@ -139,18 +172,3 @@ class Alone:
         except StoreError:
             return False
         return True
-
-    async def _goes_on(self, name: str) -> None:
-        desk = self._desk
-        stood = desk.clock.monotonic() - self._since.pop(name)
-        slot = desk.slots.get(name)
-        if slot is None or slot.machine.exited.is_set():
-            return
-        slot.state, slot.reason = VmState.PAUSED if slot.paused else VmState.RUNNING, ""
-        await desk.publish(slot)
-        await desk.event(
-            "vm.thawed",
-            name,
-            f"stood still for {format_duration(stood)}: its host could not renew its lease",
-            level="warning",
-        )

@@ -64,7 +64,7 @@ MEANINGS = (
         f"it lost the store {_T.isolations} times within an hour and came back",
         "run on",
         "no",
-        "a person looks, and takes the mark away",
+        "a person looks, then: `godwit host return`",
     ),
 )
 

@@ -47,7 +47,7 @@ WORDS: dict[HostState, tuple[str, str]] = {
     ),
     HostState.QUARANTINED: (
         "it was isolated too often: no new VM is placed on it",
-        "find out why; then: godwit host maintenance exit {name}",
+        "find out why; then: godwit host return {name}",
     ),
 }
 

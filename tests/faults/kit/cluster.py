@@ -41,6 +41,7 @@ T = TypeVar("T")
 
 MIB = 1 << 20
 BOOT_S = 90.0
+STEADY_S = 2.0
 FIRST_ADDRESS = 100
 
 
@@ -376,11 +377,29 @@ class Cluster:
             self.release(host)
         self._answering()
 
+    def admit(self, host: str) -> None:
+        """Wait until a host serves again; out of quarantine, as an administrator would let it.
+
+        A host that is lost over and over is quarantined, about a second after it is back.
+        """
+        until, up_since = time.monotonic() + 30.0, None
+        while up_since is None or time.monotonic() - up_since < STEADY_S:
+            view = self.client.hosts.get(host)
+            assert time.monotonic() < until, f"{host} is {view.state.value}: {view.reason}"
+            if view.state.value == "quarantined":
+                self.client.wait(self.client.hosts.return_(host))
+            up = view.state.value == "up"
+            up_since = (up_since or time.monotonic()) if up else None
+            time.sleep(0.1)
+
     def _answering(self) -> None:
         until = time.monotonic() + 30.0
         while True:
             try:
                 rows = self.client.rows("hosts")
+                for row in rows:
+                    if row["state"] == "quarantined":
+                        self.client.wait(self.client.hosts.return_(row["name"]))
                 if all(row["state"] == "up" for row in rows):
                     return
                 why = str([(row["name"], row["state"], row.get("reason")) for row in rows])

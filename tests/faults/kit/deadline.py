@@ -113,8 +113,9 @@ def _hang(cluster: Cluster, found: dict[str, list[Any]]) -> None:
 
 def _ready(cluster: Cluster) -> None:
     """Both VMs run on host1, and its guard says that it keeps the deadline."""
-    _until(lambda: cluster.client.hosts.get(HOST).state.value == "up", 30)
+    cluster.admit(HOST)
     for name in NAMES:
+        evidence.await_settled(cluster, name)
         view = cluster.client.vms.get(name)
         if (view.state, view.host) != (VmState.RUNNING, HOST):
             _stop(cluster, name)

@@ -92,6 +92,7 @@ def _make(cluster: Cluster) -> None:
 
 
 def _bring(cluster: Cluster, vm: str, host: str) -> Guest:
+    evidence.await_settled(cluster, vm)
     row = cluster.client.vms.get(vm)
     if row.state.value != "running":
         return cluster.boot(vm, host=host)
@@ -103,6 +104,7 @@ def _bring(cluster: Cluster, vm: str, host: str) -> Guest:
 
 
 def _round(cluster: Cluster, loss: Loss, victim: str, *, plain: bool) -> dict[str, Any]:
+    cluster.admit(victim)
     writer = _bring(cluster, WRITER, victim)
     if plain:
         _bring(cluster, PLAIN, victim)

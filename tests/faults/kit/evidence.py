@@ -16,6 +16,8 @@ from . import judge
 from .cluster import Cluster
 from .judge import Copy, Evidence
 
+SETTLE_S = 60.0
+
 
 def spans(cluster: Cluster, vm: str, *, since: float) -> tuple[Span, ...]:
     """When the VM's vCPUs ran, on every host, from a moment on."""
@@ -39,6 +41,25 @@ def copies(cluster: Cluster, vm: str) -> tuple[Copy, ...]:
             status = _status(cluster, host, vm)
             found.append(Copy(host, process.pid, status, is_stopped(process)))
     return tuple(sorted(found, key=lambda copy: copy.host))
+
+
+def await_settled(cluster: Cluster, vm: str) -> None:
+    """Until the cluster has settled what became of a VM: record, list and processes agree.
+
+    A VM of a host that came back is looked at for some seconds before its record says that nothing
+    of it runs. AssertionError when that takes too long.
+    """
+    until = time.monotonic() + SETTLE_S
+    while True:
+        owner, row = cluster.owner(vm), cluster.client.vms.get(vm)
+        if row.state.value in ("stopped", "failed", "saved") and owner.state.value == "stopped":
+            return
+        here = any(copy.host == owner.host for copy in copies(cluster, vm))
+        if row.state.value == "running" and owner.state.value == "running" and here:
+            return
+        said = f"{vm} is {row.state.value} ({row.reason}), its record says {owner.state.value}"
+        assert time.monotonic() < until, said
+        time.sleep(0.1)
 
 
 def _host_of(cluster: Cluster, folder: Path, vm: str) -> str | None:

@@ -27,7 +27,6 @@ BOOTING_S = 20.0
 PATIENCE_S = 60.0
 LOGS_S = 1.0
 MEMORY_MIB = 128
-SETTLED = ("running", "stopped", "failed")
 
 
 def run(
@@ -92,10 +91,8 @@ def _make(cluster: Cluster, vm: str, *, ha: bool, disks: list[str] | None = None
 
 def _bring(cluster: Cluster, vm: str, host: str) -> Guest:
     """Have the VM running there, once the cluster has settled what became of it."""
-    until = time.monotonic() + PATIENCE_S
-    while (row := cluster.client.vms.get(vm)).state.value not in SETTLED:
-        assert time.monotonic() < until, f"{vm} is {row.state.value}: {row.reason}"
-        time.sleep(0.1)
+    evidence.await_settled(cluster, vm)
+    row = cluster.client.vms.get(vm)
     if row.state.value != "running":
         return cluster.boot(vm, host=host)
     if row.host != host:
@@ -106,6 +103,7 @@ def _bring(cluster: Cluster, vm: str, host: str) -> Guest:
 
 
 def _round(cluster: Cluster, loss: Loss, victim: str, losses: Losses) -> dict[str, Any]:
+    cluster.admit(victim)
     guests = {vm: _bring(cluster, vm, victim) for vm in (WRITER, IDLE, PLAIN)}
     guests[WRITER].ask("log dev=sda rate=50 fresh=1", timeout=20.0)
     epochs = {vm: cluster.owner(vm).epoch for vm in guests}

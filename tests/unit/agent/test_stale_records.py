@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from godwit.agent.adopt import _stale_records
+from godwit.manager.views import vm_state
 from godwit.model import keys, ownership
 from godwit.model.ownership import MoveIntent, Owner, OwnerState
-from godwit.model.vm import Pins, Vm
+from godwit.model.vm import Pins, Vm, VmState, VmStatus
 from godwit.qemu.runtime import note_started
 from godwit.store.memory import MemoryStore
 from godwit.store.records import Records
@@ -33,6 +34,7 @@ class Desk:
         self.host = "host1"
         self.slots: dict[str, Any] = {}
         self.events: list[str] = []
+        self.told: list[VmStatus] = []
         self.config = SimpleNamespace(
             paths=SimpleNamespace(
                 vm_run=lambda name: folder / "run" / name,
@@ -43,8 +45,24 @@ class Desk:
     async def event(self, kind: str, *_: Any, **__: Any) -> None:
         self.events.append(kind)
 
-    async def publish_status(self, *_: Any) -> None:
-        return
+    async def publish_status(self, _vm: str, status: VmStatus) -> None:
+        self.told.append(status)
+
+
+async def test_what_ran_before_this_boot_is_told_at_once_and_left_to_the_cluster(
+    tmp_path: Path,
+) -> None:
+    desk = Desk(tmp_path)
+    await desk.records.cas(keys.vm_spec("web"), VM, 0)
+    await desk.records.cas(keys.vm_owner("web"), MINE, 0)
+    await _stale_records(desk, noted=set())  # type: ignore[arg-type]
+    found = await desk.records.owner("web")
+    assert found is not None
+    assert found.value == MINE
+    [told] = desk.told
+    state, reason = vm_state(MINE, told, leased=True)
+    assert state is VmState.FAILED
+    assert "the cluster settles" in reason
 
 
 @pytest.mark.parametrize("ha", [True, False])

@@ -14,8 +14,11 @@ from godwit.manager.standing import (
     member_standing,
     store_standing,
 )
+from godwit.manager.work.mark_rules import check_return
 from godwit.model.cluster_status import StoreStanding
 from godwit.model.host import HostState, HostView
+from godwit.model.maintenance_requests import ExitMaintenance, ReturnHost
+from godwit.model.marks import HostMark, MarkState
 from godwit.model.skew import Speaks
 from godwit.model.trust import ClusterIdentity, IssuedCertificate
 from godwit.store.api import MemberView, StoreStatus
@@ -149,6 +152,17 @@ def test_each_state_of_a_host_has_a_meaning_and_all_but_one_a_next_step(state: H
     assert found.words == WORDS[state][0]
     assert bool(found.next) is (state is not HostState.UP)
     assert "{" not in found.next
+
+
+@pytest.mark.parametrize("state", ["maintenance", "quarantined"])
+def test_what_is_said_to_take_a_mark_away_does(state: MarkState) -> None:
+    mark = HostMark(state=state, since=0.0, reason="", by="ann")
+    words = {
+        "godwit host maintenance exit {name}": ExitMaintenance(name="host1"),
+        "godwit host return {name}": ReturnHost(name="host1"),
+    }
+    [request] = [one for said, one in words.items() if said in WORDS[HostState(state)][1]]
+    assert check_return(mark, request) == mark
 
 
 def test_a_reason_that_is_known_goes_before_the_general_one() -> None:

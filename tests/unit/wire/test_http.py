@@ -177,6 +177,25 @@ async def test_a_server_killed_in_mid_request_leaves_the_outcome_unknown(pki: Pk
         await victim.wait()
 
 
+async def test_what_was_not_answered_in_time_is_reset_not_sent_later() -> None:
+    """A kernel goes on sending for a connection that is closed; a reset takes it back."""
+    ended: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        try:
+            await reader.read()
+            ended.append("closed")
+        except ConnectionResetError:
+            ended.append("reset")
+        writer.transport.abort()
+
+    async with raw_server(serve) as url, PeerClient(url) as client:
+        with pytest.raises(PeerOutcomeUnknown):
+            await client.request("PUT", "/x", deadline_s=0.1)
+    assert ended == ["reset"]
+
+
 @pytest.mark.parametrize(("method", "seen"), [("GET", 3), ("POST", 2)])
 async def test_only_a_get_is_repeated_when_a_kept_connection_breaks(method: str, seen: int) -> None:
     """A raw server that drops the second request of each connection without a word."""
