@@ -13,9 +13,19 @@
 and shows the loop.
 """
 
-from godwit.cluster.decide import decide, listen
+from godwit.cluster.decide import decide, listen, remember
 from godwit.cluster.facts import Memory, Snapshot, Timings
 from godwit.cluster.failover import Place, Placed
 from godwit.cluster.steps import Decision
 
-__all__ = ["Decision", "Memory", "Place", "Placed", "Snapshot", "Timings", "decide", "listen"]
+__all__ = [
+    "Decision",
+    "Memory",
+    "Place",
+    "Placed",
+    "Snapshot",
+    "Timings",
+    "decide",
+    "listen",
+    "remember",
+]

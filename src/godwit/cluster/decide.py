@@ -17,7 +17,11 @@ def listen(memory: Memory, snapshot: Snapshot, now: float) -> Memory:
 
     Whoever comes to lead then has counted as long as the leader before.
     """
-    memory = membership.listen(memory, snapshot, now)
+    return remember(membership.listen(memory, snapshot, now), snapshot, now)
+
+
+def remember(memory: Memory, snapshot: Snapshot, now: float) -> Memory:
+    """The part of it that is about VMs, for who listens to the hosts alone more often."""
     memory = coldstart.remember(memory, snapshot, now)
     return resolver.remember(memory, snapshot, now)
 

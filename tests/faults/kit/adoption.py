@@ -48,7 +48,7 @@ def _make(cluster: Cluster) -> None:
     words = f"godwit.ip={cluster.address(VM)}/22 godwit.host={VM} "
     made = cluster.client.vms.create(
         VM, memory_bytes=MEMORY_MIB * MIB, image="demo", networks=["lan"], disks=[DISK], ha=True,
-        append=words + stamping.words(stamping.WRITE_MB_S),
+        append=words + stamping.words(stamping.WRITE_MB_S), restarts=60,
     )  # fmt: skip
     cluster.client.wait(made)
     cluster.boot(VM, host=cluster.hosts[0])

@@ -38,6 +38,7 @@ PATIENCE_S = 60.0
 WATCH_S = 3.0
 LOGS_S = 1.0
 MEMORY_MIB = 128
+RESTARTS = 60  # the same VM loses its host all the hour
 
 
 def run(
@@ -68,7 +69,7 @@ def _define(cluster: Cluster, vm: str, disks: tuple[str, ...] = ()) -> None:
     words = f"godwit.ip={cluster.address(vm)}/22 godwit.host={vm}"
     made = cluster.client.vms.create(
         vm, memory_bytes=MEMORY_MIB * MIB, image="demo", append=words, networks=["lan"],
-        disks=list(disks),
+        disks=list(disks), restarts=RESTARTS,
     )  # fmt: skip
     cluster.client.wait(made)
 

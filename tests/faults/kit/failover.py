@@ -27,6 +27,7 @@ BOOTING_S = 20.0
 PATIENCE_S = 60.0
 LOGS_S = 1.0
 MEMORY_MIB = 128
+RESTARTS = 60  # the same VMs lose their hosts all the hour
 
 
 def run(
@@ -84,7 +85,7 @@ def _make(cluster: Cluster, vm: str, *, ha: bool, disks: list[str] | None = None
     words = f"godwit.ip={cluster.address(vm)}/22 godwit.host={vm}"
     made = cluster.client.vms.create(
         vm, memory_bytes=MEMORY_MIB * MIB, image="demo", append=words, networks=["lan"],
-        disks=disks or [], ha=ha,
+        disks=disks or [], ha=ha, restarts=RESTARTS,
     )  # fmt: skip
     cluster.client.wait(made)
 

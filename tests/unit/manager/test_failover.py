@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from godwit.cluster import Timings
-from godwit.cluster.facts import Rung
+from godwit.cluster import Decision, Memory, Snapshot, Timings
+from godwit.cluster.facts import Rung, StoreSeen
 from godwit.cluster.steps import Alarm, Fence, Note, Start, Swap
 from godwit.host.clock import RealClock
 from godwit.manager.cache import Cache
 from godwit.manager.failover.acting import Actor
 from godwit.manager.failover.admission import check_ha
-from godwit.manager.failover.controller import Failover
+from godwit.manager.failover.controller import Failover, restless
 from godwit.manager.failover.members import StoreMembers, is_embedded, members_of
 from godwit.manager.failover.reading import Known, Reader
 from godwit.manager.failover.telling import Told
@@ -29,7 +29,7 @@ from godwit.model.errors import OutcomeUnknown, Refused, Unavailable
 from godwit.model.membership import Renewal
 from godwit.model.ownership import Owner, OwnerState, Restarts
 from godwit.model.processes import HostProcesses, QemuProcess
-from godwit.model.vm import Pins, Vm
+from godwit.model.vm import Pins, Vm, VmStatus
 from godwit.store.api import MemberView, StoreStatus, value_is
 from godwit.store.memory import MemoryStore
 from godwit.store.records import CasFailed, Records, encode
@@ -202,6 +202,21 @@ async def test_the_vms_of_a_silent_host_start_elsewhere_and_only_those_with_ha(
     assert restarts is not None
     assert len(restarts.value.times) == 1
     assert "vm.failover" in await cluster.kinds()
+
+
+async def test_what_a_host_that_came_back_shows_nothing_of_is_settled(cluster: Cluster) -> None:
+    """Others run, so not all power was lost; and nobody asked for it to be started again."""
+    await cluster.add(vm("other"), RUNS.but(host="host2"))
+    await cluster.store.put(keys.vm_spec("plain"), encode(vm("plain", ha=False)))
+    revision = await cluster.store.put(keys.vm_owner("plain"), encode(RUNS))
+    await asyncio.wait_for(cluster.cache.ready.wait(), 5)
+    await cluster.cache.reached(revision)
+    async with asyncio.timeout(10):
+        await cluster.cache.until(
+            lambda snapshot: snapshot.owner("plain").state is OwnerState.STOPPED or None
+        )
+    assert (await cluster.owner("other")).state is OwnerState.RUNNING
+    assert await cluster.records.get(keys.vm_status("plain"), VmStatus) is not None
 
 
 async def test_nothing_new_rests_on_the_word_of_a_host_that_is_silent(cluster: Cluster) -> None:
@@ -393,3 +408,12 @@ async def test_high_availability_needs_something_that_proves(
     with pytest.raises(Refused, match=refused) as error:
         check_ha(snapshot, renewals, vm("web"), cutter)
     assert "watchdog or a power device" in error.value.hint
+
+
+def test_what_shows_nothing_running_is_asked_for_again_and_again() -> None:
+    """It counts only when its host says so in reading after reading."""
+    calm = Decision(steps=(), sentence="")
+    assert not restless(Snapshot(store=StoreSeen()), calm, 100.0)
+    bare = Snapshot(store=StoreSeen(), heard=Memory(bare={"web": (1, 99.0)}))
+    assert restless(bare, calm, 100.0)
+    assert not restless(bare, calm, 300.0)

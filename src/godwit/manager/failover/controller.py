@@ -13,8 +13,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from godwit.cluster import Decision, Memory, Snapshot, decide, membership
-from godwit.cluster.coldstart import remember
+from godwit.cluster import Decision, Memory, Snapshot, decide, membership, remember
 from godwit.cluster.failover import Placed
 from godwit.cluster.membership import Standing
 from godwit.cluster.placing import PlannerPlace
@@ -121,7 +120,7 @@ class Failover:
         self._actor.forget(snapshot)
         decision = await self._decide(snapshot, now)
         self.standings = decision.hosts
-        self._reader.restless = restless(snapshot, decision)
+        self._reader.restless = restless(snapshot, decision, now)
         if not self._leads():
             return
         if decision.sentence != self._said:
@@ -173,10 +172,14 @@ class Failover:
             await self._actor.tell(kind, subject, message, error=isinstance(step, Alarm))
 
 
-def restless(snapshot: Snapshot, decision: Decision) -> bool:
-    """Whether the hosts are asked with the next reading: something is out of order."""
+def restless(snapshot: Snapshot, decision: Decision, now: float) -> bool:
+    """Whether the hosts are asked with the next reading: something is out of order.
+
+    That nothing runs of a VM which should is believed only when its host says so again and again.
+    """
     acts = any(not isinstance(step, Note | Alarm) for step in decision.steps)
-    return is_late(snapshot) or acts
+    bare = any(now - since < SETTLED_S for _, since in snapshot.heard.bare.values())
+    return is_late(snapshot) or acts or bare
 
 
 def is_late(snapshot: Snapshot) -> bool:
