@@ -182,11 +182,11 @@ class HttpConnection(asyncio.Protocol):
         instead (socket(7)).
         """
         if self._transport is not None:
-            raw = self._transport.get_extra_info("socket")
-            if raw is not None and raw.family != socket.AF_UNIX and raw.fileno() >= 0:
-                with contextlib.suppress(OSError):
-                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             # A TLS transport of Python 3.11.2 that is being lost has no protocol any more.
+            with contextlib.suppress(AttributeError, OSError):
+                raw = self._transport.get_extra_info("socket")
+                if raw is not None and raw.family != socket.AF_UNIX and raw.fileno() >= 0:
+                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             with contextlib.suppress(AttributeError):
                 self._transport.abort()
 
