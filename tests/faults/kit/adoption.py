@@ -16,7 +16,7 @@ from godwit.qemu.intervals import overlaps
 
 from . import evidence, stamping
 from .cluster import MIB, Cluster
-from .failover import Losses
+from .failover import RESTARTS, Losses
 from .guest import Guest, NoAnswer
 from .report import Say, Section, tell
 
@@ -48,7 +48,7 @@ def _make(cluster: Cluster) -> None:
     words = f"godwit.ip={cluster.address(VM)}/22 godwit.host={VM} "
     made = cluster.client.vms.create(
         VM, memory_bytes=MEMORY_MIB * MIB, image="demo", networks=["lan"], disks=[DISK], ha=True,
-        append=words + stamping.words(stamping.WRITE_MB_S), restarts=60,
+        append=words + stamping.words(stamping.WRITE_MB_S), restarts=RESTARTS,
     )  # fmt: skip
     cluster.client.wait(made)
     cluster.boot(VM, host=cluster.hosts[0])

@@ -28,6 +28,7 @@ from godwit.model.vm import Disk
 
 from . import evidence, formats
 from .cluster import MIB, Cluster
+from .failover import RESTARTS, bring
 from .guest import Guest
 from .report import Say, Section, tell
 
@@ -38,7 +39,6 @@ PATIENCE_S = 60.0
 WATCH_S = 3.0
 LOGS_S = 1.0
 MEMORY_MIB = 128
-RESTARTS = 60  # the same VM loses its host all the hour
 
 
 def run(
@@ -92,23 +92,11 @@ def _make(cluster: Cluster) -> None:
         time.sleep(0.5)
 
 
-def _bring(cluster: Cluster, vm: str, host: str) -> Guest:
-    evidence.await_settled(cluster, vm)
-    row = cluster.client.vms.get(vm)
-    if row.state.value != "running":
-        return cluster.boot(vm, host=host)
-    if row.host != host:
-        done = cluster.move(vm, host)
-        assert done.state.value == "completed", done.reason
-        cluster.await_task(vm)
-    return cluster.guest(vm)
-
-
 def _round(cluster: Cluster, loss: Loss, victim: str, *, plain: bool) -> dict[str, Any]:
     cluster.admit(victim)
-    writer = _bring(cluster, WRITER, victim)
+    writer = bring(cluster, WRITER, victim)
     if plain:
-        _bring(cluster, PLAIN, victim)
+        bring(cluster, PLAIN, victim)
     (disk,) = cluster.client.vms.get(WRITER).disks
     epoch = cluster.owner(WRITER).epoch
     writer.ask("log dev=sda rate=50 fresh=1", timeout=20.0)

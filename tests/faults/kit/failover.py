@@ -90,7 +90,7 @@ def _make(cluster: Cluster, vm: str, *, ha: bool, disks: list[str] | None = None
     cluster.client.wait(made)
 
 
-def _bring(cluster: Cluster, vm: str, host: str) -> Guest:
+def bring(cluster: Cluster, vm: str, host: str) -> Guest:
     """Have the VM running there, once the cluster has settled what became of it."""
     evidence.await_settled(cluster, vm)
     row = cluster.client.vms.get(vm)
@@ -105,7 +105,7 @@ def _bring(cluster: Cluster, vm: str, host: str) -> Guest:
 
 def _round(cluster: Cluster, loss: Loss, victim: str, losses: Losses) -> dict[str, Any]:
     cluster.admit(victim)
-    guests = {vm: _bring(cluster, vm, victim) for vm in (WRITER, IDLE, PLAIN)}
+    guests = {vm: bring(cluster, vm, victim) for vm in (WRITER, IDLE, PLAIN)}
     guests[WRITER].ask("log dev=sda rate=50 fresh=1", timeout=20.0)
     epochs = {vm: cluster.owner(vm).epoch for vm in guests}
     led = _leads(cluster)
