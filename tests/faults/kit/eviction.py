@@ -28,7 +28,7 @@ from godwit.model.vm import Disk
 
 from . import evidence, formats
 from .cluster import MIB, Cluster
-from .failover import RESTARTS, bring
+from .failover import RESTARTS, bring, first_elsewhere
 from .guest import Guest
 from .report import Say, Section, tell
 
@@ -57,7 +57,7 @@ def run(
     for number, loss in enumerate(losses):
         victim = cluster.hosts[number % len(cluster.hosts)]
         found.append(_round(cluster, loss, victim, plain=plain))
-        say(f"{loss}: {victim} lost, {number + 1}/{len(losses)}: {found[-1]['elsewhere_after_s']}")
+        say(f"{loss}: {victim} lost, {number + 1}/{len(losses)}: {found[-1]['booting_s']}")
     section.figures = {"rounds": found}
     _judge(section, found, plain=plain)
     for name in (WRITER, PLAIN) if plain else ():
@@ -108,10 +108,11 @@ def _round(cluster: Cluster, loss: Loss, victim: str, *, plain: bool) -> dict[st
     cut = _cuts(cluster)
     first, began = _digest(cluster, disk), _computed(cluster, victim)
     to = _await_elsewhere(cluster, victim)
-    elsewhere_after_s = round(time.time() - at, 2)
-    time.sleep(max(0.0, WATCH_S - (time.time() - at - elsewhere_after_s)))
+    time.sleep(WATCH_S)
     last, ended = _digest(cluster, disk), _computed(cluster, victim)
     answers = _answers(writer)
+    # The images were read meanwhile, so that the moment comes from the guest's own trace.
+    spans = evidence.spans(cluster, WRITER, since=at)
     found: dict[str, Any] = {
         "loss": loss,
         "victim": victim,
@@ -119,7 +120,7 @@ def _round(cluster: Cluster, loss: Loss, victim: str, *, plain: bool) -> dict[st
         "cut": cut,
         "unchanged": first == last,
         "to": to,
-        "elsewhere_after_s": elsewhere_after_s,
+        "booting_s": first_elsewhere(spans, at, victim, epoch),
         "answers": answers,
         "epochs": (epoch, cluster.owner(WRITER).epoch),
         "old_qemu": None if began is None or ended is None else round(ended - began, 2),
@@ -226,9 +227,9 @@ def _judge(section: Section, rounds: list[dict[str, Any]], *, plain: bool) -> No
         [(one["fenced"], one["cut"], one["to"]) for one in rounds],
     )
     section.judge(
-        f"{what}: within {BOOTING_S:g} s, each time",
-        all(one["elsewhere_after_s"] <= BOOTING_S for one in rounds),
-        [one["elsewhere_after_s"] for one in rounds],
+        f"{what}: it is booting there within {BOOTING_S:g} s, each time",
+        all(one["booting_s"] is not None and one["booting_s"] <= BOOTING_S for one in rounds),
+        [one["booting_s"] for one in rounds],
         timing=True,
     )
     section.judge(

@@ -129,7 +129,9 @@ def _round(cluster: Cluster, loss: Loss, victim: str, losses: Losses) -> dict[st
         "held": sorted(what for what, host in led.items() if host == victim),
         "elsewhere": elsewhere,
         "answers_after_s": {vm: s if s is None else round(s - at, 2) for vm, s in answers.items()},
-        "booting_s": {vm: _first(spans[vm], at, victim, epochs[vm]) for vm in (WRITER, IDLE)},
+        "booting_s": {
+            vm: first_elsewhere(spans[vm], at, victim, epochs[vm]) for vm in (WRITER, IDLE)
+        },
         "twice": {vm: [str(pair) for pair in overlaps(seen)] for vm, seen in spans.items()},
         "epochs": {vm: (epochs[vm], cluster.owner(vm).epoch) for vm in epochs},
         "plain_stays": (plain.host, plain.epoch) == (victim, epochs[PLAIN]),
@@ -203,7 +205,7 @@ def _spans(cluster: Cluster, vm: str, since: float, losses: Losses) -> tuple[Spa
     return tuple(one for one in seen if one.end >= since - 1.0)
 
 
-def _first(spans: tuple[Span, ...], at: float, victim: str, epoch: int) -> float | None:
+def first_elsewhere(spans: tuple[Span, ...], at: float, victim: str, epoch: int) -> float | None:
     """Seconds from the loss until vCPUs of a later epoch ran elsewhere."""
     later = [span.start for span in spans if span.host != victim and span.epoch > epoch]
     return round(min(later) - at, 2) if later else None
