@@ -16,7 +16,7 @@ from godwit.agent.volumes import volumes_of
 from godwit.host.cgroup import open_cgroup
 from godwit.host.errors import CgroupError
 from godwit.migration import plan
-from godwit.migration.forecast import Load, predict
+from godwit.migration.forecast import Load, predict, rest_ms
 from godwit.migration.peer import CheckAnswer, CheckAsk, Peer, PeerSilent
 from godwit.migration.quick import memory_volume
 from godwit.migration.source import SourceMove
@@ -312,13 +312,14 @@ class Departures:
         memory, dirty = now
         link = self.desk.equipment.info.migration_rate_bits / 8 or answer.link_bytes_per_s
         resident = min(memory.resident_bytes, memory.total_bytes)
+        rest = [rest_ms(move, link) for move in past] if link else []
         return predict(
             Load(
                 used_bytes=past[-1].bytes_transferred if past else resident,
                 dirty_bytes_per_s=dirty,
                 link_bytes_per_s=link,
                 overhead_ms=[move.blackout_ms for move in past if move.blackout_ms is not None],
-                setup_ms=[s.duration_ms for move in past for s in move.stages[:1]],
+                rest_ms=[ms for ms in rest if ms is not None],
             ),
             limits,
         )

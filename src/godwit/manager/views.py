@@ -135,7 +135,7 @@ def host_state(*, leased: bool, agent: bool) -> tuple[HostState, str]:
     if leased and agent:
         return HostState.UP, ""
     if leased:
-        return HostState.UNMANAGED, "its guard answers, its agent does not; its VMs run on"
+        return HostState.UNMANAGED, "its agent is away, its guard's lease has not run out"
     if agent:
         return HostState.DOWN, "its agent answers, but its guard does not renew the lease"
     return HostState.DOWN, "it renews no lease"

@@ -3,7 +3,8 @@
 Each pre-copy pass must send what was dirtied during the pass before, so the bytes of pass n+1 are
 ``dirty rate x duration of pass n``: a geometric series with ratio ``r = dirty rate / link``. It
 ends when what is left fits into the downtime limit. The blackout is that remainder on the link
-plus an overhead (device state, commit, owner swap) learned from past moves.
+plus an overhead (device state, commit, owner swap) learned from past moves. What else a move takes
+(set-up before, release and goodbye after) is learned from them too.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from godwit.model.migration import Forecast, MoveLimits
+from godwit.model.migration import Forecast, Migration, MoveLimits
 
 DEFAULT_OVERHEAD_MS = 60.0
 """Device state and hand-over under emulation before any move of this VM was measured."""
-DEFAULT_SETUP_MS = 250.0
+DEFAULT_REST_MS = 250.0
+"""Set-up, release and goodbye before any move of this VM was measured."""
 MAX_PASSES = 60
 
 
@@ -28,8 +30,19 @@ class Load:
     dirty_bytes_per_s: float | None  # page-sampled, None = not sampled yet
     link_bytes_per_s: float | None
     overhead_ms: Sequence[float] = ()  # blackout minus memory time of past moves
-    setup_ms: Sequence[float] = ()
+    rest_ms: Sequence[float] = ()  # all of past moves but memory and blackout
     first_limit_ms: float = 12.0
+
+
+def rest_ms(past: Migration, link_bytes_per_s: float) -> float | None:
+    """What a past move took beside its bytes on this link and its blackout; None: not measured.
+
+    Milliseconds. A guest that could not fill the link has that in it, as its next move will.
+    """
+    if past.total_ms is None or past.blackout_ms is None:
+        return None
+    on_the_wire = past.bytes_transferred / link_bytes_per_s * 1000
+    return max(0.0, past.total_ms - past.blackout_ms - on_the_wire)
 
 
 def predict(load: Load, limits: MoveLimits) -> Forecast:
@@ -39,7 +52,7 @@ def predict(load: Load, limits: MoveLimits) -> Forecast:
     link = load.link_bytes_per_s
     dirty = load.dirty_bytes_per_s or 0.0
     overhead = median(load.overhead_ms) if load.overhead_ms else DEFAULT_OVERHEAD_MS
-    setup = median(load.setup_ms) if load.setup_ms else DEFAULT_SETUP_MS
+    rest = median(load.rest_ms) if load.rest_ms else DEFAULT_REST_MS
     budget_s = max(0.0, limits.max_blackout_ms - overhead) / 1000
     fits_s = min(load.first_limit_ms / 1000, budget_s) if dirty < link else budget_s
 
@@ -64,7 +77,7 @@ def predict(load: Load, limits: MoveLimits) -> Forecast:
     return Forecast(
         converges=True,
         bytes=int(sent + left),
-        total_ms=round(setup + sent / link * 1000 + blackout, 1),
+        total_ms=round(rest + sent / link * 1000 + blackout, 1),
         blackout_ms=round(blackout, 1),
         **common,
     )

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from godwit.migration.forecast import Load, predict
+from godwit.migration.forecast import Load, predict, rest_ms
 from godwit.migration.timeline import Timeline
-from godwit.model.migration import STAGES, MoveLimits, Stage
+from godwit.model.migration import STAGES, Migration, MoveLimits, Stage
 
 MIB = 1 << 20
 LIMITS = MoveLimits()
@@ -42,6 +42,32 @@ def test_past_moves_teach_the_overhead() -> None:
         used_bytes=MIB, dirty_bytes_per_s=0, link_bytes_per_s=MIB, overhead_ms=(20, 90, 30)
     )
     assert predict(known, LIMITS).blackout_ms == 30
+
+
+def moved(*, total_ms: float | None, blackout_ms: float | None = 50.0) -> Migration:
+    return Migration(
+        id="m-1", vm="web", source="host1", destination="host2", bytes_transferred=100 * MIB,
+        total_ms=total_ms, blackout_ms=blackout_ms,
+    )  # fmt: skip
+
+
+def test_a_move_like_the_last_one_is_forecast_to_take_as_long() -> None:
+    """Whatever it was that took the time: nothing of it is left out."""
+    link = 200 * MIB
+    rest = rest_ms(moved(total_ms=900.0), link)
+    assert rest == pytest.approx(350)
+    assert rest is not None
+    known = Load(
+        used_bytes=100 * MIB, dirty_bytes_per_s=0, link_bytes_per_s=link, overhead_ms=(50,),
+        rest_ms=(rest, 1e6, 0.0),
+    )  # fmt: skip
+    assert predict(known, LIMITS).total_ms == pytest.approx(900, abs=1)
+
+
+def test_what_was_not_measured_teaches_nothing() -> None:
+    assert rest_ms(moved(total_ms=None), MIB) is None
+    assert rest_ms(moved(total_ms=900.0, blackout_ms=None), MIB) is None
+    assert rest_ms(moved(total_ms=900.0), MIB) == 0.0  # quicker than this link is now
 
 
 @given(used=USED, dirty=RATE, more=RATE, link=LINK)
