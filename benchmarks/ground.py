@@ -1,4 +1,4 @@
-"""The ground of the benchmark: a lab of two hosts, its guests, its wires, and the probe.
+"""The ground of the benchmarks: a lab of two hosts or more, its guests, its wires, and the probe.
 
 What is measured is read here and nowhere else: bytes from the switch's own counters, darkness
 from the 1 kHz probe in the client's namespace, times from this process's monotonic clock.
@@ -41,7 +41,7 @@ BOOT_S = 90.0
 BEFORE_S = 0.1
 AFTER_S = 0.5
 _SCRATCH = "godwit-bench-"
-_GODWIT = Path(sys.executable).parent / "godwit"
+GODWIT = Path(sys.executable).parent / "godwit"
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def around(samples: Samples, started: float, finished: float) -> ProbeReport:
 
 
 class Ground:
-    """A raised lab and the ways to ask it. `scratch` is a directory of our own."""
+    """A raised lab and the ways to ask it. `scratch` is a directory of our own, `environ` that in
+    which the command line finds the lab."""
 
     def __init__(self, lab: Lab, image: DemoImage, scratch: Path) -> None:
         self.lab = lab
@@ -117,7 +118,7 @@ class Ground:
         self.scratch = scratch
         self.link_bits = parse_rate(lab.record.rate)
         status = lab.status()
-        self._environ = {
+        self.environ = {
             **{name: value for name, value in os.environ.items() if name != "GODWIT_CONTEXT"},
             "GODWIT_URL": status["manager_url"],
             "GODWIT_TOKEN_FILE": status["token_file"],
@@ -146,7 +147,7 @@ class Ground:
         """Run the real program as a person would; the wall time includes its start."""
         started = time.monotonic()
         done = subprocess.run(
-            [str(_GODWIT), *words], env=self._environ, stdin=subprocess.DEVNULL,
+            [str(GODWIT), *words], env=self.environ, stdin=subprocess.DEVNULL,
             capture_output=True, text=True, timeout=timeout, check=False,
         )  # fmt: skip
         return Done(done.returncode, time.monotonic() - started, done.stdout, done.stderr)
@@ -237,8 +238,10 @@ class Ground:
 
 
 @contextlib.contextmanager
-def raised(say: Any, *, rate: str, volumes: tuple[str, ...] = ()) -> Iterator[Ground]:
-    """A lab of two hosts for the time of the run; nothing of it is left afterwards."""
+def raised(
+    say: Any, *, rate: str, volumes: tuple[str, ...] = (), hosts: int = len(HOSTS)
+) -> Iterator[Ground]:
+    """A lab for the time of the run; nothing of it is left afterwards."""
     image = find_demo_image(cache_root())
     if image is None:
         raise Refused("there is no demo image", hint="run scripts/setup")
@@ -248,7 +251,7 @@ def raised(say: Any, *, rate: str, volumes: tuple[str, ...] = ()) -> Iterator[Gr
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_SCRATCH)))
         options = replace(
             # Saved memory is written to files, and the floor is measured on files.
-            with_defaults(LAB, len(HOSTS), rate=rate, storage="dir", volumes=volumes),
+            with_defaults(LAB, hosts, rate=rate, storage="dir", volumes=volumes),
             # Whoever runs this keeps their own current cluster.
             contexts_file=scratch / "config/godwit/contexts.toml",
         )

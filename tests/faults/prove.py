@@ -354,6 +354,7 @@ def _validation() -> Section:
     with _lab(section, hosts=3) as cluster:
         parts = {"three hosts": validation.each(cluster, program)}
         parts["live"] = validation.live(cluster)
+        parts["live failover"] = validation.failover(cluster)
     with _lab(section) as cluster:
         parts["two hosts"] = validation.witness(cluster)
     with _lab(section, store="etcd") as cluster:

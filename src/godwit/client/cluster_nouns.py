@@ -89,9 +89,13 @@ class Cluster:
             allow_shutdown=allow_shutdown,
         )
 
-    async def validate(self, *, live: bool = False) -> Task:
-        """Check everything and write a report; ``live`` also makes, moves and removes a VM."""
-        return await self._client.act("cluster.validate", live=live)
+    async def validate(self, *, live: bool = False, failover: str | None = None) -> Task:
+        """Check everything and write a report; ``live`` also makes, moves and removes a VM.
+
+        ``failover``: a host without VMs whose power is cut with that VM on it, and given back.
+        Errors: Refused while others run there, NotFound when it has no power device.
+        """
+        return await self._client.act("cluster.validate", live=live, failover=failover)
 
     async def validation(self) -> ValidationReport:
         """The report of the last validation. Errors: NotFound when there was none."""

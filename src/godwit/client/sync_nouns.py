@@ -844,9 +844,13 @@ class Cluster:
             )
         )
 
-    def validate(self, *, live: bool = False) -> Task:
-        """Check everything and write a report; ``live`` also makes, moves and removes a VM."""
-        return self._loop.run(self._async.validate(live=live))
+    def validate(self, *, live: bool = False, failover: str | None = None) -> Task:
+        """Check everything and write a report; ``live`` also makes, moves and removes a VM.
+
+        ``failover``: a host without VMs whose power is cut with that VM on it, and given back.
+        Errors: Refused while others run there, NotFound when it has no power device.
+        """
+        return self._loop.run(self._async.validate(live=live, failover=failover))
 
     def validation(self) -> ValidationReport:
         """The report of the last validation. Errors: NotFound when there was none."""

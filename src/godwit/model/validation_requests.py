@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from godwit.model.base import Value
+from godwit.model.base import Name, Value
 
 
 class ValidateCluster(Value):
@@ -12,7 +12,10 @@ class ValidateCluster(Value):
 
     It changes nothing, and runs beside everything else; the migration network is busy for some
     seconds. ``live``: a small VM is made, moved live between two hosts and removed, too.
+    ``failover``: the host whose power is cut with that VM on it, and given back; nothing else may
+    run there.
     """
 
     kind: Literal["cluster.validate"] = "cluster.validate"
     live: bool = False
+    failover: Name | None = None

@@ -36,6 +36,7 @@ SMALL_MTU = 1400
 VOLUME = "other"
 OWN = re.compile(r"\bvolume local\b|under the name local\b")
 READY_S = 30.0
+RESTART_S = 20.0
 Plant = Callable[[Cluster, str], contextlib.AbstractContextManager[None]]
 
 
@@ -138,6 +139,39 @@ def live(cluster: Cluster, say: Say = tell) -> Section:
     # On a machine that is busy an agent may be restarted in the middle: nobody measured it then.
     blackout = canary["blackout_ms"]
     section.judge("its blackout is measured", (blackout or 0) > 0, blackout, timing=True)
+    left = [row["name"] for row in cluster.client.rows("vms") if row["name"] == canary["vm"]]
+    section.judge("nothing of the canary is left", left == [], left)
+    return section
+
+
+def failover(cluster: Cluster, say: Say = tell) -> Section:
+    """The canary's host loses its power, by the command line; nothing else runs in the lab."""
+    section, host = Section("live failover"), cluster.hosts[-1]
+    refused = cluster.cli("cluster", "validate", "--failover", host)
+    section.judge(
+        "a failover without --live is refused, with what to do",
+        refused.code == 2 and "--live" in refused.err,
+        {"exit": refused.code, "said": refused.err},
+    )
+    words = ("cluster", "validate", "--live", "--failover", host, "-o", "json")
+    said = cluster.cli(*words, timeout=300.0)
+    canary = json.loads(said.out)["canary"]
+    say(f"live failover: exit {said.code}, {said.wall_s:.1f} s: {canary}")
+    section.figures["canary"] = canary
+    section.judge(
+        "--failover: the host's power is cut, the cluster notices, the VM starts elsewhere",
+        not canary["failure"] and bool(canary["detection_s"]) and bool(canary["restart_s"]),
+        {"exit": said.code, "canary": canary},
+    )
+    section.judge(
+        f"in at most {RESTART_S:g} s",
+        (canary["restart_s"] or RESTART_S + 1) <= RESTART_S,
+        {name: canary[name] for name in ("detection_s", "restart_s")},
+        timing=True,
+    )
+    cluster.refresh()
+    state = cluster.client.hosts.get(host).state.value
+    section.judge("the host has its power back and is up", state == "up", state)
     left = [row["name"] for row in cluster.client.rows("vms") if row["name"] == canary["vm"]]
     section.judge("nothing of the canary is left", left == [], left)
     return section

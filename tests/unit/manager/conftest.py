@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from godwit.agent.validation import Validation
+from godwit.agent.validation_routes import validation_routes
 from godwit.host.clock import RealClock
 from godwit.manager.agents import HttpAgents
 from godwit.manager.cache import Cache
@@ -20,6 +23,7 @@ from godwit.manager.tokens import Tokens
 from godwit.manager.world import World
 from godwit.model import keys
 from godwit.model.network import Network
+from godwit.model.volume import Volume
 from godwit.power.vault import Vault
 from godwit.store.memory import MemoryStore
 from godwit.store.records import Records, encode
@@ -30,10 +34,10 @@ from godwit.wire.server import Listener, ServerTls, WireServer
 from godwit.wire.tls import ClientTls
 
 
-def _load(name: str) -> Any:
-    """A helper module beside this file; tests import it by its plain name."""
+def _load(name: str, folder: Path = Path(__file__).parent) -> Any:
+    """A helper module beside this file, or in another folder; tests import it by its plain name."""
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
         assert spec
         assert spec.loader
         sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -43,6 +47,8 @@ def _load(name: str) -> Any:
 
 fakes = _load("manager_fakes")
 _load("manager_disks")
+validation_desks = _load("validation_desks")
+bmc_rig = _load("bmc_rig", Path(__file__).parents[1] / "power")
 TOKEN = "a-token-of-many-letters"
 
 
@@ -174,3 +180,34 @@ async def api(cluster: Cluster) -> AsyncIterator[Cluster]:
 def make_host() -> Callable[..., Any]:
     """A host's facts, with changes."""
     return fakes.host_info  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+async def desks(cluster: Cluster, tmp_path: Path, make_host: Any) -> Any:
+    """The two fake agents with real validation routes, on one shared directory."""
+    made: dict[str, Any] = {}
+    for name, agent in cluster.agents.items():
+        root = tmp_path / "volumes"
+        (root / "shared").mkdir(parents=True, exist_ok=True)
+        desk = made[name] = validation_desks.Desk(
+            name, root, cluster.identities[name], make_host(name)
+        )
+        agent.app.router.routes.insert(0, validation_desks.clock_route(desk))
+        agent.app.router.routes[:0] = validation_routes(Validation(desk))  # type: ignore[arg-type]
+    await cluster.store.put(keys.volume("shared"), encode(Volume(name="shared")))
+    yield made
+    for desk in made.values():
+        await desk.peers.close()
+        for task in list(desk.tasks):
+            task.cancel()
+        await asyncio.gather(*desk.tasks, return_exceptions=True)
+
+
+@pytest.fixture
+def bmc(tmp_path: Path) -> Iterator[Any]:
+    folder = tmp_path / "bmc"
+    folder.mkdir()
+    made = bmc_rig.Bmc(folder)
+    yield made
+    made.wake()
+    made.stop()

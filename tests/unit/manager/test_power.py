@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bmc_rig
 import pytest
 
 from godwit.client.api import AsyncClient
@@ -30,40 +29,16 @@ from godwit.power.vault import Vault
 from godwit.store.records import encode
 from godwit.wire.errors import PeerRefused
 
-_RIG = Path(__file__).parents[1] / "power" / "bmc_rig.py"
-
-
-def _rig() -> Any:
-    if "bmc_rig" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("bmc_rig", _RIG)
-        assert spec
-        assert spec.loader
-        sys.modules["bmc_rig"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["bmc_rig"])
-    return sys.modules["bmc_rig"]
-
-
-rig = _rig()
 HANDED_IN = f"secret:{'0' * 32}"
 
 
-@pytest.fixture
-def bmc(tmp_path: Path) -> Iterator[Any]:
-    folder = tmp_path / "bmc"
-    folder.mkdir()
-    made = rig.Bmc(folder)
-    yield made
-    made.wake()
-    made.stop()
-
-
 def setting(bmc: Any, **changes: Any) -> dict[str, Any]:
-    fields = {"type": "redfish", "address": bmc.url, "user": rig.USER}
+    fields = {"type": "redfish", "address": bmc.url, "user": bmc_rig.USER}
     return {**fields, "fingerprint": bmc.fingerprint, **changes}
 
 
 async def set_device(api: Any, bmc: Any, password: str = "", **changes: Any) -> Any:
-    content = (password or rig.PASSWORD).encode()
+    content = (password or bmc_rig.PASSWORD).encode()
     answer = await api.api.request("POST", "/v1/secrets", content=content)
     body = setting(bmc, password_file=answer.json()["path"], **changes)
     return await api.act("POST", "/v1/hosts/host1/power", body)
@@ -145,7 +120,7 @@ async def test_the_password_is_nowhere_but_sealed(
     text = f"{everything}{caplog.text}" + "".join(
         f"{kv.key} {kv.value.decode()}" for kv in stored.kvs
     )
-    for secret in (rig.PASSWORD, "a-wrong-password"):
+    for secret in (bmc_rig.PASSWORD, "a-wrong-password"):
         assert secret not in text
     assert "password" not in shown
     assert shown["fingerprint"] == bmc.fingerprint
@@ -199,7 +174,7 @@ async def test_the_client_hands_in_what_is_in_a_file(
     api: Any, bmc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "password"
-    file.write_text(f"{rig.PASSWORD}\n")
+    file.write_text(f"{bmc_rig.PASSWORD}\n")
     token = tmp_path / "token"
     token.write_text("a-token-of-many-letters")
     async with AsyncClient(
@@ -211,7 +186,7 @@ async def test_the_client_hands_in_what_is_in_a_file(
         done = await client.wait(await client.hosts.test_power("host1"))
         assert (done.result or {})["state"] == "on"
         view = await client.hosts.power("host1")
-        assert (view.ca, view.user, view.set_by[:5]) == (True, rig.USER, "admin")
+        assert (view.ca, view.user, view.set_by[:5]) == (True, bmc_rig.USER, "admin")
         await client.wait(await client.hosts.remove_power("host1"))
         with pytest.raises(NotFound, match="no power device"):
             await client.hosts.power("host1")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from validation_desks import Desk, results, validated
 
-from godwit.agent.peering import Peers
 from godwit.agent.validation import Validation
 from godwit.agent.validation_routes import validation_routes
 from godwit.cluster.validation.fitness import fit_hosts
-from godwit.host.clock import RealClock
-from godwit.host.config import AgentConfig
-from godwit.host.ifctl import LinkControl
 from godwit.manager.work import canary as canary_acts
 from godwit.manager.work.validation import of_canary
 from godwit.manager.work.validation_facts import ring
@@ -24,103 +20,7 @@ from godwit.model.errors import NotFound
 from godwit.model.marks import HostMark
 from godwit.model.requests import DrainHost
 from godwit.model.validation import Canary, HostValidated, ValidationCheck, ValidationReport
-from godwit.model.volume import Volume
-from godwit.store.records import encode
 from godwit.wire.errors import PeerRefused
-
-SUBNET = "127.0.0.0/8"
-
-
-class Clock(RealClock):
-    """The real one, that may be off."""
-
-    off_s = 0.0
-
-    def realtime(self) -> float:
-        return super().realtime() + self.off_s
-
-
-@dataclass
-class Guard:
-    connected: bool = True
-
-
-@dataclass
-class Desk:
-    """As much of an agent's desk as a validation looks at; the measuring on it is real."""
-
-    host: str
-    root: Path
-    identity: Any
-    info: Any
-    clock: Clock = field(default_factory=Clock)
-    guard: Guard = field(default_factory=Guard)
-    moving: set[str] = field(default_factory=set)
-    networks: dict[str, Any] = field(default_factory=dict)
-    migration: dict[str, str] = field(default_factory=dict)
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.links = LinkControl()
-        self.peers = Peers(self.identity)
-
-    @property
-    def config(self) -> AgentConfig:
-        return AgentConfig.parse(
-            {
-                "host": self.host,
-                "paths": {"volumes": str(self.root)},
-                "migration": {"address": "127.0.0.1", "subnet": SUBNET} | self.migration,
-            }
-        )
-
-    async def host_info(self) -> Any:
-        return self.info
-
-    def background(self, work: Any, name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-
-@pytest.fixture
-async def desks(api: Any, tmp_path: Path, make_host: Any) -> Any:
-    """The two fake agents with real validation routes, on one shared directory."""
-    made: dict[str, Desk] = {}
-    for name, agent in api.agents.items():
-        root = tmp_path / "volumes"
-        (root / "shared").mkdir(parents=True, exist_ok=True)
-        desk = made[name] = Desk(name, root, api.identities[name], make_host(name))
-        agent.app.router.routes.insert(0, _clock(desk))
-        agent.app.router.routes[:0] = validation_routes(Validation(desk))  # type: ignore[arg-type]
-    await api.store.put(keys.volume("shared"), encode(Volume(name="shared")))
-    yield made
-    for desk in made.values():
-        await desk.peers.close()
-        for task in list(desk.tasks):
-            task.cancel()
-        await asyncio.gather(*desk.tasks, return_exceptions=True)
-
-
-def _clock(desk: Desk) -> Any:
-    from godwit.agent.routes import route
-
-    async def clock(_request: Any) -> dict[str, float]:
-        return {"realtime": desk.clock.realtime()}
-
-    return route("/v1/clock", "GET", clock, roles=("host", "manager"))
-
-
-async def validated(api: Any, **body: Any) -> tuple[dict[str, Any], ValidationReport]:
-    task = await api.act("POST", "/v1/cluster/actions/validate", body, wait=60)
-    assert task["state"] == "completed", task
-    report = ValidationReport.model_validate(await api.api.get("/v1/cluster/validation"))
-    assert report.task == task["id"]
-    return task, report
-
-
-def results(report: ValidationReport, *names: str) -> list[str]:
-    return [check.result for check in report.checks if check.name in names]
 
 
 async def test_there_is_no_report_before_the_first(api: Any) -> None:
@@ -266,7 +166,7 @@ async def test_a_canary_is_made_moved_and_removed(api: Any, desks: dict[str, Des
         "moving it live to host2",
         "draining host2",
     ]
-    assert canary.not_done == ("a failover was not tried",)
+    assert canary.not_done == ("a failover was not tried: no host was named",)
     assert [row["state"] for row in await api.api.get("/v1/hosts")] == ["up", "up"]
     assert results(report, "canary") == ["pass"]
     assert await api.api.get("/v1/vms") == []

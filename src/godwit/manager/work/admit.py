@@ -28,6 +28,7 @@ from godwit.manager.work.mark_rules import (
     host_that_answers,
 )
 from godwit.manager.work.power_rules import admit_power
+from godwit.manager.work.validation_rules import admit_validation
 from godwit.model import requests as ask
 from godwit.model.checkpoints import check_whole
 from godwit.model.clones import refuse_if_cloned
@@ -84,7 +85,9 @@ def admit(snapshot: Snapshot, request: ask.Request) -> str:
         admit_standing(snapshot, request)
     elif isinstance(request, PowerRequest):
         admit_power(snapshot, request)
-    elif not isinstance(request, ask.ValidateCluster):  # that looks, and changes nothing
+    elif isinstance(request, ask.ValidateCluster):
+        admit_validation(snapshot, request)  # all the rest only looks
+    else:
         _admit_action(snapshot, request)
     if not isinstance(request, ask.CancelMigration | ask.CancelTask):
         _admit_beside(snapshot, request, subject)

@@ -124,11 +124,8 @@ async def switch_off(
     name = request.name
     config = await _config(world, name)
     if not request.force:
-        snapshot = world.cache.snapshot
-        refuse_with_vms(name, vms_at(snapshot, name))
-        views = await world.records.store.members(timeout=MEMBERS_S)
-        alive = {member.partition(".")[0] for member in snapshot.members}
-        refuse_the_last(name, members_of(views, snapshot.hosts), alive)
+        refuse_with_vms(name, vms_at(world.cache.snapshot, name))
+        await check_not_the_last(world, name)
     # Of this boot the reading will speak. Read before: a later boot is not what was ended.
     info = await world.records.get(keys.host_info(name), HostInfo)
     await run.say(f"cutting the power of {name}")
@@ -145,6 +142,14 @@ async def switch_off(
             await _log(world, "host.power-on", name, f"{message}; asked by {run.task.by}")
             return Done(message, _told(name, proof) | {"state": on.state.value})
     return Done(message, _told(name, proof))
+
+
+async def check_not_the_last(world: World, name: str) -> None:
+    """Refused when the store's majority or the only manager would go with this host."""
+    snapshot = world.cache.snapshot
+    views = await world.records.store.members(timeout=MEMBERS_S)
+    alive = {member.partition(".")[0] for member in snapshot.members}
+    refuse_the_last(name, members_of(views, snapshot.hosts), alive)
 
 
 async def _note_down(world: World, name: str, boot_id: str, *, by: str) -> None:

@@ -55,13 +55,13 @@ def vms_at(snapshot: Snapshot, host: str) -> list[str]:
     return sorted({vm.name for vm in both})
 
 
-def refuse_with_vms(host: str, names: list[str]) -> None:
+_FORCE = "move or stop them first; --force cuts the power all the same"
+
+
+def refuse_with_vms(host: str, names: list[str], *, hint: str = _FORCE) -> None:
     """Refused while there are any."""
     if names:
-        raise Refused(
-            f"{host} runs {', '.join(names)}",
-            hint="move or stop them first; --force cuts the power all the same",
-        )
+        raise Refused(f"{host} runs {', '.join(names)}", hint=hint)
 
 
 def refuse_the_last(host: str, members: tuple[Member, ...], managers: Iterable[str]) -> None:
