@@ -227,8 +227,9 @@ class VmSeen:
 
     ``ended``: why a record is ``stopped``. ``restarts``: wall-clock times of its failovers.
     ``refused``: hosts that could not start it, with the reason, since it last ran or a person asked
-    to start it. ``busy``: a person's task works on it. ``deadline``: its guard keeps the deadline
-    for it, as it was registered.
+    to start it. ``busy``: a person's task works on it, other than the move that binds its record,
+    which the agents carry out. ``deadline``: its guard keeps the deadline for it, as it was
+    registered.
     """
 
     vm: Vm

@@ -59,6 +59,7 @@ def _round(cluster: Cluster, point: Point, losses: Losses) -> dict[str, Any]:
     source = str(before.host)
     destination = cluster.other(source)
     found, counted = stamping.read_pages(guest)
+    was_up = guest.stats()["uptime_s"]
     cluster.hold(source, point, "source")
     migration = cluster.begin(VM, destination)
     cluster.await_held(source, point, "source")
@@ -69,12 +70,13 @@ def _round(cluster: Cluster, point: Point, losses: Losses) -> dict[str, Any]:
     cluster.refresh()
     owner = _settled(cluster, source, before.epoch)
     answered = _answers(guest)
-    # One that was booted since has not been up for as long as the loss is over.
-    booted = answered and guest.stats()["uptime_s"] < time.time() - at
+    up, asked_at = guest.stats()["uptime_s"] if answered else 0.0, time.time()
     bad, after = stamping.read_pages(guest) if answered else (None, {})
     move = cluster.await_end(migration, timeout=PATIENCE_S)
     spans = [losses.cut(span) for span in evidence.spans(cluster, VM, since=at - 1.0)]
     later = [span.start for span in spans if span.host != source and span.epoch > before.epoch]
+    # One that was booted has been up for as long as it runs elsewhere, the other for longer.
+    booted = bool(answered and later) and up - (asked_at - min(later)) < was_up / 2
     kept = cluster.reservations()
     fault.power_on(cluster.lab, source)
     cluster.refresh()

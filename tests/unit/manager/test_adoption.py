@@ -9,6 +9,7 @@ from godwit.model import keys, ownership
 from godwit.model.migration import Migration, MoveState, Outcome
 from godwit.model.ownership import MoveIntent, Owner, OwnerState
 from godwit.model.processes import QemuProcess
+from godwit.model.task import Task, TaskState
 from godwit.store.records import encode
 
 from .test_failover import RUNS, Cluster, cluster, vm
@@ -16,6 +17,10 @@ from .test_failover import RUNS, Cluster, cluster, vm
 __all__ = ["cluster"]
 
 MOVE = MoveIntent(id="m-1", method="live", source="host1", destination="host2")
+ASKED = Task(
+    id="t-1", subject="vm/web", request={"kind": "vm.migrate", "name": "web"}, created_at=0.0,
+    state=TaskState.RUNNING,
+)  # fmt: skip
 BOUND = ownership.committing(ownership.begin_move(RUNS, MOVE), "m-1")
 
 
@@ -26,11 +31,13 @@ def copy(**more: Any) -> QemuProcess:
 
 
 async def begin(cluster: Cluster, **more: Any) -> None:
+    """A move in its hand-over; the task that somebody asked for it with looks on."""
     cluster.hosts.processes["host2"] = [copy(**more)]
     move = Migration(
         id="m-1", vm="web", source="host1", destination="host2", state=MoveState.RUNNING
     )
     await cluster.store.put(keys.migration("m-1"), encode(move))
+    await cluster.store.put(keys.task("t-1"), encode(ASKED))
     await cluster.add(vm("web"), BOUND)
 
 
@@ -64,6 +71,8 @@ async def test_a_copy_that_nobody_let_go_of_is_ended(cluster: Cluster) -> None:
     await cluster.dies("host1")
     owner = await until_owner(cluster, 5, bound=False)
     assert owner.state in (OwnerState.STARTING, OwnerState.RUNNING)
+    # With its move the task is over: whoever looks on for it sees the move's record.
+    await cluster.store.put(keys.task("t-1"), encode(ASKED.but(state=TaskState.FAILED)))
     (stray,) = await cluster.was_asked("end-stray")
     assert stray == ("host2", "/v1/vms/web/end-stray", {"epoch": 5})
     await cluster.was_asked("take-over")

@@ -203,7 +203,7 @@ def assemble(
                 ended=_ended(records, name, wall),
                 restarts=records.restarts[name].times if name in records.restarts else (),
                 refused=known.refused(name),
-                busy=bool(records.active_tasks(f"vm/{name}")),
+                busy=_busy(records, name),
             )
             for name, vm in records.vms.items()
         },
@@ -239,6 +239,16 @@ def _host(
         power=name in records.powers,
         runs=frozenset(one.vm for one in said[name].processes) if name in said else frozenset(),
     )
+
+
+def _busy(records: Records, name: str) -> bool:
+    """A task works on the VM. One that only looks on while agents move it is none.
+
+    It ends when the move does, so the end of a move may not wait for it.
+    """
+    bound = records.owner(name).migration is not None
+    tasks = records.active_tasks(f"vm/{name}")
+    return any(not bound or task.request.get("kind") != "vm.migrate" for task in tasks)
 
 
 def _ended(records: Records, name: str, wall: float) -> Literal["", "guest", "user", "crash"]:
