@@ -18,6 +18,7 @@ from godwit.manager.work import canary_failover
 from godwit.model import keys
 from godwit.model.errors import InvalidRequest, NotFound, Refused
 from godwit.model.ownership import Owner
+from godwit.store.errors import StoreUnavailable
 from godwit.wire.errors import PeerRefused
 
 HOST = "host1"
@@ -89,6 +90,23 @@ async def test_a_canary_that_nobody_starts_is_told_and_the_power_is_given_back(
     assert "did not start elsewhere within" in report.canary.failure
     assert report.canary.blackout_ms == 42  # what was seen before is kept
     assert results(report, "canary") == ["fail"]
+    assert powered.machine.seen == ["ForceOff", "On"]
+
+
+async def test_a_store_that_misses_the_host_does_not_keep_the_power_from_it(
+    api: Any, powered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member of the store may have been there; what is read and written then may fail."""
+
+    async def away(*_: Any) -> float | None:
+        raise StoreUnavailable("no leader")
+
+    monkeypatch.setattr(canary_failover, "_noticed_s", away)
+    failover = asyncio.create_task(taken_over(api, powered), name="failover")
+    _, report = await validated(api, live=True, failover=HOST)
+    await failover
+    assert report.canary is not None
+    assert report.canary.failure == "the store: no leader"
     assert powered.machine.seen == ["ForceOff", "On"]
 
 

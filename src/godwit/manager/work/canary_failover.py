@@ -24,6 +24,7 @@ from godwit.model.event import Event
 from godwit.model.ownership import OwnerState
 from godwit.model.validation import Canary, CanaryStep
 from godwit.power.choose import opened
+from godwit.store.errors import StoreError
 
 CUT = "cut"
 """In the task's progress: the host whose power was cut and is not back yet."""
@@ -53,6 +54,8 @@ async def fail_over(stage: Stage, canary: Canary) -> Canary:
         canary = await _lose(stage, canary, host)
     except GodwitError as error:
         canary = canary.but(failure=error.message)
+    except StoreError as error:  # one of its members may have been there
+        canary = canary.but(failure=f"the store: {error}")
     return with_failure(canary, await give_power_back(stage))
 
 
@@ -64,14 +67,13 @@ def with_failure(canary: Canary, why: str) -> Canary:
 async def _lose(stage: Stage, canary: Canary, host: str) -> Canary:
     world, what = stage.world, f"cutting the power of {host}"
     config = device_of(world.cache.snapshot, host)
-    await stage.run.say(what, progress={CUT: host})
+    again = f"waiting until {canary.vm} runs elsewhere"
+    await stage.run.say(f"{what}, then {again}", progress={CUT: host})
     began, at = world.clock.monotonic(), world.clock.realtime()
     async with opened(host, config, vault=world.vault, clock=world.clock) as device:
         proof = await device.off(deadline_s=SWITCH_S)
     said = f"{host} is off, says {proof.device}"
     cut = CanaryStep(name=what, seconds=world.clock.monotonic() - began, message=said)
-    again = f"waiting until {canary.vm} runs elsewhere"
-    await stage.say(again)
     runs = partial(_runs_elsewhere, vm=canary.vm, host=host)
     to = await world.cache.until(runs, timeout=TAKEN_S)
     spent = world.clock.monotonic() - began
@@ -107,14 +109,13 @@ async def give_power_back(stage: Stage) -> str:
     host, world = str(stage.run.task.progress.get(CUT, "")), stage.world
     if not host:
         return ""
-    await stage.say(f"switching {host} on again")
-    try:
+    try:  # before anything is written: the store may be what misses the host
         config = device_of(world.cache.snapshot, host)
         async with opened(host, config, vault=world.vault, clock=world.clock) as device:
             await device.on(deadline_s=SWITCH_S)
     except GodwitError as error:
         return f"{host} is left without power, switch it on by hand: {error.message}"
-    await stage.run.say(f"waiting until {host} is up", progress={CUT: ""})
+    await stage.run.say(f"{host} is on again, waiting until it is up", progress={CUT: ""})
     if await world.cache.until(partial(_is_back, host=host), timeout=BACK_S) is None:
         return f"{host} was switched on again, and is not up after {BACK_S:.0f} s"
     return ""
