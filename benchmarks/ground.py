@@ -239,7 +239,12 @@ class Ground:
 
 @contextlib.contextmanager
 def raised(
-    say: Any, *, rate: str, volumes: tuple[str, ...] = (), hosts: int = len(HOSTS)
+    say: Any,
+    *,
+    rate: str,
+    volumes: tuple[str, ...] = (),
+    hosts: int = len(HOSTS),
+    watchdog: bool = True,
 ) -> Iterator[Ground]:
     """A lab for the time of the run; nothing of it is left afterwards."""
     image = find_demo_image(cache_root())
@@ -254,6 +259,7 @@ def raised(
             with_defaults(LAB, hosts, rate=rate, storage="dir", volumes=volumes),
             # Whoever runs this keeps their own current cluster.
             contexts_file=scratch / "config/godwit/contexts.toml",
+            watchdog=watchdog,
         )
         up(options, say=say)
         try:

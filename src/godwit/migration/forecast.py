@@ -37,12 +37,14 @@ class Load:
 def rest_ms(past: Migration, link_bytes_per_s: float) -> float | None:
     """What a past move took beside its bytes on this link and its blackout; None: not measured.
 
-    Milliseconds. A guest that could not fill the link has that in it, as its next move will.
+    Milliseconds, without those in which it waited for its turn. A guest that could not fill the
+    link has that in it, as its next move will.
     """
     if past.total_ms is None or past.blackout_ms is None:
         return None
+    waited = 0.0 if past.turn_at is None else (past.turn_at - past.accepted_at) * 1000
     on_the_wire = past.bytes_transferred / link_bytes_per_s * 1000
-    return max(0.0, past.total_ms - past.blackout_ms - on_the_wire)
+    return max(0.0, past.total_ms - max(0.0, waited) - past.blackout_ms - on_the_wire)
 
 
 def predict(load: Load, limits: MoveLimits) -> Forecast:

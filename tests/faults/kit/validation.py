@@ -93,12 +93,25 @@ def on_etcd(cluster: Cluster, say: Say = tell) -> Section:
         good,
     )
     fault.kill_process(cluster.lab, CONTROL, "etcd", hold=True)
+    _await_leader(cluster)
     found = _validate(cluster, say, "the witness is away")
     fault.thaw_process(cluster.lab, CONTROL, "etcd")
     rows = [row for row in found["failed"] if row["name"] == "store"]
     section.judge("a store member that is away: store fails and says so", bool(rows), rows)
     section.figures |= {"good": good, "away": found}
     return section
+
+
+def _await_leader(cluster: Cluster) -> None:
+    """Until the members that are left have a leader: the lost one may have been it."""
+    until = time.monotonic() + READY_S
+    while time.monotonic() < until:
+        members = cluster.client.cluster.status().store.members
+        states = {one.state for one in members}
+        if {"leader", "silent"} <= states:
+            return
+        time.sleep(0.2)  # a store without a leader has no events
+    raise AssertionError(f"no leader: {members}")
 
 
 def _can(name: str) -> bool:

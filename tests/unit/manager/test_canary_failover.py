@@ -47,12 +47,12 @@ async def refused(api: Any, **body: Any) -> Exception:
     return caught.value.error
 
 
-async def taken_over(api: Any, bmc: Any) -> None:
-    """What the failover does, once the host has no power."""
+async def taken_over(api: Any, bmc: Any, *, fenced: bool = True) -> None:
+    """What the failover does, once the host has no power; it may have its proof without a fence."""
     await asyncio.to_thread(bmc.machine.told.wait, 30)
-    subject = f"host/{HOST}"
-    await api.records.append_event("host.fencing", subject, "it is lost", at=time.time())
     (vm,) = [row["name"] for row in await api.api.get("/v1/vms")]
+    sign = ("host.fencing", f"host/{HOST}") if fenced else ("vm.failover", f"vm/{vm}")
+    await api.records.append_event(*sign, "it is lost", at=time.time())
 
     def elsewhere(owner: Owner) -> Owner:
         return owner.but(host="host2", epoch=owner.epoch + 1)
@@ -60,8 +60,11 @@ async def taken_over(api: Any, bmc: Any) -> None:
     await api.records.update(keys.vm_owner(vm), Owner, elsewhere)
 
 
-async def test_it_is_timed_and_the_power_is_given_back(api: Any, powered: Any) -> None:
-    failover = asyncio.create_task(taken_over(api, powered), name="failover")
+@pytest.mark.parametrize("fenced", [True, False])
+async def test_it_is_timed_and_the_power_is_given_back(
+    api: Any, powered: Any, fenced: bool
+) -> None:
+    failover = asyncio.create_task(taken_over(api, powered, fenced=fenced), name="failover")
     _, report = await validated(api, live=True, failover=HOST)
     await failover
     canary = report.canary

@@ -64,6 +64,13 @@ def test_a_move_like_the_last_one_is_forecast_to_take_as_long() -> None:
     assert predict(known, LIMITS).total_ms == pytest.approx(900, abs=1)
 
 
+def test_a_wait_for_its_turn_is_no_part_of_a_move() -> None:
+    waited = moved(total_ms=5900.0).but(accepted_at=100.0, turn_at=105.0)
+    assert rest_ms(waited, 200 * MIB) == pytest.approx(350)
+    ahead = waited.but(turn_at=99.9)  # a manager's clock is another one
+    assert rest_ms(ahead, 200 * MIB) == pytest.approx(5350)
+
+
 def test_what_was_not_measured_teaches_nothing() -> None:
     assert rest_ms(moved(total_ms=None), MIB) is None
     assert rest_ms(moved(total_ms=900.0, blackout_ms=None), MIB) is None

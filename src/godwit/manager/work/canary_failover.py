@@ -28,7 +28,6 @@ from godwit.store.errors import StoreError
 
 CUT = "cut"
 """In the task's progress: the host whose power was cut and is not back yet."""
-NOTICED = "host.fencing"
 SWITCH_S = 60.0
 TAKEN_S = 120.0
 BACK_S = 900.0
@@ -85,19 +84,20 @@ async def _lose(stage: Stage, canary: Canary, host: str) -> Canary:
     started = CanaryStep(name=again, seconds=spent - cut.seconds, message=f"it runs on {to}")
     return canary.but(
         steps=(*canary.steps, cut, started),
-        detection_s=await _noticed_s(stage, host, at),
+        detection_s=await _noticed_s(stage, canary.vm, host, at),
         restart_s=round(spent, 3),
     )
 
 
-async def _noticed_s(stage: Stage, host: str, since: float) -> float | None:
-    """Seconds until the cluster held the host for lost; None when its log does not say so."""
+async def _noticed_s(stage: Stage, vm: str, host: str, since: float) -> float | None:
+    """Seconds until the cluster held the host for lost; None when its log does not say so.
+
+    It fences the host, or has its proof already and takes the VM over.
+    """
+    signs = {("host.fencing", f"host/{host}"), ("vm.failover", f"vm/{vm}")}
     found = await stage.world.records.list(keys.EVENTS, Event)
-    times = [
-        event.time
-        for event in (record.value for record in found.values())
-        if (event.kind, event.subject) == (NOTICED, f"host/{host}") and event.time >= since
-    ]
+    events = (record.value for record in found.values())
+    times = [one.time for one in events if (one.kind, one.subject) in signs and one.time >= since]
     return round(min(times) - since, 3) if times else None
 
 
