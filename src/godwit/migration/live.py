@@ -194,7 +194,7 @@ class LiveWay:
             state, decision = policy.decide(state, sample, limits, overhead_ms=self._overhead_ms)
             move.say(decision.sentence)
             await self._apply(decision)
-            await move.tell(self._progress(now, state))
+            move.tell_beside(self._progress(now, state))
 
     async def _next_status(self, events: EventStream) -> str:
         """The next status worth acting on, or "" when it is time for a sample."""

@@ -57,6 +57,7 @@ class Move:
         self._stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
         self._log: list[str] = list(order.log)
         self._percent = order.progress.percent
+        self._telling: asyncio.Future[None] | None = None
 
     # The stop signal.
 
@@ -144,9 +145,33 @@ class Move:
 
     async def tell(self, progress: Progress) -> None:
         """Publish progress; percent never runs backwards."""
+        self._take(progress)
+        await self.publish(self.record)
+
+    def tell_beside(self, progress: Progress) -> None:
+        """The same without waiting; left out while what was told before is still on its way.
+
+        QEMU may stop the VM at any moment of a copy, and a store that is slow must not be what it
+        waits for.
+        """
+        self._take(progress)
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.ensure_future(self.world.publish(self.record))
+
+    async def publish(self, record: Migration) -> None:
+        """Publish a record after what is on its way: nothing older comes later."""
+        await self.told()
+        await self.world.publish(record)
+
+    async def told(self) -> None:
+        """Until nothing that was told is on its way any more."""
+        if self._telling is not None:
+            await asyncio.wait({self._telling})
+            self._telling = None
+
+    def _take(self, progress: Progress) -> None:
         self._percent = max(self._percent, min(100.0, progress.percent))
         self.record = self.snapshot(progress.but(percent=round(self._percent, 1)))
-        await self.world.publish(self.record)
 
     def snapshot(self, progress: Progress) -> Migration:
         """The record as it stands now."""

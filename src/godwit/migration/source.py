@@ -236,7 +236,7 @@ class SourceMove:
         move.say(reason)
         report = move.report(Outcome.COMPLETED, reason).but(bytes_transferred=transferred)
         await self.link.finish(also=(put(keys.migration(report.id), encode(report)),))
-        await world.publish(report)
+        await move.publish(report)
         return report
 
     async def _taken_over(self) -> TakenOver | Stop:
@@ -415,8 +415,9 @@ class SourceMove:
         await self._end_copy()
         await move.world.guard.disarm(move.vm.name)
         report = move.report(Outcome.FAILED, reason)
+        await move.told()
         await self.link.finish(also=(put(keys.migration(report.id), encode(report)),))
-        await move.world.publish(report)
+        await move.publish(report)
         return report
 
     async def _tell_peer(self, reason: str) -> None:
@@ -430,7 +431,7 @@ class SourceMove:
         with contextlib.suppress(OSError, GodwitError):
             await move.world.guard.disarm(move.vm.name)
         report = move.report(stop.outcome, stop.reason)
-        await move.world.publish(report)
+        await move.publish(report)
         return report
 
     async def _explain(self, error: Exception) -> str:
