@@ -27,7 +27,7 @@ def run(*, scripts: int = SCRIPTS, say: Say = tell) -> Section:
     section.figures["scenarios"] = {"files": files, "seconds": spent, "told": told}
     section.judge("decisions: at least 100 scenarios come out as written", passed, files)
     start = time.monotonic()
-    passed, told = _pytest(f"{TESTS}/test_random.py", examples=scripts)
+    passed, told = _pytest("-n", "2", f"{TESTS}/test_random.py", examples=scripts)
     spent = round(time.monotonic() - start, 1)
     section.figures["random"] = {"scripts": scripts, "seconds": spent, "told": told}
     text = f"decisions: {scripts} random scripts of faults, no invariant broken, all well after"

@@ -11,7 +11,7 @@ from virtual_time import virtual
 
 from godwit.migration import policy
 from godwit.model.errors import Refused
-from godwit.model.migration import STAGES, MoveLimits, Outcome
+from godwit.model.migration import STAGES, Migration, MoveLimits, Outcome
 from godwit.model.ownership import MoveIntent, OwnerState
 from godwit.qemu.tree import Device
 
@@ -44,6 +44,26 @@ async def test_the_good_way_in_its_order(tmp_path: Path) -> None:
         assert report.bytes_transferred == 64 << 20
         assert rig.agent.announced == 1
         rig.nothing_left()
+
+
+class SlowToTell(Rig):
+    """The store takes seconds for each word of progress."""
+
+    async def _publish(self, record: Migration) -> None:
+        if record.progress.sentence.startswith("pass "):
+            await asyncio.sleep(3.0)
+        await super()._publish(record)
+
+
+@virtual
+async def test_a_slow_store_of_progress_keeps_nobody_in_the_dark(tmp_path: Path) -> None:
+    async with SlowToTell(tmp_path) as rig:
+        rig.qemu.migration.link_bytes_per_s = 50e6
+        report = await rig.play()
+        assert report.outcome is Outcome.COMPLETED, report.reason
+        assert report.blackout_ms == pytest.approx(5.0, abs=5.0)
+        assert any(one.progress.sentence.startswith("pass ") for one in rig.published)
+        assert rig.published[-1].outcome is Outcome.COMPLETED  # nothing older comes later
 
 
 @virtual
