@@ -48,9 +48,18 @@ def action_command(kind: str) -> click.Command:
         click.Argument([flag.field], metavar=flag.metavar, required=flag.required)
         for flag in action.arguments
     ]
-    options = [_option(flag) for flag in action.flags]
-    params = [*subject, *more, *options]
+    params = [*subject, *more, *options_of(kind)]
     return Command(action.words[-1], params=params, callback=carry_out, help=action.help)
+
+
+def options_of(kind: str) -> list[click.Parameter]:
+    """The options that a kind of request has; for a command that has more of its own."""
+    return [_option(flag) for flag in ACTIONS[kind].flags]
+
+
+def request_of(kind: str, words: dict[str, Any]) -> Request:
+    """The request that these options make. InvalidRequest names the option that is off."""
+    return _request(ACTIONS[kind], words)
 
 
 def _option(flag: Flag) -> click.Option:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from godwit.cli.act import options_of, perform, request_of
 from godwit.cli.errors import one_line
 from godwit.cli.session import Command, note, say, say_json, session
 from godwit.model.errors import InvalidRequest, OperationFailed
@@ -22,11 +23,8 @@ _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 FAILED = 4
 
 
-def _validate(live: bool, failover: str | None, html: str | None) -> int:
-    from godwit.cli.act import perform
-    from godwit.model.requests import ValidateCluster
-
-    now, request = session(), ValidateCluster(live=live, failover=failover)
+def _validate(html: str | None, **words: Any) -> int:
+    now, request = session(), request_of("cluster.validate", words)
     if now.script is not None or now.dry_run or now.no_wait:
         if html is not None and now.no_wait:
             raise InvalidRequest("--html needs the report", hint="leave --no-wait out")
@@ -121,15 +119,7 @@ def _canary(canary: Canary) -> list[str]:
 validate = Command(
     "validate",
     params=[
-        click.Option(
-            ["--live"], is_flag=True, help="Make a small VM, move it live and remove it, too."
-        ),
-        click.Option(
-            ["--failover"],
-            metavar="HOST",
-            help="With --live: cut this host's power with that VM on it, time what follows, give "
-            "it back. Nothing else may run there.",
-        ),
+        *options_of("cluster.validate"),
         click.Option(
             ["--html"], metavar="FILE", type=click.Path(), help="Write the report as a page, too."
         ),

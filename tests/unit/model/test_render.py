@@ -35,6 +35,7 @@ FENCES = st.sampled_from(
 )
 BY_FIELD: dict[str, st.SearchStrategy[object]] = {
     "name": NAMES,
+    "failover": st.none() | NAMES,
     "id": IDS,
     "memory_bytes": st.integers(16 << 20, 1 << 44)
     | st.integers(4, 1 << 20).map(lambda quarters: quarters * (4 << 20)),
