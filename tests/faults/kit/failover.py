@@ -49,7 +49,7 @@ def run(
     _make(cluster, WRITER, ha=True, disks=[disk])
     _make(cluster, IDLE, ha=True)
     _make(cluster, PLAIN, ha=False)
-    found, losses = [], Losses()
+    found, losses, victim = [], Losses(), cluster.hosts[0]
     for number in range(rounds):
         victim = cluster.hosts[number % len(cluster.hosts)]
         if number < store_leader:
@@ -60,6 +60,7 @@ def run(
         say(f"{loss} of {victim} lost, {number + 1}/{rounds}: {found[-1]['booting_s']}")
     section.figures = {"rounds": found}
     _judge(section, loss, found)
+    cluster.admit(victim)  # what stayed there is removed, and that asks its agent
     for name in (WRITER, IDLE, PLAIN):
         cluster.remove(name)
     return section
