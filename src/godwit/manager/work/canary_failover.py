@@ -39,7 +39,7 @@ async def fail_over(stage: Stage, canary: Canary) -> Canary:
     host, world = stage.failover, stage.world
     if not host:
         return canary.but(
-            not_done=(*canary.not_done, "a failover was not tried: no host was named")
+            not_done=(*canary.not_done, "a failover was not tried: --failover names a host")
         )
     if stage.run.adopted:
         said = "a failover was not tried again: the manager that had begun this is gone"

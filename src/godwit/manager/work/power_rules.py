@@ -14,6 +14,7 @@ from godwit.model.host_requests import SECRET, PowerRequest
 from godwit.model.power import PowerConfig
 from godwit.power.vault import key_of
 
+_FORCE = "move or stop them first; --force cuts the power all the same"
 _HANDED_IN = re.compile(re.escape(SECRET) + r"[0-9a-f]{32}")
 
 
@@ -53,9 +54,6 @@ def vms_at(snapshot: Snapshot, host: str) -> list[str]:
     """The VMs that a cut of the power would end: those that run there or are arriving."""
     both = (*snapshot.running_on(host), *snapshot.arriving_at(host))
     return sorted({vm.name for vm in both})
-
-
-_FORCE = "move or stop them first; --force cuts the power all the same"
 
 
 def refuse_with_vms(host: str, names: list[str], *, hint: str = _FORCE) -> None:
