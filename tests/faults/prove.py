@@ -25,6 +25,7 @@ from tests.faults.kit import (
     adoption,
     along,
     brokers,
+    busy,
     cancels,
     checkpoints,
     clones,
@@ -73,6 +74,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PROOFS = REPOSITORY / "docs" / "proof"
 BENCH_S = 1500.0
 CANCELS = 5
+BUSY_MOVES = 10
 MOVES, QUICK_MOVES = 50, 4
 FORMAT_MOVES = 20
 BROKER_REPEATS = 5
@@ -422,6 +424,7 @@ _C: dict[str, Work] = {
     "failover-nfs": lambda: _evicted("nfs"),
     "cold-start": _cold,
     "many-hosts": _many,
+    "busy-processors": lambda: _on_lab(lambda c: busy.run(c, moves=BUSY_MOVES)),
     "etcd": _etcd,
     "store-rates": _store_rates,
     "drain": _drain,

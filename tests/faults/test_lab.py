@@ -14,6 +14,7 @@ from godwit.lab.layout import StorageKind, StoreKind
 from .kit import (
     along,
     brokers,
+    busy,
     cancels,
     cells,
     checkpoints,
@@ -87,6 +88,10 @@ def test_a_host_is_emptied_and_filled_and_a_drain_is_called_off_half_way(
     cluster: Cluster,
 ) -> None:
     passed(drains.run(cluster, vms=3, again=False))
+
+
+def test_on_busy_processors_the_vm_runs_on(cluster: Cluster) -> None:
+    passed(busy.run(cluster))
 
 
 def test_an_agent_that_dies_adopts_its_vm(cluster: Cluster) -> None:

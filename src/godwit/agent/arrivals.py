@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from godwit.agent.files import images
 from godwit.agent.guest_agents import set_clock_soon
 from godwit.agent.local_disks import local_disks, make_room, settle_soon
 from godwit.agent.volumes import volumes_of
+from godwit.host.strain import Strain
 from godwit.migration import plan
 from godwit.migration.destination import Incoming
 from godwit.migration.gift import give_back
@@ -251,6 +253,7 @@ class Arrivals:
             self._spawn_forget(ask.migration)
 
         tls = desk.config.tls.migration_dir if desk.config.migration.tls else None
+        strain = Strain()
         return DestinationWorld(
             host=desk.host,
             info=desk.equipment.info,
@@ -272,6 +275,7 @@ class Arrivals:
             migration_tls_dir=tls,
             tls_hostname=migration_dns(desk.host),
             files=desk.catalog.files_at(ask.image),
+            strain=lambda machine: strain.read((os.getpid(), machine.pid)),
         )
 
     def _spawn_forget(self, migration: str) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from godwit.agent.broker_disks import VmDisks
@@ -15,6 +17,7 @@ from godwit.agent.local_disks import local_disks, note_source, settle_soon
 from godwit.agent.volumes import volumes_of
 from godwit.host.cgroup import open_cgroup
 from godwit.host.errors import CgroupError
+from godwit.host.strain import Strain
 from godwit.migration import plan
 from godwit.migration.forecast import Load, predict, rest_ms
 from godwit.migration.peer import CheckAnswer, CheckAsk, Peer, PeerSilent
@@ -226,6 +229,7 @@ class Departures:
             volumes=desk.config.paths.volumes,
             files=desk.catalog.files(memory_volume(slot.vm)),
             past_overhead_ms=tuple(self._overheads),
+            strain=partial(Strain().read, (os.getpid(), slot.machine.pid)),
         )
 
     async def _publish(self, record: Migration) -> None:

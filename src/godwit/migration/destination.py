@@ -141,6 +141,7 @@ class Incoming:
             stream_status=stream,
             started=self.world.noted_epoch() > self.ask.epoch,
             reason=self.reason,
+            strain=1.0 if oob or machine is None else self.world.strain(machine),
         )
 
     async def release(self) -> None:

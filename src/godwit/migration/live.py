@@ -11,6 +11,7 @@ import asyncio
 
 from godwit.migration import policy, postcopy
 from godwit.migration.handover import OwnerLink
+from godwit.migration.holdback import HoldBack, NoHoldBack
 from godwit.migration.move import Move, MoveStopped, fail
 from godwit.migration.peer import PeerSilent, PrepareAsk, Prepared
 from godwit.migration.stream import (
@@ -30,7 +31,6 @@ from godwit.qmp import EventStream, MonitorError
 from godwit.store.errors import StoreError
 from godwit.store.records import CasFailed
 
-SAMPLE_S = 0.2
 DISK_PERCENT = 90.0
 """How much of a move its disks are, when they come along."""
 COMMIT_S = 2.0
@@ -48,6 +48,7 @@ class LiveWay:
         self.postcopy = False
         self._events: EventStream | None = None
         self._started = False
+        self._can_hold_back = False
         self._disk_bytes: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
         self._overhead_ms = policy.overhead(move.world.past_overhead_ms)
 
@@ -80,9 +81,9 @@ class LiveWay:
             "downtime_limit": round(first.knobs.limit_ms),
             "tls_creds": TLS_OBJECT if world.migration_tls_dir is not None else "",
         }
-        rate = world.info.migration_rate_bits // 8
-        if "avail-switchover-bandwidth" in known and rate:
-            settings["avail_switchover_bandwidth"] = rate
+        self._can_hold_back = "avail-switchover-bandwidth" in known
+        if self._can_hold_back:  # 0, where the link's speed is not known: as it measures itself
+            settings["avail_switchover_bandwidth"] = world.info.migration_rate_bits // 8
         await self.stream.set_parameters(**settings)
 
     async def transfer(self, prepared: Prepared) -> None:
@@ -182,33 +183,45 @@ class LiveWay:
         state = policy.start(
             limits, overhead_ms=self._overhead_ms, now=move.world.clock.monotonic()
         )
+        now = Reading("none")
+        back = (HoldBack if self._can_hold_back else NoHoldBack)(move, self.stream)
         while True:
-            event = await move.until_stopped(self._next_status(events), what="pre-copy")
+            looking = self._next_status(events, back.look_s)
+            event = await move.until_stopped(looking, what="pre-copy")
             if event == "pre-switchover":
-                return
+                return back.stopped()
             if event in ENDED:
                 now = await self.stream.read()
                 raise fail(f"QEMU ended the stream ({event}): {now.error or 'no reason given'}")
-            now = await self.stream.read()
+            waited = back.waiting
+            if not waited:  # else only the processors count
+                now = await self.stream.read()
+            if words := await back.look(now, limit_ms=state.knobs.limit_ms):
+                move.tell_beside(self._progress(now, state).but(sentence=words))
+            if waited or back.waiting:
+                state = policy.resume(state, move.world.clock.monotonic())
+                continue
             sample = now.sample(move.world.clock.monotonic())
             state, decision = policy.decide(state, sample, limits, overhead_ms=self._overhead_ms)
             move.say(decision.sentence)
-            await self._apply(decision)
+            await self._apply(decision, back, state.knobs.limit_ms)
             move.tell_beside(self._progress(now, state))
 
-    async def _next_status(self, events: EventStream) -> str:
+    async def _next_status(self, events: EventStream, within_s: float) -> str:
         """The next status worth acting on, or "" when it is time for a sample."""
         try:
-            event = await wait_status(events, ENDED | {"pre-switchover"}, timeout=SAMPLE_S)
+            event = await wait_status(events, ENDED | {"pre-switchover"}, timeout=within_s)
         except TimeoutError:
             return ""
         return str(event.data["status"])
 
-    async def _apply(self, decision: policy.Decision) -> None:
+    async def _apply(self, decision: policy.Decision, back: HoldBack, limit_ms: float) -> None:
         if decision.abort:
             raise fail(decision.sentence)
         if decision.limit_ms is not None:
-            await self.stream.set_parameters(downtime_limit=round(decision.limit_ms))
+            await back.limit(decision.limit_ms)
+        if decision.quota is not None or decision.postcopy:
+            await back.end(limit_ms)
         if decision.quota is not None:
             self.move.world.throttle(decision.quota)
             self.move.record = self.move.record.but(strategy="throttled-precopy")

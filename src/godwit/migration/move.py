@@ -54,6 +54,7 @@ class Move:
         self.record = order.but(state=MoveState.RUNNING)
         self.committed = False
         self.no_way_back = False
+        self.peer_strain = 1.0  # the destination's, as it last said
         self._stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
         self._log: list[str] = list(order.log)
         self._percent = order.progress.percent
@@ -132,6 +133,11 @@ class Move:
     def now(self) -> float:
         """The source's wall clock."""
         return self.world.clock.realtime()
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the deadline."""
+        return max(0.0, self.order.accepted_at + self.order.limits.deadline_s - self.now)
 
     async def enter(self, stage: Stage, sentence: str = "") -> None:
         """Begin a stage and tell everybody."""

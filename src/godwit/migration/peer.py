@@ -79,6 +79,8 @@ class PeerState(Record):
     qemu_status: str = ""
     stream_status: str = ""  # query-migrate of D's QEMU
     started: bool = False  # a durable note says that the new epoch may have run
+    # how many times longer than they computed its agent and D's QEMU took since the last ping
+    strain: float = 1.0
     reason: str = ""
 
 

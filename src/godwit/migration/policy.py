@@ -111,6 +111,11 @@ def start(limits: MoveLimits, *, overhead_ms: float, now: float) -> Progressing:
     return Progressing(knobs=Knobs(limit_ms=first), best_at=now, moved_at=now)
 
 
+def resume(state: Progressing, at: float) -> Progressing:
+    """The copy was held up on purpose until now: neither a stall nor a frozen link."""
+    return _replace(state, best_at=at, moved_at=at)
+
+
 def decide(
     state: Progressing, sample: Sample, limits: MoveLimits, *, overhead_ms: float
 ) -> tuple[Progressing, Decision]:

@@ -100,10 +100,9 @@ class Watchers:
 
     async def _watch_deadline(self) -> None:
         move = self.move
-        limit = move.order.limits.deadline_s
-        spent = move.now - move.order.accepted_at
-        await move.world.clock.sleep(max(0.0, limit - spent))
+        await move.world.clock.sleep(move.seconds_left)
         if not move.committed:
+            limit = move.order.limits.deadline_s
             move.stop(Outcome.FAILED, f"not done within the deadline of {limit:g} s")
 
     async def _watch_peer(self) -> None:
@@ -119,6 +118,7 @@ class Watchers:
                 reason = str(error)
             else:
                 silent = silent + 1 if not state.qemu_status else 0
+                move.peer_strain = state.strain
                 reason = state.reason or "its QEMU does not answer"
                 if state.phase == "gone":
                     silent = SILENT_PINGS

@@ -136,6 +136,10 @@ async def _took_nothing(_machine: Machine) -> None:
     return None
 
 
+def _unstrained(_machine: Machine | None = None) -> float:
+    return 1.0
+
+
 class GuardLink(Protocol):
     """The host's guard, as far as a move needs it."""
 
@@ -207,6 +211,7 @@ class SourceWorld:
     volumes: Path = Path("/clusterstorage")
     files: VolumeFiles = LOCAL  # of the volume that a saved memory goes to
     past_overhead_ms: tuple[float, ...] = ()
+    strain: Callable[[], float] = _unstrained  # of the agent and the VM's QEMU since the last call
 
 
 @dataclass(frozen=True)
@@ -233,3 +238,4 @@ class DestinationWorld:
     migration_tls_dir: Path | None = None
     tls_hostname: str = ""  # the name in this host's migration certificate
     files: VolumeFiles = LOCAL  # of the volume that a saved memory comes from
+    strain: Callable[[Machine], float] = _unstrained  # of the agent and this QEMU, as above

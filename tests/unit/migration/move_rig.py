@@ -444,6 +444,7 @@ class DestinationAgent:
             holds=rig.holds,
             disks=rig.disks["host2"],
             migration_address="10.0.0.2",
+            strain=lambda _machine: rig.strain["host2"](),
             **(
                 {"take_in": rig.carried.take_in, "taken_in": rig.carried.taken_in}
                 if rig.carried is not None
@@ -623,6 +624,7 @@ class Rig:
         self.method = method
         self.limits = limits or MoveLimits()
         self.past_overhead_ms: tuple[float, ...] = ()
+        self.strain: dict[str, Callable[[], float]] = {"host1": lambda: 1.0, "host2": lambda: 1.0}
         self.unreachable = False
         self.dialled: list[tuple[str, int]] = []
 
@@ -677,6 +679,7 @@ class Rig:
             carried=self.carried or NothingCarried(),
             volumes=self.path,
             past_overhead_ms=self.past_overhead_ms,
+            strain=lambda: self.strain["host1"](),
             dial=self.dial,
         )
         return SourceMove(order, self.vm, world)
