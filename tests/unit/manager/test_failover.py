@@ -21,8 +21,9 @@ from godwit.manager.failover.acting import Actor
 from godwit.manager.failover.admission import check_ha
 from godwit.manager.failover.controller import Failover, restless
 from godwit.manager.failover.members import StoreMembers, is_embedded, members_of
-from godwit.manager.failover.reading import Known, Reader
+from godwit.manager.failover.reading import AT_ONCE, Known, Reader, agents_s
 from godwit.manager.failover.telling import Told
+from godwit.manager.snapshot import Snapshot as RecordsSeen
 from godwit.manager.world import World
 from godwit.model import keys
 from godwit.model.errors import OutcomeUnknown, Refused, Unavailable
@@ -417,3 +418,31 @@ def test_what_shows_nothing_running_is_asked_for_again_and_again() -> None:
     bare = Snapshot(store=StoreSeen(), heard=Memory(bare={"web": (1, 99.0)}))
     assert restless(bare, calm, 100.0)
     assert not restless(bare, calm, 300.0)
+
+
+@pytest.mark.parametrize(("hosts", "seconds"), [(1, 5.0), (250, 5.0), (1000, 20.0)])
+def test_many_hosts_are_asked_more_seldom(hosts: int, seconds: float) -> None:
+    assert agents_s(hosts) == pytest.approx(seconds)
+
+
+async def test_only_so_many_agents_are_asked_at_one_time() -> None:
+    """Else a round of a thousand is all that the manager does for seconds."""
+    cluster = Cluster()
+    busy, most, call = 0, 0, cluster.hosts.call
+
+    async def counted(*words: Any, **more: Any) -> Any:
+        nonlocal busy, most
+        busy += 1
+        most = max(most, busy)
+        try:
+            await asyncio.sleep(0)
+            return await call(*words, **more)
+        finally:
+            busy -= 1
+
+    cluster.hosts.call = counted  # type: ignore[method-assign]
+    names = [f"host{number}" for number in range(3 * AT_ONCE)]
+    records = RecordsSeen(hosts={name: host_info(name) for name in names})
+    said = await cluster.reader._processes(records)
+    assert said.keys() == set(names)
+    assert most == AT_ONCE

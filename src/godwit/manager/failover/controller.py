@@ -20,7 +20,7 @@ from godwit.cluster.placing import PlannerPlace
 from godwit.cluster.steps import Alarm, Note, Step, Unplaceable
 from godwit.manager.cache import Change
 from godwit.manager.failover.acting import Actor
-from godwit.manager.failover.reading import AGENTS_S, Reader
+from godwit.manager.failover.reading import Reader, agents_s
 from godwit.manager.failover.telling import Told, words
 from godwit.manager.rooms import rooms_of
 from godwit.manager.world import World
@@ -99,7 +99,8 @@ class Failover:
         while True:
             self._wake.clear()
             await self._cycle()
-            pause_s = LOOK_S if self._reader.restless else AGENTS_S
+            hosts = len(self._world.cache.snapshot.hosts)
+            pause_s = LOOK_S if self._reader.restless else agents_s(hosts)
             try:
                 async with asyncio.timeout(pause_s):
                     await self._wake.wait()
