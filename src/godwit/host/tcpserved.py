@@ -69,16 +69,18 @@ def held(process: Process, port: int, clients: Collection[str]) -> tuple[Held, .
     return tuple(found)
 
 
-def hang_up(process: Process, inodes: Collection[str]) -> None:
-    """End these connections both ways; the process finds them at their end and closes them.
+def hang_up(process: Process, inodes: Collection[str], *, answers: bool = True) -> None:
+    """End these connections; the process finds them at their end and closes them.
 
-    What it has read from them goes on: wait until `still_held` says that they are gone. OSError:
-    we may not.
+    With ``answers`` it can still send them, as when the client itself has no more to say; without
+    it, neither side can send anything. What it has read from them goes on: wait until `still_held`
+    says that they are gone. OSError: we may not.
     """
+    how = socket.SHUT_RD if answers else socket.SHUT_RDWR
     with contextlib.suppress(ProcessGone):
         for _, copy in _copies(process, inodes):
             with copy, contextlib.suppress(OSError):  # it is over by itself
-                copy.shutdown(socket.SHUT_RDWR)
+                copy.shutdown(how)
 
 
 def still_held(process: Process, inodes: Collection[str]) -> frozenset[str]:

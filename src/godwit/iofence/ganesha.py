@@ -2,7 +2,8 @@
 
     its file rewritten, SIGHUP   ganesha reads it and swaps its list of clients, all at once
     mount protocol, EXPORT       read back: the list that ganesha judges each request by
-    end connections              ganesha keeps one open until its last request is answered
+    end connections              ganesha keeps one open until its last request is answered; one
+                                 that breaks while it reads and writes it may keep for ever (4.3)
 
 The file is whole and durable before the signal, and ganesha.conf includes it: a server that starts
 anew starts with it. SIGHUP and not D-Bus: it needs no bus, and either way one has to ask what came
@@ -12,20 +13,24 @@ of it. Only TCP: requests over UDP have no connection whose end could be waited 
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 from godwit.host.files import write_durable
-from godwit.host.process import send_signal
+from godwit.host.process import Process, kill, send_signal, wait_exit
 from godwit.host.tcptable import udp_ports
 from godwit.iofence import mountd
 from godwit.iofence.servers import POLL_S, Entry, end_connections, running
 from godwit.iofence.settings import PlaceSettings
-from godwit.model.errors import NotFound, Unavailable
+from godwit.model.errors import GodwitError, NotFound, Unavailable
 
 _HERE: Final = "127.0.0.1"
 _AGAIN_S: Final = 1.0
+ENDS_S: Final = 3.0
+"""Seconds for the requests of a client that is shut out."""
+_log = logging.getLogger("godwit.iofence")
 
 
 def export_block(place: PlaceSettings, clients: Collection[str]) -> str:
@@ -46,8 +51,17 @@ def export_block(place: PlaceSettings, clients: Collection[str]) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
+async def _end_process(process: Process) -> None:
+    """Nothing of it is under way any more when this returns."""
+    kill(process)
+    await wait_exit(process)
+
+
 class Ganesha:
-    """See `godwit.iofence.servers.Server`."""
+    """See `godwit.iofence.servers.Server`. ``end``: how a server is ended."""
+
+    def __init__(self, end: Callable[[Process], Awaitable[None]] = _end_process) -> None:
+        self._end = end
 
     async def seen(self, place: PlaceSettings) -> tuple[Entry, ...]:
         """Its clients by the server's own word. NotFound when it shows no such export."""
@@ -93,8 +107,27 @@ class Ganesha:
         return found & set(known) == set(clients)
 
     async def evict(self, place: PlaceSettings, clients: Collection[str]) -> None:
-        """End its connections; each lasts until the requests that came in on it are answered."""
-        await end_connections(place, clients)
+        """End its connections; each lasts until the requests that came in on it are answered.
+
+        What lasts longer than `ENDS_S` may be a connection that the server has forgotten, and
+        nobody can tell. Where something starts it again at once it is ended then: that is proof.
+        """
+        try:
+            async with asyncio.timeout(ENDS_S if place.supervised else None):
+                await end_connections(place, clients)
+        except TimeoutError:
+            _log.warning("%s: what was under way does not end, its server is ended", place.name)
+            for process in running(place):
+                await self._end(process)
+            while not await self._is_back(place):  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(POLL_S)
+
+    async def _is_back(self, place: PlaceSettings) -> bool:
+        try:
+            await self.seen(place)
+        except GodwitError:
+            return False
+        return True
 
     async def changed(self) -> None:
         """It reads its file at each start: nothing is to be done then."""

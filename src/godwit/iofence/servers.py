@@ -18,6 +18,8 @@ from godwit.host.process import Process
 from godwit.iofence.settings import LOOPBACK, PlaceSettings
 from godwit.model.errors import NotAllowed, OutcomeUnknown, Unavailable
 
+ANSWERS_S: Final = 1.0
+"""Seconds a server has to send the answers it owes a client that is shut out."""
 POLL_S: Final = 0.02
 """Servers announce neither that they have read anything nor that a request is over."""
 
@@ -101,6 +103,9 @@ async def end_connections(place: PlaceSettings, clients: Collection[str]) -> Non
 
     New ones may come meanwhile: their requests are taken by rules that have changed before.
     NotAllowed when the kernel does not let us.
+
+    At first the server may still send its answers: what nfs-ganesha finds broken while it writes is
+    what it may forget to close (`godwit.iofence.ganesha`).
     """
     try:
         left = {}
@@ -108,7 +113,13 @@ async def end_connections(place: PlaceSettings, clients: Collection[str]) -> Non
             inodes = frozenset(one.inode for one in tcpserved.held(process, place.port, clients))
             tcpserved.hang_up(process, inodes)
             left[process] = inodes
-        while any(tcpserved.still_held(one, inodes) for one, inodes in left.items()):  # noqa: ASYNC110
+        clock = asyncio.get_running_loop().time
+        until = clock() + ANSWERS_S
+        while any(tcpserved.still_held(one, inodes) for one, inodes in left.items()):
+            if clock() >= until:
+                until = float("inf")
+                for process, inodes in left.items():
+                    tcpserved.hang_up(process, inodes, answers=False)
             await asyncio.sleep(POLL_S)
     except PermissionError as error:
         raise _no_right(error) from error
@@ -123,7 +134,9 @@ def _no_right(error: PermissionError) -> NotAllowed:
 
 def not_in_time(place: PlaceSettings, host: str, within_s: float) -> OutcomeUnknown:
     """It is shut out as far as we can tell, and nobody confirmed it."""
+    hint = "the cut stands and is tried again"
+    if place.kind == "nfs" and not place.supervised:
+        hint += "; if that is all, start nfs-ganesha anew: it may have forgotten a connection"
     return OutcomeUnknown(
-        f"{place.name} did not confirm within {within_s:g} s that {host} is cut off",
-        hint="the cut stands and is tried again",
+        f"{place.name} did not confirm within {within_s:g} s that {host} is cut off", hint=hint
     )

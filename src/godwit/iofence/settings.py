@@ -12,6 +12,7 @@ so is an address of two hosts, because then neither could be shut out alone.
     [nfs."/shared"]             # as hosts mount it
     file = "/etc/ganesha/godwit-shared.conf"    # written by us, included by ganesha.conf
     block = '''Export_Id = 1; ...'''            # of its EXPORT, without access and clients
+    supervised = true           # something starts its server again at once when it ends
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class PlaceSettings:
 
     ``port``: where its server listens; ``mount_port``: where its mount daemon does (nfs).
     ``file`` and ``block``: the server's configuration of the export, and what is the
-    administrator's in it (nfs).
+    administrator's in it (nfs). ``supervised``: the server may be ended when nothing else helps,
+    for it is started again at once (nfs).
     """
 
     kind: Kind
@@ -51,6 +53,7 @@ class PlaceSettings:
     mount_port: int = MOUNT_PORT
     file: Path = Path()
     block: str = ""
+    supervised: bool = False
 
     @property
     def shown(self) -> frozenset[str]:
@@ -126,7 +129,7 @@ def _iscsi(name: str, given: Mapping[str, Any]) -> PlaceSettings:
 
 
 def _nfs(name: str, given: Mapping[str, Any]) -> PlaceSettings:
-    known = {"port", "mount_port", "also", "file", "block"}
+    known = {"port", "mount_port", "also", "file", "block", "supervised"}
     _known(given, known, f"the export {name}")
     for needed in ("file", "block"):
         if needed not in given:
@@ -139,7 +142,14 @@ def _nfs(name: str, given: Mapping[str, Any]) -> PlaceSettings:
         mount_port=int(given.get("mount_port", MOUNT_PORT)),
         file=Path(given["file"]),
         block=str(given["block"]),
+        supervised=_flag(given.get("supervised", False), f"supervised of the export {name}"),
     )
+
+
+def _flag(given: Any, what: str) -> bool:
+    if not isinstance(given, bool):
+        raise InvalidRequest(f"{what} is neither true nor false", hint="without quotes")
+    return given
 
 
 def _table(tables: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -149,7 +149,8 @@ def fence_config(layout: Layout) -> dict[str, Any]:
     """The settings of the node's fencing daemon: each host comes from one address."""
     places: dict[str, Any] = {"iscsi": {f'"{TARGET}"': {}}}
     if layout.storage == "nfs":
-        places = {"nfs": {f'"{EXPORT}"': {"file": str(_EXPORT_FILE), "block": BLOCK}}}
+        export = {"file": str(_EXPORT_FILE), "block": BLOCK, "supervised": True}
+        places = {"nfs": {f'"{EXPORT}"': export}}
     return {
         "fence": {
             "name": STORAGE,

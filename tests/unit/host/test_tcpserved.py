@@ -66,7 +66,11 @@ async def test_connections_are_hung_up_and_stay_until_the_server_closes_them(
         assert [one.peer for one in seen] == ["127.0.0.2"]
         assert len(tcpserved.held(found, address[1], ["127.0.0.2", "127.0.0.3"])) == 2
         inodes = [one.inode for one in seen]
-        tcpserved.hang_up(found, inodes)
+        tcpserved.hang_up(found, inodes)  # it reads the end, and could still answer
+        ours.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            ours.recv(1)
+        tcpserved.hang_up(found, inodes, answers=False)
         ours.settimeout(10)
         assert ours.recv(1) == b""
         assert tcpserved.still_held(found, inodes) == set(inodes), "it has not closed it"

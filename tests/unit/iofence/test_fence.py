@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from fake_ganesha import FakeGanesha
 from fake_tgt import TARGET, FakeTgt
 
 from godwit.host.clock import RealClock
+from godwit.host.process import Process
 from godwit.iofence import servers
 from godwit.iofence.cuts import CutBook
 from godwit.iofence.fence import Fence
@@ -45,9 +48,11 @@ async def nfs(tmp_path: Path) -> AsyncIterator[FakeGanesha]:
     await made.stop()
 
 
-def fence(tmp_path: Path, *places: PlaceSettings, confirm_s: float = 10.0) -> Fence:
+def fence(
+    tmp_path: Path, *places: PlaceSettings, confirm_s: float = 10.0, kinds: Any = None
+) -> Fence:
     settings = Settings(name="storage", address="127.0.0.1", hosts=HOSTS, places=places)
-    kinds: Any = {"iscsi": Tgt(tmp_path), "nfs": Ganesha()}
+    kinds = kinds or {"iscsi": Tgt(tmp_path), "nfs": Ganesha()}
     return Fence(settings, kinds, CutBook(tmp_path), RealClock(), confirm_s=confirm_s)
 
 
@@ -262,6 +267,46 @@ async def test_a_request_that_the_server_works_on_is_waited_for(
         cut = asyncio.create_task(fence(tmp_path, export(nfs)).cut(ask(SHARED), by="m"))
         nfs.busy.set()
         await cut
+
+
+async def test_a_server_that_forgets_a_connection_is_ended_where_it_comes_back(
+    nfs: FakeGanesha, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("godwit.iofence.ganesha.ENDS_S", 0.3)
+    ended: list[int] = []
+
+    async def end(process: Process) -> None:
+        ended.append(process.pid)
+        nfs.exported = False  # it is away for a moment
+        asyncio.get_running_loop().call_later(0.2, nfs.read)
+
+    nfs.busy.clear()
+    supervised = replace(export(nfs), supervised=True)
+    made = fence(tmp_path, supervised, kinds={"nfs": Ganesha(end)})
+    async with connected(nfs.port, H1):
+        await made.cut(ask(SHARED), by="m")
+        assert ended == [os.getpid()]
+        assert set(nfs.clients) == {"127.0.0.1", H2}
+        nfs.busy.set()
+
+
+async def test_a_server_that_nobody_starts_again_is_left_alone(
+    nfs: FakeGanesha, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("godwit.iofence.ganesha.ENDS_S", 0.1)
+    ended: list[int] = []
+
+    async def end(process: Process) -> None:
+        ended.append(process.pid)
+
+    nfs.busy.clear()
+    made = fence(tmp_path, export(nfs), confirm_s=1.0, kinds={"nfs": Ganesha(end)})
+    async with connected(nfs.port, H1):
+        with pytest.raises(OutcomeUnknown) as error:
+            await made.cut(ask(SHARED), by="m")
+        assert "start nfs-ganesha anew" in error.value.hint
+        assert ended == []
+        nfs.busy.set()
 
 
 async def test_a_signal_that_comes_too_early_is_given_again(

@@ -33,6 +33,7 @@ def test_the_settings() -> None:
     luns, shared = found.places
     assert (luns.place, luns.port, luns.also) == (f"iscsi {IQN}", 3260, ("10.94.0.9",))
     assert (shared.place, shared.port, shared.mount_port) == ("nfs /shared", 2050, 20048)
+    assert not shared.supervised
     assert place_of(Volume(name="a", kind="nfs", export="/shared/")) == shared.place
     assert place_of(Volume(name="a", kind="iscsi", target=IQN)) == luns.place
     assert place_of(Volume(name="a")) == ""
@@ -49,6 +50,12 @@ def test_the_settings() -> None:
         ("hosts", {"host3": ["127.0.0.1"]}, "cannot come from this machine"),
         ("nfs", {"/x": {"file": "/x"}}, "the export /x has no block"),
         ("iscsi", {IQN: {"file": "/x"}}, "nobody knows 'file'"),
+        ("iscsi", {IQN: {"supervised": True}}, "nobody knows 'supervised'"),
+        (
+            "nfs",
+            {"/x": {"file": "/x", "block": "", "supervised": "no"}},
+            "is neither true nor false",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(
