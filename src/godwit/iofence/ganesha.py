@@ -112,12 +112,13 @@ class Ganesha:
         What lasts longer than `ENDS_S` may be a connection that the server has forgotten, and
         nobody can tell. Where something starts it again at once it is ended then: that is proof.
         """
+        serving = running(place)  # not one that another cut has had started anew meanwhile
         try:
             async with asyncio.timeout(ENDS_S if place.supervised else None):
                 await end_connections(place, clients)
         except TimeoutError:
             _log.warning("%s: what was under way does not end, its server is ended", place.name)
-            for process in running(place):
+            for process in serving:
                 await self._end(process)
             while not await self._is_back(place):  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(POLL_S)
